@@ -1,0 +1,28 @@
+"""Calibration-aware losses and calibration metrics for PyTorch, on fused Rust kernels.
+
+Label relaxation (Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021) trains a
+classifier against a set of distributions instead of a single smoothed one, and so yields calibrated
+probabilities without scaling them afterwards.
+
+>>> import torch
+>>> from lr_relax import LabelRelaxationLoss
+>>> criterion = LabelRelaxationLoss(alpha=0.1)
+>>> logits = torch.randn(8, 10, requires_grad=True)
+>>> criterion(logits, torch.randint(10, (8,))).backward()
+"""
+
+import importlib.metadata
+
+import torch
+
+from lr_relax import _native
+
+_native.connect(torch)
+
+from lr_relax._native import empty_cache  # noqa: E402  (the border must know torch first)
+from lr_relax.functional import label_relaxation_loss  # noqa: E402
+from lr_relax.losses import LabelRelaxationLoss  # noqa: E402
+
+__version__ = importlib.metadata.version("lr-relax")
+
+__all__ = ["LabelRelaxationLoss", "__version__", "empty_cache", "label_relaxation_loss"]

@@ -1,0 +1,29 @@
+"""The contract of the extension; `python -m mypy.stubtest lr_relax._native` checks it."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+def connect(torch: ModuleType) -> None: ...
+def empty_cache() -> None: ...
+def label_relaxation(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    alpha: float,
+    reduction: str,
+    dim: int,
+    ignore_index: int,
+    from_logits: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor | None]: ...
+def calibration_bins(
+    preds: Tensor | npt.NDArray[Any],
+    target: Tensor | npt.NDArray[Any],
+    from_logits: bool,
+    n_bins: int,
+    binning: str,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], float]: ...

@@ -1,0 +1,180 @@
+"""The losses as functions: choose the native kernel or the reference, wire the gradient, reduce."""
+
+from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from lr_relax import _native, _reference
+
+__all__ = ["label_relaxation_loss"]
+
+_TENSORS = (Tensor, Parameter)
+
+
+def label_relaxation_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float = 0.1,
+    reduction: str = "mean",
+    *,
+    dim: int = -1,
+    ignore_index: int = -100,
+    weight: Tensor | None = None,
+    from_logits: bool = True,
+) -> Tensor:
+    r"""The divergence of the prediction from the set of distributions with ``p[target] >= 1 - alpha``.
+
+    Equivalent to, for logits of shape (N, C) and the mean::
+
+        p = softmax(input, 1)[range(N), target]
+        loss = (1 - alpha) * log((1 - alpha) / p) + alpha * log(alpha / (1 - p))
+        where(p >= 1 - alpha, 0, loss).mean()
+
+    Loss and gradient are exactly 0 inside the set. The gradient is the prediction minus its projection onto
+    the set. Both are computed in one pass over the logits, in float32 or better.
+
+    Args:
+        input: Logits of shape (..., C), C >= 2, with the classes in dimension `dim`; float16, bfloat16,
+            float32 or float64, any strides.
+        target: Class indices in [0, C), of the shape of `input` without its classes and any integer type.
+        alpha: The imprecision in [0, 1): the probability that the set leaves to the other classes. 0 is
+            cross-entropy.
+        reduction: "mean" over the rows that count (weighted by `weight`), "sum" or "none".
+        dim: The dimension of the classes; 1 for what `nn.CrossEntropyLoss` takes.
+        ignore_index: Rows with this target have loss and gradient 0 and do not count.
+        weight: A factor for each class, of shape (C,), taken as constant.
+        from_logits: False if `input` holds probabilities. Rows are divided by their sum.
+
+    Returns:
+        A scalar, or for "none" the losses in nats in the shape of `target`; float32 for half precision,
+        else of the type of `input`. NaN or +inf in a row makes the loss of that row NaN; the mean of no
+        rows is NaN, as in `F.cross_entropy`.
+
+    Raises:
+        ValueError: `alpha`, `reduction`, `dim` or a shape is wrong.
+        TypeError: an argument is of a wrong type, or not on the device of `input`.
+        IndexError: a target is no class; names the first one.
+
+    Source: Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021, eq. 5-7.
+
+    >>> label_relaxation_loss(torch.tensor([[2.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 0]), reduction="none")
+    tensor([0.0018, 0.0000])
+    """
+    if not _runs_natively(input):
+        _check(input, target, alpha, reduction, dim, weight)
+        return _reference.label_relaxation_loss(
+            input, target, alpha, reduction, dim, ignore_index, weight, from_logits
+        )
+    options = (weight, alpha, reduction, dim, ignore_index, from_logits)
+    if input.requires_grad and torch.is_grad_enabled():
+        return _LabelRelaxation.apply(input, target, options)  # type: ignore[no-untyped-call, no-any-return]
+    return _native.label_relaxation(input, target, *options, False)[0]
+
+
+class _LabelRelaxation(torch.autograd.Function):
+    """One native call computes the loss and the gradient, which backward hands on.
+
+    This classic form of a Function (ctx in forward) is the fastest that torch offers from Python, and
+    does not trace; what traces takes the reference.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, options: tuple[Any, ...]) -> Tensor:  # type: ignore[override]
+        loss, grad = _native.label_relaxation(input, target, *options, True)
+        ctx.save_for_backward(input, target, grad)
+        ctx.options = options
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        input, target, grad = ctx.saved_tensors
+        weight, alpha, reduction, dim, ignore_index, from_logits = ctx.options
+        if torch.is_grad_enabled():  # create_graph: the gradient must itself have one
+            loss = _reference.label_relaxation_loss(
+                input, target, alpha, reduction, dim, ignore_index, weight, from_logits
+            )
+            return *torch.autograd.grad(loss, input, upstream, create_graph=True), None, None
+        if reduction == "none":
+            return grad * upstream.unsqueeze(dim), None, None
+        if upstream.item() != 1.0:
+            grad = grad * upstream
+        return grad, None, None
+
+
+def _runs_natively(input: object) -> bool:
+    """Whether to call the kernel: a plain tensor on the CPU, and nothing that traces."""
+    return (
+        type(input) in _TENSORS
+        and input.is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not torch._C._len_torch_dispatch_stack()
+    )
+
+
+def check_hyperparameters(alpha: object, reduction: object) -> None:
+    """Raises what the kernel would raise."""
+    if isinstance(alpha, str) or not isinstance(alpha, SupportsFloat):
+        raise TypeError(f"Expected argument `alpha` to be a number in [0, 1), but got {alpha!r}.")
+    if not 0.0 <= float(alpha) < 1.0:
+        raise ValueError(f"Expected argument `alpha` to be a number in [0, 1), but got {float(alpha)!r}.")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(
+            f"Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {reduction!r}."
+        )
+
+
+def _check(
+    input: Tensor, target: Tensor, alpha: float, reduction: str, dim: int, weight: Tensor | None
+) -> None:
+    """What the kernel checks by itself, but for the values of the targets."""
+    check_hyperparameters(alpha, reduction)
+    for name, tensor in (("input", input), ("target", target), ("weight", weight)):
+        if tensor is None and name == "weight":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"Expected argument `{name}` to be a dense tensor of numbers, but got {type(tensor)}."
+            )
+        if tensor.device != input.device:
+            raise TypeError(
+                f"Expected argument `{name}` to be on {input.device}, but got device {tensor.device}."
+            )
+    shape = tuple(input.shape)
+    if not input.is_floating_point():
+        raise TypeError(f"Expected argument `input` to be of a floating-point type, but got {input.dtype}.")
+    if not shape:
+        raise ValueError("Expected argument `input` to have a class dimension, but got shape ().")
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(
+            f"Expected argument `dim` to be in [{-len(shape)}, {len(shape) - 1}], but got {dim}."
+        )
+    n_classes = shape[dim]
+    if n_classes < 2:
+        raise ValueError(
+            f"Expected argument `input` to have at least 2 classes in dimension {dim}, but got shape {shape}."
+        )
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(
+            f"Expected argument `target` to hold class indices of an integer type, but got {target.dtype}."
+        )
+    rows = shape[:dim] + shape[dim:][1:]
+    if tuple(target.shape) != rows:
+        raise ValueError(
+            f"Expected argument `target` to have shape {rows}, that of `input` {shape} without its classes, "
+            f"but got {tuple(target.shape)}."
+        )
+    if weight is not None:
+        if not weight.is_floating_point():
+            raise TypeError(
+                f"Expected argument `weight` to be of a floating-point type, but got {weight.dtype}."
+            )
+        if tuple(weight.shape) != (n_classes,):
+            raise ValueError(
+                f"Expected argument `weight` to have shape ({n_classes},), a number for each class, "
+                f"but got {tuple(weight.shape)}."
+            )

@@ -1,0 +1,163 @@
+//! The sum of exponentials of a row without one class, in one pass over the row.
+//!
+//! Method: the online softmax (Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018), by
+//! lanes: each of the sixteen lanes has a maximum of its own and a sum relative to it, rescaled on the rare
+//! occasions that the maximum grows. A row is read from memory once. Blocks of eight vectors are summed in
+//! the type of the scores and then added to sums in `f64`, so that the error does not grow with the number
+//! of classes.
+
+use crate::simd::lanes::{self, any_greater, exp_biased_sub, fold, widen};
+use crate::simd::{Element, LANES, Lanes, Real};
+
+const VECTORS: usize = 8;
+const BLOCK: usize = VECTORS * LANES;
+
+/// max and sum of e^(z_k - max), both over a set of classes k.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SumExp<F> {
+    pub max: F,
+    pub sum: f64,
+}
+
+/// Over all classes but `left_out` (none, if that is no class).
+#[inline(always)]
+pub(crate) fn sum_exp<E: Element>(row: &[E], left_out: usize) -> SumExp<E::Wide> {
+    let mut lanes = Online { max: [E::Wide::LOWEST; LANES], sum: [0.0; LANES] };
+    let (blocks, tail) = row.as_chunks::<BLOCK>();
+    let left_out_block = left_out / BLOCK;
+    for (i, block) in blocks.iter().enumerate() {
+        if i == left_out_block {
+            lanes.add_masked(block, left_out % BLOCK);
+        } else {
+            lanes.add(&load(block));
+        }
+    }
+    if !tail.is_empty() {
+        lanes.add_masked(tail, left_out.wrapping_sub(blocks.len() * BLOCK));
+    }
+    lanes.finish()
+}
+
+#[inline(always)]
+fn load<E: Element>(block: &[E; BLOCK]) -> [Lanes<E::Wide>; VECTORS] {
+    let mut out = [[E::Wide::ZERO; LANES]; VECTORS];
+    let (vectors, _) = block.as_chunks::<LANES>();
+    for (out, vector) in out.iter_mut().zip(vectors) {
+        *out = widen(vector);
+    }
+    out
+}
+
+struct Online<F> {
+    max: Lanes<F>,
+    sum: Lanes<f64>,
+}
+
+impl<F: Real> Online<F> {
+    #[inline(always)]
+    fn add(&mut self, block: &[Lanes<F>]) {
+        let mut max = block[0];
+        for x in &block[1..] {
+            max = lanes::max(&max, x);
+        }
+        // A NaN maximum is not greater; NaN reaches the sum through its own exponential.
+        if any_greater(&max, &self.max) {
+            self.raise(&max);
+        }
+        let mut sum = exp_biased_sub(&block[0], &self.max);
+        for x in &block[1..] {
+            sum = lanes::add(&sum, &exp_biased_sub(x, &self.max));
+        }
+        for i in 0..LANES {
+            self.sum[i] += sum[i].to_f64();
+        }
+    }
+
+    /// Adds fewer than `BLOCK` elements, or leaves one out: what is missing counts as minus infinity.
+    #[inline(always)]
+    fn add_masked<E: Element<Wide = F>>(&mut self, elements: &[E], left_out: usize) {
+        let mut padded = [[F::from_f64(f64::NEG_INFINITY); LANES]; VECTORS];
+        let (vectors, rest) = elements.as_chunks::<LANES>();
+        for (out, vector) in padded.iter_mut().zip(vectors) {
+            *out = widen(vector);
+        }
+        if !rest.is_empty() {
+            for (out, &x) in padded[vectors.len()].iter_mut().zip(rest) {
+                *out = x.widen();
+            }
+        }
+        if left_out < elements.len() {
+            padded[left_out / LANES][left_out % LANES] = F::from_f64(f64::NEG_INFINITY);
+        }
+        let used = elements.len().div_ceil(LANES);
+        self.add(&padded[..used]);
+    }
+
+    #[inline(always)]
+    fn raise(&mut self, max: &Lanes<F>) {
+        let raised = lanes::max(&self.max, max);
+        let factor = exp_biased_sub(&self.max, &raised);
+        for i in 0..LANES {
+            self.sum[i] *= factor[i].to_f64() * (1.0 / F::BIAS);
+        }
+        self.max = raised;
+    }
+
+    #[inline(always)]
+    fn finish(mut self) -> SumExp<F> {
+        let max = fold(self.max, |a, b| if b > a { b } else { a });
+        self.raise(&[max; LANES]);
+        SumExp { max, sum: fold(self.sum, |a, b| a + b) * (1.0 / F::BIAS) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn naive(row: &[f64], left_out: usize) -> (f64, f64) {
+        let others = || row.iter().enumerate().filter(|&(k, _)| k != left_out).map(|(_, &z)| z);
+        let max = others().fold(f64::MIN, f64::max);
+        (max, others().map(|z| (z - max).exp()).sum())
+    }
+
+    proptest! {
+        #[test]
+        fn is_the_naive_sum(row in prop::collection::vec(-1e4..1e4_f64, 1..600), pick in 0..700_usize) {
+            let got = sum_exp(&row, pick);
+            let (max, sum) = naive(&row, pick);
+            prop_assert_eq!(got.max, max);
+            prop_assert!((got.sum - sum).abs() <= 4.0 * f64::EPSILON * sum, "{} {}", got.sum, sum);
+        }
+    }
+
+    #[test]
+    fn every_class_of_every_size_can_be_left_out() {
+        for n in [1, 2, 10, 15, 16, 17, 127, 128, 129, 255, 256, 300] {
+            let row: Vec<f32> = (0..n).map(|k| ((k * 7919) % 31) as f32 / 8.0).collect();
+            let wide: Vec<f64> = row.iter().map(|&z| f64::from(z)).collect();
+            for left_out in 0..=n {
+                let (got, (max, sum)) = (sum_exp(&row, left_out), naive(&wide, left_out));
+                if n == 1 && left_out == 0 {
+                    assert_eq!((got.max, got.sum), (f32::MIN, 0.0));
+                } else {
+                    assert_eq!(f64::from(got.max), max);
+                    assert!((got.sum - sum).abs() <= 1e-6 * sum);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_and_infinity_show() {
+        assert!(sum_exp(&[0.0_f32, f32::NAN, 1.0], 0).sum.is_nan());
+        assert!(sum_exp(&[0.0_f32, f32::INFINITY, 1.0], 0).sum.is_nan());
+        assert_eq!(sum_exp(&[0.0_f32, f32::NAN, 1.0], 1).max, 1.0);
+        // Masked classes add nothing, also where a whole lane or block is masked.
+        let mut row = [f32::NEG_INFINITY; 300];
+        row[299] = 2.0;
+        let got = sum_exp(&row, 0);
+        assert_eq!((got.max, got.sum), (2.0, 1.0));
+    }
+}

@@ -1,0 +1,46 @@
+//! Reads NumPy arrays.
+
+use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+
+use super::dlpack;
+use super::view::{Dtype, View};
+
+/// What a NumPy array or a torch tensor, the argument `name`, looks like in memory.
+pub(super) fn borrow(array: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
+    let Ok(array) = array.downcast::<PyUntypedArray>() else {
+        return dlpack::borrow(array, name);
+    };
+    let descr = array.dtype();
+    let dtype = match (descr.kind(), descr.itemsize()) {
+        (b'f', 4) => Dtype::F32,
+        (b'f', 8) => Dtype::F64,
+        (b'f', 2) => Dtype::F16,
+        (b'i', 8) => Dtype::I64,
+        (b'i', 4) => Dtype::I32,
+        (b'i', 2) => Dtype::I16,
+        (b'i', 1) => Dtype::I8,
+        (b'u', 8) => Dtype::U64,
+        (b'u', 4) => Dtype::U32,
+        (b'u', 2) => Dtype::U16,
+        (b'u', 1) => Dtype::U8,
+        _ => Dtype::Other,
+    };
+    let size = dtype.size() as isize;
+    // SAFETY: a NumPy array, as just checked.
+    let (data, flags) = unsafe { ((*array.as_array_ptr()).data, (*array.as_array_ptr()).flags) };
+    let whole = array.strides().iter().all(|stride| stride % size == 0);
+    let native = descr.byteorder() == b'=' || descr.byteorder() == b'|';
+    if dtype != Dtype::Other && !(native && whole && flags & numpy::npyffi::NPY_ARRAY_ALIGNED != 0) {
+        return Err(PyTypeError::new_err(format!(
+            "Expected argument `{name}` to be an aligned array in native byte order; copy it with `numpy.array`."
+        )));
+    }
+    Ok(View {
+        data: data.cast(),
+        dtype,
+        shape: array.shape().to_vec(),
+        strides: array.strides().iter().map(|stride| stride / size).collect(),
+    })
+}

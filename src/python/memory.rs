@@ -1,0 +1,104 @@
+//! The memory of large gradients, kept from one step to the next.
+//!
+//! Memory that is new to the process costs more than the gradient that is written to it: the system maps and
+//! zeroes it page by page, at several times the cost of the whole computation. malloc gives blocks of this
+//! size back to the system at once, so each training step would pay anew. We keep the block of the last
+//! large gradient that was freed, one per process, and use it for the next one.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
+use pyo3::exceptions::PyMemoryError;
+use pyo3::prelude::*;
+
+use super::dlpack;
+use super::view::View;
+
+/// Smaller blocks stay with malloc anyway (glibc's largest threshold for giving them back).
+const LARGE: usize = 32 << 20;
+/// Larger ones are not worth keeping from the rest of the machine.
+const HUGE: usize = 1 << 30;
+/// A cache line.
+const ALIGNMENT: usize = 64;
+
+/// Memory of our own.
+struct Block {
+    data: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: memory of no one else.
+unsafe impl Send for Block {}
+
+impl Block {
+    fn new(size: usize) -> Option<Block> {
+        let layout = Layout::from_size_align(size, ALIGNMENT).ok()?;
+        // SAFETY: the size is not zero.
+        NonNull::new(unsafe { alloc(layout) }).map(|data| Block { data, layout })
+    }
+
+    /// At most a quarter may go unused.
+    fn fits(&self, size: usize) -> bool {
+        let own = self.layout.size();
+        size <= own && own - size <= own / 4
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and the only owner.
+        unsafe { dealloc(self.data.as_ptr(), self.layout) };
+    }
+}
+
+static KEPT: Mutex<Option<Block>> = Mutex::new(None);
+
+/// Never waits: who finds it taken does without (its holder may be a thread that a fork left behind).
+fn kept() -> Option<MutexGuard<'static, Option<Block>>> {
+    match KEPT.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// A block in use; dropped, it is kept for the next one.
+struct Lent(Option<Block>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let freed = self.0.take().filter(|block| block.layout.size() <= HUGE);
+        if freed.is_some()
+            && let Some(mut kept) = kept()
+        {
+            let before = std::mem::replace(&mut *kept, freed);
+            // Giving memory back takes a while; not under the lock.
+            drop(kept);
+            drop(before);
+        }
+    }
+}
+
+/// A new tensor for the gradient with respect to `input`: contiguous, not initialised.
+pub(super) fn gradient<'py>(py: Python<'py>, input: &View) -> PyResult<(Bound<'py, PyAny>, View)> {
+    let size = input.len().saturating_mul(input.dtype.size());
+    if size < LARGE {
+        return dlpack::allocate(py, input.dtype, &input.shape);
+    }
+    let block = kept()
+        .and_then(|mut kept| kept.take_if(|block| block.fits(size)))
+        .or_else(|| Block::new(size))
+        .ok_or_else(|| {
+            PyMemoryError::new_err(format!("Could not allocate {size} bytes for the gradient."))
+        })?;
+    dlpack::adopt(py, block.data.as_ptr(), Lent(Some(block)), input.dtype, &input.shape)
+}
+
+/// Gives the memory that is kept for the next large gradient back to the system.
+#[pyfunction]
+pub(super) fn empty_cache() {
+    if let Some(mut kept) = kept() {
+        drop(kept.take());
+    }
+}

@@ -1,0 +1,139 @@
+//! The types that arrays hold: `f32`, `f64`, and the half-precision types, which are computed in `f32`.
+//!
+//! The conversions are branch-free arithmetic on bits, so that they vectorise on every instruction set
+//! (Giesen, "Float-to-half conversions", 2012: scaling by a power of two lets the floating-point unit round
+//! and handle subnormal numbers).
+
+use half::{bf16, f16};
+
+use super::Real;
+
+/// A floating-point type that arrays hold.
+pub trait Element: Copy + Send + Sync + PartialOrd + std::fmt::Debug + 'static {
+    /// The type that kernels compute in, and that losses are returned in.
+    type Wide: Real;
+
+    /// Zero.
+    const ZERO: Self;
+
+    /// How far from 1 the sum of a row of probabilities may be: what rounding each of them to this type can
+    /// add up to, with room for what softmax in `f32` adds.
+    const SUM_TOLERANCE: f64;
+
+    /// Exact.
+    fn widen(self) -> Self::Wide;
+
+    /// Rounds to nearest, ties to even.
+    fn narrow(value: Self::Wide) -> Self;
+}
+
+macro_rules! itself {
+    ($t:ty) => {
+        impl Element for $t {
+            type Wide = $t;
+            const ZERO: $t = 0.0;
+            const SUM_TOLERANCE: f64 = 1e-3;
+
+            #[inline(always)]
+            fn widen(self) -> $t {
+                self
+            }
+            #[inline(always)]
+            fn narrow(value: $t) -> $t {
+                value
+            }
+        }
+    };
+}
+
+itself!(f32);
+itself!(f64);
+
+impl Element for bf16 {
+    type Wide = f32;
+    const ZERO: bf16 = bf16::ZERO;
+    const SUM_TOLERANCE: f64 = 1e-2;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> bf16 {
+        let bits = value.to_bits();
+        // Half a unit of the shorter significand, less one bit where the kept part is even.
+        let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16;
+        let bits = if value.is_nan() { 0x7FC0 } else { rounded };
+        bf16::from_bits(bits as u16)
+    }
+}
+
+impl Element for f16 {
+    type Wide = f32;
+    const ZERO: f16 = f16::ZERO;
+    const SUM_TOLERANCE: f64 = 1e-2;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        // 2^112 is the difference of the two exponent biases; the product is exact, subnormals included.
+        const SCALE: f32 = f32::from_bits((127 + 112) << 23);
+        let bits = u32::from(self.to_bits());
+        let magnitude = (bits & 0x7FFF) << 13;
+        let scaled = (f32::from_bits(magnitude) * SCALE).to_bits();
+        // Infinities and NaN keep an all-ones exponent.
+        let special = magnitude | 0x7F80_0000;
+        let magnitude = if magnitude >= 0x0F80_0000 { special } else { scaled };
+        f32::from_bits(magnitude | (bits & 0x8000) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> f16 {
+        const SUBNORMAL: f32 = 0.5; // adding 2^-1 aligns a subnormal result at the last bit
+        let bits = value.to_bits();
+        let sign = (bits >> 16) & 0x8000;
+        let magnitude = bits & 0x7FFF_FFFF;
+        let odd = (magnitude >> 13) & 1;
+        let normal = magnitude.wrapping_sub((127 - 15) << 23).wrapping_add(0xFFF + odd) >> 13;
+        let subnormal = (f32::from_bits(magnitude) + SUBNORMAL).to_bits().wrapping_sub(SUBNORMAL.to_bits());
+        let finite = if magnitude < (113 << 23) { subnormal } else { normal };
+        // 65520 and above round to infinity.
+        let finite = if magnitude >= 0x477F_F000 { 0x7C00 } else { finite };
+        let all = if value.is_nan() { 0x7E00 } else { finite };
+        f16::from_bits((all | sign) as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widening_is_what_the_half_crate_does() {
+        for bits in 0..=u16::MAX {
+            let (f, b) = (f16::from_bits(bits), bf16::from_bits(bits));
+            assert!(f.widen() == f.to_f32() || f.is_nan() && f.widen().is_nan(), "{bits:#x}");
+            assert!(b.widen() == b.to_f32() || b.is_nan() && b.widen().is_nan(), "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn narrowing_is_what_the_half_crate_does() {
+        // Every 251st bit pattern, and the neighbourhood of every half-precision value.
+        let sweep = (0..u32::MAX / 251).map(|i| i * 251);
+        let near = (0..=u16::MAX).flat_map(|h| {
+            let bits = f16::from_bits(h).to_f32().to_bits();
+            [bits.wrapping_sub(1), bits, bits.wrapping_add(1), bits ^ 0x1000, bits.wrapping_add(0xFFF)]
+        });
+        for bits in sweep.chain(near) {
+            let x = f32::from_bits(bits);
+            let (f, b) = (f16::narrow(x), bf16::narrow(x));
+            if x.is_nan() {
+                assert!(f.is_nan() && b.is_nan(), "{bits:#x}");
+            } else {
+                assert_eq!(f.to_bits(), f16::from_f32_const(x).to_bits(), "{bits:#x}");
+                assert_eq!(b.to_bits(), bf16::from_f32(x).to_bits(), "{bits:#x}");
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Sixteen values side by side: the width that every kernel is written in.
+//!
+//! A plain array; its loops are unrolled into one AVX-512 register of `f32`, two AVX2 registers or four of
+//! SSE2 or NEON. The width is the same on all of them, so sums are taken in the same order.
+
+use super::{Element, Real};
+
+/// How many values lie side by side.
+pub const LANES: usize = 16;
+
+/// Sixteen values.
+pub type Lanes<T> = [T; LANES];
+
+/// Loads sixteen elements and widens them.
+#[inline(always)]
+pub(crate) fn widen<E: Element>(elements: &Lanes<E>) -> Lanes<E::Wide> {
+    let mut out = [E::Wide::ZERO; LANES];
+    for i in 0..LANES {
+        out[i] = elements[i].widen();
+    }
+    out
+}
+
+/// Narrows sixteen values and stores them.
+#[inline(always)]
+pub(crate) fn narrow<E: Element>(values: &Lanes<E::Wide>, out: &mut Lanes<E>) {
+    for i in 0..LANES {
+        out[i] = E::narrow(values[i]);
+    }
+}
+
+/// The larger of each pair; the left one where the right one is NaN.
+#[inline(always)]
+pub(crate) fn max<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
+    let mut out = *a;
+    for i in 0..LANES {
+        out[i] = if b[i] > a[i] { b[i] } else { a[i] };
+    }
+    out
+}
+
+/// The smaller of each pair; the left one where the right one is NaN.
+#[inline(always)]
+pub(crate) fn min<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
+    let mut out = *a;
+    for i in 0..LANES {
+        out[i] = if b[i] < a[i] { b[i] } else { a[i] };
+    }
+    out
+}
+
+/// Whether any lane of `a` exceeds its partner.
+#[inline(always)]
+pub(crate) fn any_greater<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> bool {
+    let mut any = false;
+    for i in 0..LANES {
+        any |= a[i] > b[i];
+    }
+    any
+}
+
+/// a + b
+#[inline(always)]
+pub(crate) fn add<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
+    let mut out = *a;
+    for i in 0..LANES {
+        out[i] = a[i].add(b[i]);
+    }
+    out
+}
+
+/// e^(x - shift), [`Real::BIAS`] times too large.
+#[inline(always)]
+pub(crate) fn exp_biased_sub<F: Real>(x: &Lanes<F>, shift: &Lanes<F>) -> Lanes<F> {
+    let mut out = *x;
+    for i in 0..LANES {
+        out[i] = x[i].sub(shift[i]).exp_biased();
+    }
+    out
+}
+
+/// Folds sixteen values to one, always in the same order: halves onto halves.
+#[inline(always)]
+pub(crate) fn fold<T: Copy>(mut x: Lanes<T>, f: impl Fn(T, T) -> T) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            x[i] = f(x[i], x[i + width]);
+        }
+        width /= 2;
+    }
+    x[0]
+}

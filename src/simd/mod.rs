@@ -1,0 +1,147 @@
+//! Instruction sets: a kernel body is written once and compiled for each of them.
+//!
+//! A [`Kernel`] is an ordinary `#[inline(always)]` body over fixed-width [`Lanes`]. [`run`] inlines it into
+//! a function that may use one instruction set's registers, chosen once per call. Every set performs the
+//! same operations in the same order (no fused multiply-add, sixteen lanes everywhere), so all of them
+//! give the same bits.
+
+mod element;
+pub(crate) mod lanes;
+mod real;
+
+pub use element::Element;
+pub use lanes::{LANES, Lanes};
+pub use real::Real;
+
+/// A computation that [`run`] compiles for every instruction set.
+pub trait Kernel {
+    /// What the computation returns.
+    type Output;
+
+    /// The body; mark it `#[inline(always)]`, or it is compiled for the baseline only.
+    fn run(self) -> Self::Output;
+}
+
+/// An instruction set that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isa {
+    /// What every processor of the target has: SSE2 on x86-64.
+    Portable,
+    /// 256-bit registers.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// 512-bit registers.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// 128-bit registers of 64-bit Arm.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Isa {
+    /// The instruction sets of this machine, the widest last.
+    pub fn available() -> Vec<Isa> {
+        #[allow(unused_mut)]
+        let mut sets = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                sets.push(Isa::Avx2);
+            }
+            if has_avx512() {
+                sets.push(Isa::Avx512);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            sets.push(Isa::Neon);
+        }
+        sets
+    }
+
+    /// The widest instruction set of this machine.
+    #[inline]
+    pub fn best() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if has_avx512() {
+                return Isa::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") {
+                return Isa::Avx2;
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            return Isa::Neon;
+        }
+        Isa::Portable
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => is_x86_feature_detected!("avx2"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => has_avx512(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+}
+
+/// Runs `kernel`, compiled for `isa`.
+///
+/// # Panics
+///
+/// If the machine lacks `isa`.
+#[inline]
+pub fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    assert!(isa.is_available(), "this machine has no {isa:?}");
+    match isa {
+        Isa::Portable => portable(kernel),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the machine has the features, as just checked.
+        Isa::Avx2 => unsafe { avx2(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the machine has the features, as just checked.
+        Isa::Avx512 => unsafe { avx512(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the machine has the features, as just checked.
+        Isa::Neon => unsafe { neon(kernel) },
+    }
+}
+
+#[inline(never)]
+fn portable<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn neon<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}

@@ -1,0 +1,240 @@
+//! Shares tiles of rows out among threads.
+//!
+//! In a process where torch runs, its own pool does the work: torch's OpenMP workers spin for a while after
+//! each operator, so a second pool would find the cores busy. Elsewhere rayon does. In a forked child
+//! neither pool has threads (waiting for them would hang), so the work is done in place.
+//!
+//! A tile is a number of rows that depends on the shape alone. Sums are kept per tile and added in the
+//! order of the tiles: results do not depend on the number of threads.
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rayon::prelude::*;
+
+/// Elements in a tile: some microseconds of work, so that small inputs stay on the calling thread.
+const TILE_ELEMENTS: usize = 4096;
+
+/// The rows of a shape, cut into tiles.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiles {
+    n_rows: usize,
+    rows_per_tile: usize,
+}
+
+impl Tiles {
+    /// Tiles for `n_rows` rows of `n_classes`.
+    pub fn new(n_rows: usize, n_classes: usize) -> Tiles {
+        Tiles { n_rows, rows_per_tile: (TILE_ELEMENTS / n_classes.max(1)).max(1) }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.n_rows.div_ceil(self.rows_per_tile)
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.n_rows == 0
+    }
+
+    /// The rows of a range of tiles.
+    #[inline(always)]
+    pub fn rows(&self, tiles: Range<usize>) -> Range<usize> {
+        tiles.start * self.rows_per_tile..(tiles.end * self.rows_per_tile).min(self.n_rows)
+    }
+}
+
+/// Calls `work` with ranges that cover `0..n` once each, on as many threads as are worth it.
+pub fn share(n: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
+    if n <= 1 || forked() {
+        work(0..n);
+    } else if let Some(torch) = TORCH.get() {
+        torch.share(n, work);
+    } else {
+        let threads = rayon::current_num_threads();
+        if threads == 1 {
+            return work(0..n);
+        }
+        // A few ranges a thread even out rows of different cost.
+        let length = n.div_ceil(4 * threads);
+        (0..n.div_ceil(length)).into_par_iter().for_each(|i| work(i * length..((i + 1) * length).min(n)));
+    }
+}
+
+/// As [`share`], and collects what `work` returns for each index, in order.
+pub fn collect<T: Send + Clone>(
+    n: usize,
+    empty: T,
+    work: &(dyn Fn(Range<usize>, &mut [T]) + Sync),
+) -> Vec<T> {
+    let mut out = vec![empty; n];
+    let parts = Disjoint::new(&mut out);
+    share(n, &|range| {
+        // SAFETY: `share` gives every index to one call only.
+        work(range.clone(), unsafe { parts.part(range) });
+    });
+    out
+}
+
+/// A slice of which several threads write parts that do not overlap.
+pub(crate) struct Disjoint<'a, T> {
+    data: *mut T,
+    len: usize,
+    borrowed: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: only disjoint parts are reached through it.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Disjoint { data: slice.as_mut_ptr(), len: slice.len(), borrowed: PhantomData }
+    }
+
+    /// # Safety
+    ///
+    /// No two parts in use at the same time overlap.
+    #[allow(clippy::mut_from_ref)] // what the contract is for
+    pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: inside the slice, as just checked, and the caller's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
+    }
+}
+
+/// torch's `torch_parallel_for`, a part of its stable C ABI since 2.10 (torch/csrc/stable/c/shim.h).
+pub type TorchParallelFor = unsafe extern "C" fn(
+    begin: i64,
+    end: i64,
+    grain: i64,
+    work: unsafe extern "C" fn(begin: i64, end: i64, context: *mut c_void),
+    context: *mut c_void,
+) -> i32;
+
+struct Torch(TorchParallelFor);
+
+static TORCH: OnceLock<Torch> = OnceLock::new();
+
+/// From now on torch's pool does the work, with as many threads as `torch.set_num_threads` says.
+///
+/// # Safety
+///
+/// `parallel_for` is torch's function, and torch is never unloaded.
+pub unsafe fn use_torch(parallel_for: TorchParallelFor) {
+    watch_forks();
+    let _ = TORCH.set(Torch(parallel_for));
+}
+
+/// What crosses torch's C function: the work, and the panic that must not.
+struct Context<'a> {
+    work: &'a (dyn Fn(Range<usize>) + Sync),
+    panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+}
+
+unsafe extern "C" fn call(begin: i64, end: i64, context: *mut c_void) {
+    // SAFETY: `Torch::share` passes its own context, which outlives the call.
+    let context = unsafe { &*context.cast::<Context<'_>>() };
+    let range = begin as usize..end as usize;
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (context.work)(range))) {
+        *context.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+    }
+}
+
+impl Torch {
+    fn share(&self, n: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
+        let mut context = Context { work, panic: Mutex::new(None) };
+        let pointer = (&raw mut context).cast::<c_void>();
+        // SAFETY: the function is torch's, by the contract of `use_torch`; it returns when all work is done.
+        let status = unsafe { (self.0)(0, n as i64, 1, call, pointer) };
+        if let Some(panic) = context.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            resume_unwind(panic);
+        }
+        assert_eq!(status, 0, "torch_parallel_for failed");
+    }
+}
+
+#[cfg(unix)]
+mod fork {
+    use std::sync::Once;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    static FORKED: AtomicBool = AtomicBool::new(false);
+
+    extern "C" fn in_child() {
+        FORKED.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes every fork from now on.
+    pub(super) fn watch_forks() {
+        static ONCE: Once = Once::new();
+        // SAFETY: the handler does nothing but store a flag.
+        ONCE.call_once(|| unsafe {
+            libc::pthread_atfork(None, None, Some(in_child));
+        });
+    }
+
+    /// Whether this process was forked off one that may have used its pool.
+    pub(super) fn forked() -> bool {
+        watch_forks();
+        FORKED.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(not(unix))]
+mod fork {
+    pub(super) fn watch_forks() {}
+
+    pub(super) fn forked() -> bool {
+        false
+    }
+}
+
+use fork::{forked, watch_forks};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_every_row_once() {
+        for (n_rows, n_classes) in [(0, 10), (1, 1), (409, 10), (410, 10), (819, 5), (7, 200_000)] {
+            let tiles = Tiles::new(n_rows, n_classes);
+            let rows: Vec<usize> = (0..tiles.len()).flat_map(|t| tiles.rows(t..t + 1)).collect();
+            assert_eq!(rows, (0..n_rows).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn every_index_is_visited_once_and_in_place() {
+        for n in [0, 1, 2, 63, 1000] {
+            let out = collect(n, 0, &|range, part: &mut [usize]| {
+                for (i, slot) in range.zip(part) {
+                    *slot += i + 1;
+                }
+            });
+            assert_eq!(out, (1..=n).collect::<Vec<_>>());
+        }
+    }
+
+    unsafe extern "C" fn serial(
+        begin: i64,
+        end: i64,
+        _grain: i64,
+        work: unsafe extern "C" fn(i64, i64, *mut c_void),
+        context: *mut c_void,
+    ) -> i32 {
+        // SAFETY: what `Torch::share` passed.
+        unsafe { work(begin, end, context) };
+        0
+    }
+
+    #[test]
+    fn a_panic_does_not_cross_the_c_function() {
+        let caught = catch_unwind(|| Torch(serial).share(3, &|_| panic!("inside")));
+        assert_eq!(*caught.unwrap_err().downcast::<&str>().unwrap(), "inside");
+    }
+}
