@@ -15,6 +15,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
+use crate::simd::LANES;
+
 /// Elements in a tile: some microseconds of work, so that small inputs stay on the calling thread.
 const TILE_ELEMENTS: usize = 4096;
 
@@ -28,7 +30,10 @@ pub struct Tiles {
 impl Tiles {
     /// Tiles for `n_rows` rows of `n_classes`.
     pub fn new(n_rows: usize, n_classes: usize) -> Tiles {
-        Tiles { n_rows, rows_per_tile: (TILE_ELEMENTS / n_classes.max(1)).max(1) }
+        let rows = TILE_ELEMENTS / n_classes.max(1);
+        // Whole groups of lanes, where rows are taken in groups.
+        let rows = if rows > LANES { rows - rows % LANES } else { rows.max(1) };
+        Tiles { n_rows, rows_per_tile: rows }
     }
 
     /// How many there are.

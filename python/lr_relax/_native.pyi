@@ -7,18 +7,21 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+__all__ = ["calibration_bins", "connect", "empty_cache", "is_one", "label_relaxation"]
+
 def connect(torch: ModuleType) -> None: ...
 def empty_cache() -> None: ...
+def is_one(upstream: Tensor) -> bool: ...
 def label_relaxation(
     input: Tensor,
     target: Tensor,
+    upstream: float | None,
     weight: Tensor | None,
     alpha: float,
     reduction: str,
     dim: int,
     ignore_index: int,
     from_logits: bool,
-    with_grad: bool,
 ) -> tuple[Tensor, Tensor | None]: ...
 def calibration_bins(
     preds: Tensor | npt.NDArray[Any],

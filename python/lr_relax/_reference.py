@@ -13,11 +13,11 @@ from torch import Tensor
 def label_relaxation_loss(
     input: Tensor,
     target: Tensor,
+    weight: Tensor | None,
     alpha: float,
     reduction: str,
     dim: int,
     ignore_index: int,
-    weight: Tensor | None,
     from_logits: bool,
 ) -> Tensor:
     """The loss of a class index y against all other classes, a coin of probabilities (p_y, 1 - p_y).
@@ -27,21 +27,26 @@ def label_relaxation_loss(
     """
     scores = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     scores = scores.movedim(dim, -1)
-    z = scores if from_logits else scores.log()
     target = target.long()
     counted = target != ignore_index
     y = target.where(counted, 0).unsqueeze(-1)
+    is_own = torch.arange(scores.shape[-1], device=scores.device) == y
 
-    own = torch.arange(z.shape[-1], device=z.device) == y
-    # d = ln(p_y / (1 - p_y)), the log-odds of y.
-    d = z.gather(-1, y).squeeze(-1) - z.masked_fill(own, -math.inf).logsumexp(-1)
-    outside = ~(torch.sigmoid(-d) <= alpha)  # NaN is outside
-    # Rows inside the set, whose logarithms may be infinite, must not reach the gradient even as 0 * inf.
-    d = d.where(outside & counted, 0.0)
+    # d = ln(p_y / (1 - p_y)), the log-odds of y; 0 in rows without loss, of which nothing infinite may reach
+    # the gradient, not even as 0 * inf. NaN counts as outside of the set.
+    own = scores.gather(-1, y).squeeze(-1)
+    if from_logits:
+        d = own - scores.masked_fill(is_own, -math.inf).logsumexp(-1)
+        outside = counted & ~(torch.sigmoid(-d) <= alpha)
+        d = d.where(outside, 0.0)
+    else:
+        rest = scores.masked_fill(is_own, 0.0).sum(-1)
+        outside = counted & ~(rest <= alpha * (own + rest))
+        d = own.where(outside, 1.0).log() - rest.where(outside, 1.0).log()
     loss = (1 - alpha) * (math.log1p(-alpha) + _softplus(-d))
     if alpha > 0:
         loss = loss + alpha * (math.log(alpha) + _softplus(d))
-    loss = loss.where(outside & counted, 0.0)
+    loss = loss.where(outside, 0.0)
 
     factor = counted.to(loss.dtype)
     if weight is not None:

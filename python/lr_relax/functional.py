@@ -64,14 +64,14 @@ def label_relaxation_loss(
     tensor([0.0018, 0.0000])
     """
     if not _runs_natively(input):
-        _check(input, target, alpha, reduction, dim, weight)
+        _check(input, target, weight, alpha, reduction, dim)
         return _reference.label_relaxation_loss(
-            input, target, alpha, reduction, dim, ignore_index, weight, from_logits
+            input, target, weight, alpha, reduction, dim, ignore_index, from_logits
         )
-    options = (weight, alpha, reduction, dim, ignore_index, from_logits)
+    options: Any = (weight, alpha, reduction, dim, ignore_index, from_logits)
     if input.requires_grad and torch.is_grad_enabled():
         return _LabelRelaxation.apply(input, target, options)  # type: ignore[no-untyped-call, no-any-return]
-    return _native.label_relaxation(input, target, *options, False)[0]
+    return _native.label_relaxation(input, target, None, *options)[0]
 
 
 class _LabelRelaxation(torch.autograd.Function):
@@ -82,29 +82,34 @@ class _LabelRelaxation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, options: tuple[Any, ...]) -> Tensor:  # type: ignore[override]
-        loss, grad = _native.label_relaxation(input, target, *options, True)
+    def forward(ctx: Any, input: Tensor, target: Tensor, options: Any) -> Tensor:
+        loss, grad = _native.label_relaxation(input, target, 1.0, *options)
         ctx.save_for_backward(input, target, grad)
         ctx.options = options
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         input, target, grad = ctx.saved_tensors
-        weight, alpha, reduction, dim, ignore_index, from_logits = ctx.options
         if torch.is_grad_enabled():  # create_graph: the gradient must itself have one
-            loss = _reference.label_relaxation_loss(
-                input, target, alpha, reduction, dim, ignore_index, weight, from_logits
-            )
+            weight, *hyperparameters = ctx.options
+            loss = _reference.label_relaxation_loss(input, target, weight, *hyperparameters)
             return *torch.autograd.grad(loss, input, upstream, create_graph=True), None, None
-        if reduction == "none":
-            return grad * upstream.unsqueeze(dim), None, None
-        if upstream.item() != 1.0:
-            grad = grad * upstream
-        return grad, None, None
+        keep = _keeps_graph()  # then another backward wants the same gradient
+        if not keep and _native.is_one(upstream):
+            return grad, None, None
+        if upstream.dim() > 0:
+            upstream = upstream.unsqueeze(ctx.options[3])
+        elif grad.dtype == torch.float16:
+            # A loss scale must enter before the rounding: the mean's small gradients would be 0 by now.
+            return _native.label_relaxation(input, target, upstream.item(), *ctx.options)[1], None, None
+        return (grad * upstream if keep else grad.mul_(upstream)), None, None
 
 
-def _runs_natively(input: object) -> bool:
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+
+
+def _runs_natively(input: Any) -> bool:
     """Whether to call the kernel: a plain tensor on the CPU, and nothing that traces."""
     return (
         type(input) in _TENSORS
@@ -121,7 +126,7 @@ def check_hyperparameters(alpha: object, reduction: object) -> None:
     if isinstance(alpha, str) or not isinstance(alpha, SupportsFloat):
         raise TypeError(f"Expected argument `alpha` to be a number in [0, 1), but got {alpha!r}.")
     if not 0.0 <= float(alpha) < 1.0:
-        raise ValueError(f"Expected argument `alpha` to be a number in [0, 1), but got {float(alpha)!r}.")
+        raise ValueError(f"Expected argument `alpha` to be a number in [0, 1), but got {alpha!r}.")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(
             f"Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {reduction!r}."
@@ -129,7 +134,7 @@ def check_hyperparameters(alpha: object, reduction: object) -> None:
 
 
 def _check(
-    input: Tensor, target: Tensor, alpha: float, reduction: str, dim: int, weight: Tensor | None
+    input: Tensor, target: Tensor, weight: Tensor | None, alpha: float, reduction: str, dim: int
 ) -> None:
     """What the kernel checks by itself, but for the values of the targets."""
     check_hyperparameters(alpha, reduction)
@@ -137,12 +142,11 @@ def _check(
         if tensor is None and name == "weight":
             continue
         if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"Expected argument `{name}` to be a dense tensor of numbers, but got {type(tensor)}."
-            )
+            raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(tensor).__name__}.")
         if tensor.device != input.device:
             raise TypeError(
-                f"Expected argument `{name}` to be on {input.device}, but got device {tensor.device}."
+                f"Expected argument `{name}` to be on {input.device}, the device of `input`, "
+                f"but got {tensor.device}."
             )
     shape = tuple(input.shape)
     if not input.is_floating_point():

@@ -123,7 +123,8 @@ def _bins(
     for name, value in (("preds", preds), ("target", target)):
         if not isinstance(value, Tensor | np.ndarray):
             raise TypeError(
-                f"Expected argument `{name}` to be a torch tensor or a NumPy array, but got {type(value).__name__}."
+                f"Expected argument `{name}` to be a torch tensor or a NumPy array, "
+                f"but got {type(value).__name__}."
             )
     return _native.calibration_bins(_on_cpu(preds), _on_cpu(target), from_logits, n_bins, binning)
 

@@ -189,9 +189,7 @@ fn top_of_probabilities<E: Element>(row: &[E]) -> Option<Top<E::Wide>> {
         let p = widen(p);
         max = lanes::max(&max, &p);
         least = lanes::min(&least, &p);
-        for i in 0..LANES {
-            sum[i] += p[i].to_f64();
-        }
+        sum = lanes::add_to(&sum, &p);
     };
     let (vectors, tail) = row.as_chunks();
     for vector in vectors {

@@ -86,6 +86,9 @@ unsafe impl Send for Api {}
 
 static API: OnceLock<&'static Api> = OnceLock::new();
 
+/// `torch.empty_like`: for tensors of torch's own memory quicker than the table's functions.
+static EMPTY_LIKE: OnceLock<Py<PyAny>> = OnceLock::new();
+
 const MAJOR: u32 = 1;
 
 /// Finds torch's table.
@@ -114,6 +117,7 @@ pub(super) fn connect(torch: &Bound<'_, PyModule>) -> PyResult<()> {
     }
     api.borrow.ok_or_else(missing)?;
     let _ = API.set(api);
+    let _ = EMPTY_LIKE.set(torch.getattr("empty_like")?.unbind());
     Ok(())
 }
 
@@ -153,6 +157,35 @@ fn data_type(dtype: Dtype) -> DataType {
 /// What `tensor`, the argument `name`, looks like in memory.
 pub(super) fn borrow(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     let py = tensor.py();
+    let view = borrow_raw(tensor, name)?;
+    // A tensor may stand for minus its memory (the imaginary part of a conjugate), or have none.
+    let lazy = view.dtype.is_float() && tensor.call_method0(intern!(py, "is_neg"))?.is_truthy()?;
+    if lazy || (view.data.is_null() && view.len() > 0) {
+        return Err(PyTypeError::new_err(format!(
+            "Expected argument `{name}` to be a tensor with memory of its own; call `.resolve_neg()` or `.clone()`."
+        )));
+    }
+    Ok(view)
+}
+
+/// Whether a scalar is 1: in a fraction of the time of `upstream.item() == 1`.
+#[pyfunction]
+pub(super) fn is_one(upstream: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let view = borrow_raw(upstream, "upstream")?;
+    if view.len() != 1 || view.data.is_null() {
+        return Ok(false);
+    }
+    // SAFETY: one number of the type that is named.
+    Ok(match view.dtype {
+        Dtype::F32 => unsafe { *view.data.cast::<f32>() == 1.0 },
+        // SAFETY: as above.
+        Dtype::F64 => unsafe { *view.data.cast::<f64>() == 1.0 },
+        _ => false,
+    })
+}
+
+fn borrow_raw(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
+    let py = tensor.py();
     let api = api()?;
     let mut out = Tensor {
         data: null_mut(),
@@ -165,20 +198,9 @@ pub(super) fn borrow(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     };
     // SAFETY: the function checks the type of the object, and fills `out` or sets an error.
     let status = unsafe { (api.borrow.expect("checked by connect"))(tensor.as_ptr().cast(), &mut out) };
-    if status != 0 {
-        let cause = PyErr::fetch(py);
-        let what = tensor.get_type();
-        let error = PyTypeError::new_err(format!(
-            "Expected argument `{name}` to be a dense tensor of numbers, but got {what} ({}).",
-            cause.value(py)
-        ));
-        return Err(error);
-    }
-    if out.device.kind != CPU && out.device.kind != CUDA_HOST {
-        let device = tensor.getattr("device")?;
-        return Err(PyTypeError::new_err(format!(
-            "Expected argument `{name}` to be on the CPU, but got device {device}."
-        )));
+    if status != 0 || (out.device.kind != CPU && out.device.kind != CUDA_HOST) {
+        let cause = PyErr::take(py);
+        return Err(not_borrowed(tensor, name, cause)?);
     }
     let axes = out.ndim as usize;
     // SAFETY: both point to `ndim` numbers that the tensor owns, or to nothing where there are none.
@@ -188,23 +210,46 @@ pub(super) fn borrow(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
         };
         (read(out.shape), read(out.strides))
     };
-    let view = View {
-        data: out.data.cast::<u8>().wrapping_add(out.byte_offset as usize),
+    // Shape and strides are copied: another thread may resize the tensor.
+    Ok(View {
+        data: if out.data.is_null() {
+            null_mut()
+        } else {
+            out.data.cast::<u8>().wrapping_add(out.byte_offset as usize)
+        },
         dtype: dtype(out.dtype),
         shape: shape.iter().map(|&n| n as usize).collect(),
         strides: strides.iter().map(|&s| s as isize).collect(),
+    })
+}
+
+/// Why a tensor could not be read: the first of the reasons that holds.
+#[cold]
+fn not_borrowed(tensor: &Bound<'_, PyAny>, name: &str, cause: Option<PyErr>) -> PyResult<PyErr> {
+    let what = tensor.get_type().name()?;
+    let Ok(device) = tensor.getattr("device") else {
+        let message = format!("Expected argument `{name}` to be a tensor, but got {what}.");
+        return Ok(PyTypeError::new_err(message));
     };
-    // A tensor may stand for minus its memory (the imaginary part of a conjugate), or have none.
-    let lazy = view.dtype.is_float() && tensor.call_method0(intern!(py, "is_neg"))?.is_truthy()?;
-    if lazy || (out.data.is_null() && view.len() > 0) {
-        return Err(PyTypeError::new_err(format!(
-            "Expected argument `{name}` to be a tensor with memory of its own; call `.resolve_neg()` or `.clone()`."
-        )));
-    }
-    Ok(view)
+    let why = match cause {
+        Some(cause) if device.to_string() == "cpu" => {
+            format!("to be a dense tensor of real numbers, but got {what} ({})", cause.value(tensor.py()))
+        }
+        _ => format!("to be on cpu, the device of `input`, but got {device}"),
+    };
+    Ok(PyTypeError::new_err(format!("Expected argument `{name}` {why}.")))
 }
 
 unsafe extern "C" fn no_memory(_: *mut c_void, _: *const c_char, _: *const c_char) {}
+
+/// A new tensor of the type and shape of `tensor`, and of its strides where these leave no gaps.
+pub(super) fn empty_like<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyAny>, View)> {
+    let py = tensor.py();
+    api()?;
+    let empty = EMPTY_LIKE.get().expect("set with the table").bind(py).call1((tensor,))?;
+    let view = borrow_raw(&empty, "input")?;
+    Ok((empty, view))
+}
 
 /// A new contiguous tensor, with torch's memory.
 pub(super) fn allocate<'py>(

@@ -17,25 +17,23 @@ const QUICK: usize = 10_000;
 
 type Tensor<'py> = Bound<'py, PyAny>;
 
-/// The loss, and the gradient of the reduced loss (of the sum, for "none") where `with_grad` asks for it.
+/// The loss; and, where `upstream` is a number, the gradient of the reduced loss (of the sum, for "none")
+/// times that number.
 #[pyfunction]
 pub(super) fn label_relaxation<'py>(
     py: Python<'py>,
     input: &Tensor<'py>,
     target: &Tensor<'py>,
+    upstream: Option<f64>,
     weight: Option<&Tensor<'py>>,
     alpha: &Bound<'py, PyAny>,
     reduction: &Bound<'py, PyAny>,
     dim: isize,
     ignore_index: i64,
     from_logits: bool,
-    with_grad: bool,
 ) -> PyResult<(Tensor<'py>, Option<Tensor<'py>>)> {
     let scores = if from_logits { Scores::Logits } else { Scores::Probabilities };
-    let alpha = alpha.extract::<f64>().map_err(|_| {
-        PyTypeError::new_err(format!("Expected argument `alpha` to be a number in [0, 1), but got {alpha}."))
-    })?;
-    let loss = LabelRelaxation::new(alpha, scores)?;
+    let loss = parse_alpha(alpha, scores)?.with_upstream(upstream.unwrap_or(1.0));
     let reduction = parse_reduction(reduction)?;
     let (input_tensor, input) = (input, dlpack::borrow(input, "input")?);
     if !input.dtype.is_float() {
@@ -48,7 +46,7 @@ pub(super) fn label_relaxation<'py>(
     let targets = read_targets(target, &input, axis, ignore_index)?;
     let weight = weight.map(|weight| read_weight(weight, input.shape[axis])).transpose()?;
 
-    let grad = with_grad.then(|| memory::gradient(py, &input)).transpose()?;
+    let grad = upstream.map(|_| memory::gradient(input_tensor, &input)).transpose()?;
     let (grad, grad_view) = grad.unzip();
     let call = Call {
         loss,
@@ -129,6 +127,18 @@ fn without(shape: &[usize], axis: usize) -> Vec<usize> {
     [&shape[..axis], &shape[axis + 1..]].concat()
 }
 
+fn parse_alpha(alpha: &Bound<'_, PyAny>, scores: Scores) -> PyResult<LabelRelaxation> {
+    let expected =
+        || format!("Expected argument `alpha` to be a number in [0, 1), but got {}.", shown(alpha));
+    let value = alpha.extract::<f64>().map_err(|_| PyTypeError::new_err(expected()))?;
+    LabelRelaxation::new(value, scores).map_err(|_| PyValueError::new_err(expected()))
+}
+
+/// As Python prints it.
+fn shown(value: &Bound<'_, PyAny>) -> String {
+    value.repr().map(|repr| repr.to_string()).unwrap_or_default()
+}
+
 /// `None` is "none".
 fn parse_reduction(reduction: &Bound<'_, PyAny>) -> PyResult<Option<Reduction>> {
     let name = reduction.downcast::<PyString>().ok().map(|s| s.to_cow()).transpose()?;
@@ -138,7 +148,7 @@ fn parse_reduction(reduction: &Bound<'_, PyAny>) -> PyResult<Option<Reduction>> 
         Some("none") => Ok(None),
         _ => Err(PyValueError::new_err(format!(
             "Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {}.",
-            reduction.repr()?
+            shown(reduction)
         ))),
     }
 }

@@ -80,11 +80,11 @@ impl Drop for Lent {
     }
 }
 
-/// A new tensor for the gradient with respect to `input`: contiguous, not initialised.
-pub(super) fn gradient<'py>(py: Python<'py>, input: &View) -> PyResult<(Bound<'py, PyAny>, View)> {
-    let size = input.len().saturating_mul(input.dtype.size());
+/// A new tensor for the gradient with respect to `input`, which `view` describes; not initialised.
+pub(super) fn gradient<'py>(input: &Bound<'py, PyAny>, view: &View) -> PyResult<(Bound<'py, PyAny>, View)> {
+    let size = view.len().saturating_mul(view.dtype.size());
     if size < LARGE {
-        return dlpack::allocate(py, input.dtype, &input.shape);
+        return dlpack::empty_like(input);
     }
     let block = kept()
         .and_then(|mut kept| kept.take_if(|block| block.fits(size)))
@@ -92,7 +92,7 @@ pub(super) fn gradient<'py>(py: Python<'py>, input: &View) -> PyResult<(Bound<'p
         .ok_or_else(|| {
             PyMemoryError::new_err(format!("Could not allocate {size} bytes for the gradient."))
         })?;
-    dlpack::adopt(py, block.data.as_ptr(), Lent(Some(block)), input.dtype, &input.shape)
+    dlpack::adopt(input.py(), block.data.as_ptr(), Lent(Some(block)), view.dtype, &view.shape)
 }
 
 /// Gives the memory that is kept for the next large gradient back to the system.

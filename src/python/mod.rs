@@ -19,6 +19,8 @@ mod _native {
     #[pymodule_export]
     use super::connect;
     #[pymodule_export]
+    use super::dlpack::is_one;
+    #[pymodule_export]
     use super::losses::label_relaxation;
     #[pymodule_export]
     use super::memory::empty_cache;

@@ -69,6 +69,19 @@ pub(crate) fn add<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
     out
 }
 
+/// sum + x, in double precision.
+#[inline(always)]
+pub(crate) fn add_to<F: Real>(sum: &Lanes<f64>, x: &Lanes<F>) -> Lanes<f64> {
+    let mut wide = [0.0; LANES];
+    for i in 0..LANES {
+        wide[i] = x[i].to_f64();
+    }
+    for i in 0..LANES {
+        wide[i] += sum[i];
+    }
+    wide
+}
+
 /// e^(x - shift), [`Real::BIAS`] times too large.
 #[inline(always)]
 pub(crate) fn exp_biased_sub<F: Real>(x: &Lanes<F>, shift: &Lanes<F>) -> Lanes<F> {

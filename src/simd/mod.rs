@@ -7,6 +7,7 @@
 
 mod element;
 pub(crate) mod lanes;
+pub(crate) mod log;
 mod real;
 
 pub use element::Element;

@@ -1,0 +1,200 @@
+"""The gradient in all the ways that torch asks for it, and everything that traces."""
+
+import pytest
+import torch
+from lr_relax import LabelRelaxationLoss, label_relaxation_loss
+from torch import Tensor
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+TARGET = torch.tensor([0, 3, 1, 2, -100, 4])
+
+
+def logits(n_classes: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return 2 * torch.randn(6, n_classes, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("n_classes", [5, 37])
+def test_gradcheck(reduction: str, alpha: float, from_logits: bool, n_classes: int) -> None:
+    input = (logits(n_classes) if from_logits else logits(n_classes).softmax(1)).requires_grad_()
+    weight = torch.rand(n_classes, dtype=torch.float64) + 0.5
+
+    def loss(x: Tensor) -> Tensor:
+        return label_relaxation_loss(
+            x, TARGET, alpha, reduction, weight=weight, from_logits=from_logits
+        )
+
+    assert gradcheck(loss, input)
+    assert gradgradcheck(loss, input)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_an_upstream_other_than_one(dtype: torch.dtype, reduction: str) -> None:
+    z = logits().to(dtype).requires_grad_()
+    loss = label_relaxation_loss(z, TARGET, reduction=reduction)
+    upstream = torch.full_like(loss, 3.0) if loss.dim() == 0 else torch.arange(6, dtype=loss.dtype)
+    (grad,) = torch.autograd.grad(loss, z, upstream)
+    exact = z.detach().double().requires_grad_()
+    true_loss = label_relaxation_loss(exact, TARGET, reduction=reduction)
+    (true_grad,) = torch.autograd.grad(true_loss, exact, upstream.double())
+    tolerance = torch.finfo(dtype).eps * 4
+    torch.testing.assert_close(grad.double(), true_grad, rtol=tolerance, atol=tolerance * 1e-3)
+
+
+def test_a_loss_scale_saves_small_gradients_of_float16() -> None:
+    """As a GradScaler uses it: the scale enters before the gradient is rounded."""
+    z = torch.randn(4096, 20).half().requires_grad_()
+    y = torch.randint(20, (4096,))
+    (2.0**16 * label_relaxation_loss(z, y)).backward()
+    exact = z.detach().double().requires_grad_()
+    (2.0**16 * label_relaxation_loss(exact, y)).backward()
+    assert z.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(z.grad.double(), exact.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_backward_twice_over_a_kept_graph() -> None:
+    z = logits().requires_grad_()
+    loss = label_relaxation_loss(z, TARGET)
+    (first,) = torch.autograd.grad(loss, z, retain_graph=True)
+    kept = first.clone()
+    first.zero_()  # the caller's own
+    (second,) = torch.autograd.grad(2 * loss, z, retain_graph=True)
+    (third,) = torch.autograd.grad(loss, z)
+    assert second.equal(2 * kept)
+    assert third.equal(kept)
+
+
+def test_gradients_accumulate() -> None:
+    z = logits().requires_grad_()
+    for _ in range(3):
+        label_relaxation_loss(z, TARGET).backward()
+    (once,) = torch.autograd.grad(label_relaxation_loss(z, TARGET), z)
+    assert z.grad is not None
+    torch.testing.assert_close(z.grad, 3 * once)
+
+
+def test_double_backward_meets_finite_differences_through_a_network() -> None:
+    layer = torch.nn.Linear(4, 5, dtype=torch.float64)
+    x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+
+    def penalty(x: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(label_relaxation_loss(layer(x), TARGET), x, create_graph=True)
+        return grad.pow(2).sum()
+
+    assert gradcheck(penalty, x)
+
+
+def test_no_gradient_where_none_is_asked_for() -> None:
+    z = logits()
+    assert not label_relaxation_loss(z, TARGET).requires_grad
+    with torch.no_grad():
+        assert not label_relaxation_loss(z.requires_grad_(), TARGET).requires_grad
+    with torch.inference_mode():
+        assert label_relaxation_loss(logits(), TARGET).isfinite()
+
+
+def test_parameters_and_modules() -> None:
+    z = torch.nn.Parameter(logits())
+    LabelRelaxationLoss()(z, TARGET).backward()
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0
+
+
+# Everything that traces takes the reference; the results are the same.
+
+
+def loss_of(x: Tensor) -> Tensor:
+    return label_relaxation_loss(x, TARGET, 0.2)
+
+
+def test_torch_compile_whole_graph() -> None:
+    compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    z, w = logits().requires_grad_(), logits().requires_grad_()
+    compiled(z).backward()
+    loss_of(w).backward()
+    assert z.grad is not None
+    assert w.grad is not None
+    torch.testing.assert_close(z.grad, w.grad)
+
+
+def test_torch_compile_of_a_module() -> None:
+    module = torch.compile(LabelRelaxationLoss(0.2), fullgraph=True, backend="eager")
+    torch.testing.assert_close(module(logits(), TARGET), loss_of(logits()))
+
+
+def test_torch_export() -> None:
+    class Training(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(5, 5, dtype=torch.float64)
+            self.criterion = LabelRelaxationLoss(0.2)
+
+        def forward(self, x: Tensor, target: Tensor) -> Tensor:
+            loss: Tensor = self.criterion(self.layer(x), target)
+            return loss
+
+    module = Training()
+    exported = torch.export.export(module, (logits(), TARGET)).module()
+    torch.testing.assert_close(exported(logits(), TARGET), module(logits(), TARGET))
+
+
+def test_functional_grad_and_jacobian() -> None:
+    z = logits().requires_grad_()
+    (eager,) = torch.autograd.grad(loss_of(z), z)
+    torch.testing.assert_close(torch.func.grad(loss_of)(logits()), eager)
+    torch.testing.assert_close(torch.func.jacrev(loss_of)(logits()), eager)
+
+
+def test_vmap() -> None:
+    batch = torch.stack([logits(), 2 * logits()])
+    together = torch.func.vmap(loss_of)(batch)
+    torch.testing.assert_close(together, torch.stack([loss_of(z) for z in batch]))
+    per_row = torch.func.vmap(lambda z, y: label_relaxation_loss(z, y, 0.2, "sum"))(logits(), TARGET.clamp(0))
+    torch.testing.assert_close(
+        per_row, label_relaxation_loss(logits(), TARGET.clamp(0), 0.2, "none")
+    )
+
+
+def test_forward_mode() -> None:
+    z, tangent = logits(), torch.randn(6, 5, dtype=torch.float64)
+    _, slope = torch.func.jvp(loss_of, (z,), (tangent,))
+    torch.testing.assert_close(slope, (torch.func.grad(loss_of)(z) * tangent).sum())
+    with forward_ad.dual_level():
+        dual = loss_of(forward_ad.make_dual(z, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, slope)
+
+
+def test_hessian() -> None:
+    z = logits()
+    hessian = torch.func.hessian(loss_of)(z)
+    assert hessian.shape == (6, 5, 6, 5)
+    assert hessian.isfinite().all()
+
+
+def test_fake_tensors_have_no_memory_to_read() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(torch.randn(6, 5))
+        target = mode.from_tensor(torch.zeros(6, dtype=torch.int64))
+        assert label_relaxation_loss(fake, target, reduction="none").shape == (6,)
+
+
+def test_meta_tensors() -> None:
+    z, y = torch.randn(6, 5, device="meta"), torch.zeros(6, dtype=torch.int64, device="meta")
+    assert label_relaxation_loss(z, y).device.type == "meta"
+
+
+def test_autocast_computes_in_float32() -> None:
+    layer, x = torch.nn.Linear(5, 5), torch.randn(6, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = label_relaxation_loss(layer(x), TARGET)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
