@@ -19,12 +19,14 @@ def logits(n_classes: int = 5) -> Tensor:
 @pytest.mark.parametrize("from_logits", [True, False])
 @pytest.mark.parametrize("n_classes", [5, 37])
 def test_gradcheck(reduction: str, alpha: float, from_logits: bool, n_classes: int) -> None:
-    input = (logits(n_classes) if from_logits else logits(n_classes).softmax(1)).requires_grad_()
+    rows = 6 if n_classes == 5 else 2
+    z = logits(n_classes)[:rows]
+    input = (z if from_logits else z.softmax(1)).requires_grad_()
     weight = torch.rand(n_classes, dtype=torch.float64) + 0.5
 
     def loss(x: Tensor) -> Tensor:
         return label_relaxation_loss(
-            x, TARGET, alpha, reduction, weight=weight, from_logits=from_logits
+            x, TARGET[:rows], alpha, reduction, weight=weight, from_logits=from_logits
         )
 
     assert gradcheck(loss, input)
@@ -155,9 +157,7 @@ def test_vmap() -> None:
     together = torch.func.vmap(loss_of)(batch)
     torch.testing.assert_close(together, torch.stack([loss_of(z) for z in batch]))
     per_row = torch.func.vmap(lambda z, y: label_relaxation_loss(z, y, 0.2, "sum"))(logits(), TARGET.clamp(0))
-    torch.testing.assert_close(
-        per_row, label_relaxation_loss(logits(), TARGET.clamp(0), 0.2, "none")
-    )
+    torch.testing.assert_close(per_row, label_relaxation_loss(logits(), TARGET.clamp(0), 0.2, "none"))
 
 
 def test_forward_mode() -> None:
