@@ -23,7 +23,7 @@ class ReliabilityCurve:
     """
 
     edges: npt.NDArray[np.float64]
-    """The borders of the bins, shape (n_bins + 1,); bin k is ``[edges[k], edges[k + 1])``, the last one closed."""
+    """The borders of the bins, shape (n_bins + 1,); a bin holds its left border, the last one both."""
     counts: npt.NDArray[np.int64]
     """The number of predictions in each bin, shape (n_bins,)."""
     confidence: npt.NDArray[np.float64]

@@ -1,0 +1,86 @@
+"""Imports point one way, in Python and in Rust; the package is what the README says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import lr_relax
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Each layer may import the layers behind it only.
+PYTHON = {
+    "study": ["losses", "functional", "metrics", "plots", "study", "_root"],
+    "plots": ["metrics"],
+    "losses": ["functional"],
+    "functional": ["_native", "_reference"],
+    "metrics": ["_native"],
+    "_reference": [],
+}
+RUST = {
+    "python": ["python", "kernels", "threads", "rows", "simd"],
+    "kernels": ["kernels", "threads", "rows", "simd"],
+    "threads": ["simd"],
+    "rows": ["simd"],
+    "simd": ["simd"],
+}
+
+
+@pytest.mark.parametrize("layer", PYTHON)
+def test_python_imports_point_down(layer: str) -> None:
+    package = ROOT / "python" / "lr_relax"
+    files = (
+        sorted((package / layer).glob("*.py")) if (package / layer).is_dir() else [package / f"{layer}.py"]
+    )
+    assert files
+    for file in files:
+        imported = set()
+        for line in file.read_text().splitlines():
+            line = line.strip()
+            if match := re.match(r"from lr_relax\.(\w+)|from \.\.(\w+) import", line):
+                imported.add(match[1] or match[2])
+            elif match := re.match(r"from (?:lr_relax|\.\.) import (.+)", line):
+                names = [name.strip() for name in match[1].split(",")]
+                imported |= {name if name in PYTHON or name == "_native" else "_root" for name in names}
+        assert imported <= {*PYTHON[layer]}, (file, imported)
+
+
+@pytest.mark.parametrize("layer", RUST)
+def test_rust_imports_point_down(layer: str) -> None:
+    source = ROOT / "src"
+    files = sorted((source / layer).glob("*.rs")) if (source / layer).is_dir() else [source / f"{layer}.rs"]
+    assert files
+    for file in files:
+        imported = set(re.findall(r"\bcrate::(\w+)", file.read_text()))
+        assert imported <= {*RUST[layer]}, (file, imported)
+
+
+def test_importing_the_package_imports_no_extras() -> None:
+    program = "import sys, lr_relax; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
+    extras = ["matplotlib", "sklearn", "click", "rich", "torchvision"]
+    run = subprocess.run(
+        [sys.executable, "-c", program, *extras], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_public_names() -> None:
+    assert set(lr_relax.__all__) <= set(dir(lr_relax))
+    assert re.fullmatch(r"\d+\.\d+\.\d+", lr_relax.__version__)
+    assert f'version = "{lr_relax.__version__}"' in (ROOT / "Cargo.toml").read_text()
+
+
+def test_code_for_the_package_of_the_author_runs_with_ours() -> None:
+    import lr_relax as label_relaxation
+    import torch
+
+    criterion = label_relaxation.LabelRelaxationLoss(0.2, "none")
+    logits, target = torch.randn(2, 3, 5), torch.randint(5, (2, 3))
+    losses = criterion(logits, target)
+    assert losses.shape == (2, 3)
+    assert label_relaxation.label_relaxation_loss(logits, target, 0.2, "none").equal(losses)
+    for wrong in ({"alpha": 1.0}, {"reduction": "max"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            label_relaxation.LabelRelaxationLoss(**wrong)

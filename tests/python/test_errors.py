@@ -1,0 +1,124 @@
+"""Bad input: the documented error, with the name, what was expected and what came; never a crash."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from lr_relax import LabelRelaxationLoss, functional, label_relaxation_loss
+
+Z = torch.randn(4, 3)
+Y = torch.tensor([0, 1, 2, 0])
+
+# What is wrong, the arguments, the error, and words that its message holds.
+WRONG: list[tuple[str, dict[str, Any], type[Exception], list[str]]] = [
+    ("alpha 1", {"alpha": 1.0}, ValueError, ["`alpha`", "[0, 1)", "1.0"]),
+    ("alpha below 0", {"alpha": -0.1}, ValueError, ["`alpha`", "[0, 1)", "-0.1"]),
+    ("alpha nan", {"alpha": math.nan}, ValueError, ["`alpha`", "nan"]),
+    ("alpha a word", {"alpha": "0.1"}, TypeError, ["`alpha`", "'0.1'"]),
+    ("alpha none", {"alpha": None}, TypeError, ["`alpha`", "None"]),
+    (
+        "reduction unknown",
+        {"reduction": "avg"},
+        ValueError,
+        ["`reduction`", "'mean', 'sum' or 'none'", "'avg'"],
+    ),
+    ("reduction none", {"reduction": None}, ValueError, ["`reduction`", "None"]),
+    ("dim too large", {"dim": 2}, ValueError, ["`dim`", "[-2, 1]", "2"]),
+    ("dim too small", {"dim": -3}, ValueError, ["`dim`", "-3"]),
+    ("integer input", {"input": Z.long()}, TypeError, ["`input`", "floating-point", "torch.int64"]),
+    ("complex input", {"input": Z.to(torch.complex64)}, TypeError, ["`input`", "torch.complex64"]),
+    ("scalar input", {"input": torch.tensor(1.0)}, ValueError, ["`input`", "class dimension", "()"]),
+    ("one class", {"input": Z[:, :1]}, ValueError, ["`input`", "at least 2 classes", "(4, 1)"]),
+    ("no classes", {"input": Z[:, :0]}, ValueError, ["`input`", "at least 2 classes", "(4, 0)"]),
+    ("float target", {"target": Y.float()}, TypeError, ["`target`", "integer", "torch.float32"]),
+    ("bool target", {"target": Y > 0}, TypeError, ["`target`", "integer", "torch.bool"]),
+    ("short target", {"target": Y[:3]}, ValueError, ["`target`", "(4,)", "(3,)"]),
+    ("column target", {"target": Y[:, None]}, ValueError, ["`target`", "(4,)", "(4, 1)"]),
+    ("scalar target", {"target": torch.tensor(1)}, ValueError, ["`target`", "(4,)", "()"]),
+    ("list target", {"target": [0, 1, 2, 0]}, TypeError, ["`target`", "tensor", "list"]),
+    ("meta target", {"target": Y.to("meta")}, TypeError, ["`target`", "cpu", "meta"]),
+    ("short weight", {"weight": torch.ones(2)}, ValueError, ["`weight`", "(3,)", "(2,)"]),
+    (
+        "integer weight",
+        {"weight": torch.ones(3).long()},
+        TypeError,
+        ["`weight`", "floating-point", "torch.int64"],
+    ),
+    ("meta weight", {"weight": torch.ones(3, device="meta")}, TypeError, ["`weight`", "cpu", "meta"]),
+    ("list weight", {"weight": [1.0, 1.0, 1.0]}, TypeError, ["`weight`", "tensor", "list"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "words"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_message(
+    arguments: dict[str, Any], error: type[Exception], words: list[str], requires_grad: bool
+) -> None:
+    call: dict[str, Any] = {"input": Z, "target": Y, **arguments}
+    if requires_grad and call["input"].is_floating_point():
+        call["input"] = call["input"].clone().requires_grad_()
+    with pytest.raises(error) as caught:
+        label_relaxation_loss(**call)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("arguments", [w[1] for w in WRONG], ids=[w[0] for w in WRONG])
+def test_the_kernel_and_the_reference_say_the_same(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call: dict[str, Any] = {"input": Z, "target": Y, **arguments}
+    with pytest.raises((ValueError, TypeError)) as native:
+        label_relaxation_loss(**call)
+    monkeypatch.setattr(functional, "_runs_natively", lambda input: False)
+    with pytest.raises((ValueError, TypeError)) as traced:
+        label_relaxation_loss(**call)
+    assert type(native.value) is type(traced.value)
+    assert str(native.value) == str(traced.value)
+
+
+@pytest.mark.parametrize(
+    "input", [None, 3, "logits", [[1.0, 2.0]], Z.numpy()], ids=lambda i: type(i).__name__
+)
+def test_input_that_is_no_tensor(input: Any) -> None:
+    with pytest.raises(TypeError, match=r"`input` to be a tensor, but got"):
+        label_relaxation_loss(input, Y)
+
+
+@pytest.mark.parametrize("bad", [-1, 3, -101, 2**40, -(2**63), 2**63 - 1])
+def test_a_target_out_of_range_is_named_and_never_reads(bad: int) -> None:
+    target = torch.tensor([0, 1, bad, 5])
+    with pytest.raises(IndexError, match=rf"`target` to hold classes in \[0, 3\), but got {bad} at row 2"):
+        label_relaxation_loss(Z, target)
+
+
+def test_a_large_unsigned_target_is_not_taken_for_a_negative_one() -> None:
+    target = torch.tensor([0, 1, 2, -100]).to(torch.uint64)  # wraps around
+    with pytest.raises(IndexError, match=str(2**64 - 100)):
+        label_relaxation_loss(Z, target)
+
+
+def test_sparse_and_negated_tensors_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"`input` to be a dense tensor"):
+        label_relaxation_loss(Z.to_sparse(), Y)
+    imaginary = torch.randn(4, 3, dtype=torch.complex64).conj().imag  # minus its memory, lazily
+    assert imaginary.is_neg()
+    with pytest.raises(TypeError, match="resolve_neg"):
+        label_relaxation_loss(imaginary, Y)
+    assert label_relaxation_loss(imaginary.resolve_neg(), Y).isfinite()
+
+
+@pytest.mark.parametrize(("arguments", "error"), [
+    ({"alpha": 1.0}, ValueError), ({"alpha": "a"}, TypeError), ({"reduction": "avg"}, ValueError),
+])  # fmt: skip
+def test_a_module_refuses_hyperparameters_when_it_is_made(arguments: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        LabelRelaxationLoss(**arguments)
+
+
+def test_an_error_leaves_nothing_behind() -> None:
+    z = Z.clone().requires_grad_()
+    with pytest.raises(IndexError):
+        label_relaxation_loss(z, Y + 5).backward()
+    assert z.grad is None
+    assert label_relaxation_loss(z, Y).isfinite()

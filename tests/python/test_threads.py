@@ -1,0 +1,85 @@
+"""In forked children, under several Python threads, and in the workers of a DataLoader."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from lr_relax import label_relaxation_loss
+from lr_relax.metrics import expected_calibration_error
+from torch import Tensor
+
+
+def work(seed: int, rows: int = 500, n_classes: int = 1000) -> tuple[float, float, float]:
+    """Large enough to be shared among threads."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(rows, n_classes, generator=generator).requires_grad_()
+    y = torch.randint(n_classes, (rows,), generator=generator)
+    loss = label_relaxation_loss(z, y)
+    loss.backward()
+    assert z.grad is not None
+    ece = expected_calibration_error(z.detach(), y, from_logits=True)
+    return loss.item(), z.grad[0, 0].item(), ece.item()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_works_after_its_parent_did() -> None:
+    before = work(0)  # torch's threads run now, and will not in the child
+    context = multiprocessing.get_context("fork")
+    with context.Pool(1) as pool:
+        # torch's own operators hang in such a child unless they use one thread: only ours runs there.
+        assert pool.apply_async(_loss_only, (fixed(0),)).get(timeout=60) == before[0]
+    assert work(0) == before
+
+
+def fixed(seed: int) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(500, 1000, generator=generator)
+    return z.numpy(), torch.randint(1000, (500,), generator=generator).numpy()
+
+
+def _loss_only(arrays: tuple[Any, Any]) -> float:
+    z, y = (torch.from_numpy(a) for a in arrays)
+    return label_relaxation_loss(z, y).item()
+
+
+def test_eight_python_threads_at_once() -> None:
+    alone = [work(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert list(pool.map(work, range(8))) == alone
+
+
+class Losses(torch.utils.data.Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.tensor(work(i)[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_workers_of_a_data_loader() -> None:
+    alone = torch.tensor([work(i)[0] for i in range(8)])
+    loader = torch.utils.data.DataLoader(Losses(), batch_size=4, num_workers=2)
+    assert torch.cat(list(loader)).equal(alone)
+
+
+def test_a_keyboard_interrupt_and_the_end_of_the_process_are_clean() -> None:
+    program = (
+        "import torch, lr_relax\n"
+        "z = torch.randn(300, 30_000, requires_grad=True)\n"
+        "lr_relax.label_relaxation_loss(z, torch.zeros(300, dtype=torch.int64)).backward()\n"
+        "print('done', flush=True)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "done\n", "")
+    assert run.returncode != -signal.SIGSEGV
