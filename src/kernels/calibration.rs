@@ -183,6 +183,9 @@ fn top_of_logits<E: Element>(row: &[E]) -> Option<Top<E::Wide>> {
 
 #[inline(always)]
 fn top_of_probabilities<E: Element>(row: &[E]) -> Option<Top<E::Wide>> {
+    if row.len() < LANES {
+        return top_of_few(row);
+    }
     let (mut max, mut sum) = ([E::Wide::ZERO; LANES], [0.0_f64; LANES]);
     let mut least = [E::Wide::ZERO; LANES];
     let mut take = |p: &[E; LANES]| {
@@ -204,6 +207,20 @@ fn top_of_probabilities<E: Element>(row: &[E]) -> Option<Top<E::Wide>> {
     let sum = fold(sum, |a, b| a + b);
     let negative = lanes::any_greater(&[E::Wide::ZERO; LANES], &least);
     let score = fold(max, |a, b| if b > a { b } else { a });
+    let valid = (sum - 1.0).abs() <= E::SUM_TOLERANCE && !negative;
+    valid.then(|| Top { score, confidence: score.to_f64().min(1.0) })
+}
+
+/// The same where folding lanes would take longer than the row.
+#[inline(always)]
+fn top_of_few<E: Element>(row: &[E]) -> Option<Top<E::Wide>> {
+    let (mut score, mut sum, mut negative) = (E::Wide::ZERO, 0.0, false);
+    for p in row {
+        let p = p.widen();
+        score = if p > score { p } else { score };
+        negative |= p < E::Wide::ZERO;
+        sum += p.to_f64();
+    }
     let valid = (sum - 1.0).abs() <= E::SUM_TOLERANCE && !negative;
     valid.then(|| Top { score, confidence: score.to_f64().min(1.0) })
 }

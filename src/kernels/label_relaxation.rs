@@ -335,15 +335,14 @@ fn softmax<E: Element>(row: &[E], max: E::Wide, factor: f64, out: &mut [E]) {
         }
         narrow(&e, out);
     };
-    let ((rows, row_tail), (outs, out_tail)) = (row.as_chunks(), out.as_chunks_mut());
+    let ((rows, tail), (outs, _)) = (row.as_chunks(), out.as_chunks_mut());
     for (z, out) in rows.iter().zip(outs) {
         scaled(z, out);
     }
-    if !row_tail.is_empty() {
-        let (mut z, mut e) = ([E::ZERO; LANES], [E::ZERO; LANES]);
-        z[..row_tail.len()].copy_from_slice(row_tail);
-        scaled(&z, &mut e);
-        out_tail.copy_from_slice(&e[..row_tail.len()]);
+    if !tail.is_empty() {
+        // The last sixteen, some of them once more.
+        let last = "few classes are taken in columns";
+        scaled(row.last_chunk().expect(last), out.last_chunk_mut().expect(last));
     }
 }
 
@@ -427,14 +426,14 @@ fn above_tangent(x: f64, ln_1p: f64) -> f64 {
     let w = x / (2.0 + x);
     let w2 = w * w;
     // Up to |x| = 1/4, what is left out is below 1e-17 of the result.
-    let series = 1.0 / 19.0;
-    let series = series * w2 + 1.0 / 17.0;
-    let series = series * w2 + 1.0 / 15.0;
-    let series = series * w2 + 1.0 / 13.0;
-    let series = series * w2 + 1.0 / 11.0;
-    let series = series * w2 + 1.0 / 9.0;
-    let series = series * w2 + 1.0 / 7.0;
-    let series = series * w2 + 1.0 / 5.0;
-    let series = series * w2 + 1.0 / 3.0;
+    let series = 1.0_f64 / 19.0;
+    let series = series.mul_add(w2, 1.0 / 17.0);
+    let series = series.mul_add(w2, 1.0 / 15.0);
+    let series = series.mul_add(w2, 1.0 / 13.0);
+    let series = series.mul_add(w2, 1.0 / 11.0);
+    let series = series.mul_add(w2, 1.0 / 9.0);
+    let series = series.mul_add(w2, 1.0 / 7.0);
+    let series = series.mul_add(w2, 1.0 / 5.0);
+    let series = series.mul_add(w2, 1.0 / 3.0);
     if x.abs() > 0.25 { x - ln_1p } else { x * w - 2.0 * w * w2 * series }
 }

@@ -3,8 +3,8 @@
 //! For few classes: sixteen rows at a time, a lane for each row, so that nothing is folded across lanes.
 //!
 //! For many classes: the online softmax (Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018), by
-//! lanes: each of the sixteen lanes has a maximum of its own and a sum relative to it, rescaled on the rare
-//! occasions that the maximum grows. A row is read from memory once. Blocks of eight vectors are summed in
+//! lanes: each of the sixteen lanes has a sum of its own, relative to about its maximum, and rescaled on the
+//! rare occasions that this grows. A row is read from memory once. Blocks of eight vectors are summed in
 //! the type of the scores and then added to sums in `f64`, so that the error does not grow with the number
 //! of classes.
 
@@ -24,83 +24,98 @@ pub(crate) struct SumExp<F> {
 /// Over all classes but `left_out` (none, if that is no class).
 #[inline(always)]
 pub(crate) fn sum_exp<E: Element>(row: &[E], left_out: usize) -> SumExp<E::Wide> {
-    let mut lanes = Online { max: [E::Wide::LOWEST; LANES], sum: [0.0; LANES] };
+    let mut lanes = Online::new();
     let (blocks, tail) = row.as_chunks::<BLOCK>();
-    let left_out_block = left_out / BLOCK;
     for (i, block) in blocks.iter().enumerate() {
-        if i == left_out_block {
-            lanes.add_masked(block, left_out % BLOCK);
+        let (vectors, _) = block.as_chunks();
+        if left_out / BLOCK == i {
+            lanes.add_without(vectors, left_out % BLOCK);
         } else {
-            lanes.add(&load(block));
+            let mut x = [[E::Wide::ZERO; LANES]; VECTORS];
+            for (x, vector) in x.iter_mut().zip(vectors) {
+                *x = widen(vector);
+            }
+            lanes.add(&x);
         }
     }
-    if !tail.is_empty() {
-        lanes.add_masked(tail, left_out.wrapping_sub(blocks.len() * BLOCK));
+    let (vectors, rest) = tail.as_chunks();
+    lanes.add_without(vectors, left_out.wrapping_sub(blocks.len() * BLOCK));
+    if !rest.is_empty() {
+        // The last sixteen, without those that have been added.
+        let mut padded = [E::ZERO; LANES];
+        let last = row.last_chunk().unwrap_or_else(|| {
+            padded[LANES - rest.len()..].copy_from_slice(rest);
+            &padded
+        });
+        let (first, k) = (LANES - rest.len(), left_out.wrapping_add(LANES).wrapping_sub(row.len()));
+        lanes.add(&[without(&widen(last), |lane| lane < first || lane == k)]);
     }
     lanes.finish()
 }
 
+/// Minus infinity in the lanes that `left_out` names: its exponential is 0.
 #[inline(always)]
-fn load<E: Element>(block: &[E; BLOCK]) -> [Lanes<E::Wide>; VECTORS] {
-    let mut out = [[E::Wide::ZERO; LANES]; VECTORS];
-    let (vectors, _) = block.as_chunks::<LANES>();
-    for (out, vector) in out.iter_mut().zip(vectors) {
-        *out = widen(vector);
+fn without<F: Real>(x: &Lanes<F>, left_out: impl Fn(usize) -> bool) -> Lanes<F> {
+    let mut out = *x;
+    for lane in 0..LANES {
+        out[lane] = if left_out(lane) { F::from_f64(f64::NEG_INFINITY) } else { x[lane] };
     }
     out
 }
 
 struct Online<F> {
+    /// The maximum of each lane.
     max: Lanes<F>,
+    /// What the sum of each lane is relative to: a maximum of its first elements, raised when one of the
+    /// later ones exceeds it by more than `SLACK`, which is rare.
+    shift: Lanes<F>,
     sum: Lanes<f64>,
 }
 
+/// e^16 is far from overflow, and what e^-16 loses at the small end is below the last place of any sum.
+const SLACK: f64 = 16.0;
+
 impl<F: Real> Online<F> {
     #[inline(always)]
+    fn new() -> Self {
+        Online { max: [F::LOWEST; LANES], shift: [F::LOWEST; LANES], sum: [0.0; LANES] }
+    }
+
+    #[inline(always)]
     fn add(&mut self, block: &[Lanes<F>]) {
-        let mut max = block[0];
-        for x in &block[1..] {
-            max = lanes::max(&max, x);
+        for x in block {
+            self.max = lanes::max(&self.max, x);
         }
         // A NaN maximum is not greater; NaN reaches the sum through its own exponential.
-        if any_greater(&max, &self.max) {
-            self.raise(&max);
+        if any_greater(&self.max, &lanes::add(&self.shift, &[F::from_f64(SLACK); LANES])) {
+            self.raise(&{ self.max });
         }
-        let mut sum = exp_biased_sub(&block[0], &self.max);
+        let mut sum = exp_biased_sub(&block[0], &self.shift);
         for x in &block[1..] {
-            sum = lanes::add(&sum, &exp_biased_sub(x, &self.max));
+            sum = lanes::add(&sum, &exp_biased_sub(x, &self.shift));
         }
         self.sum = lanes::add_to(&self.sum, &sum);
     }
 
-    /// Adds fewer than `BLOCK` elements, or leaves one out: what is missing counts as minus infinity.
+    /// Adds vectors one by one, without their element `left_out`.
     #[inline(always)]
-    fn add_masked<E: Element<Wide = F>>(&mut self, elements: &[E], left_out: usize) {
-        let mut padded = [[F::from_f64(f64::NEG_INFINITY); LANES]; VECTORS];
-        let (vectors, rest) = elements.as_chunks::<LANES>();
-        for (out, vector) in padded.iter_mut().zip(vectors) {
-            *out = widen(vector);
-        }
-        if !rest.is_empty() {
-            for (out, &x) in padded[vectors.len()].iter_mut().zip(rest) {
-                *out = x.widen();
+    fn add_without<E: Element<Wide = F>>(&mut self, vectors: &[Lanes<E>], left_out: usize) {
+        for (v, vector) in vectors.iter().enumerate() {
+            let mut x = widen(vector);
+            if left_out / LANES == v {
+                x = without(&x, |lane| lane == left_out % LANES);
             }
+            self.add(&[x]);
         }
-        if left_out < elements.len() {
-            padded[left_out / LANES][left_out % LANES] = F::from_f64(f64::NEG_INFINITY);
-        }
-        let used = elements.len().div_ceil(LANES);
-        self.add(&padded[..used]);
     }
 
     #[inline(always)]
-    fn raise(&mut self, max: &Lanes<F>) {
-        let raised = lanes::max(&self.max, max);
-        let factor = exp_biased_sub(&self.max, &raised);
+    fn raise(&mut self, shift: &Lanes<F>) {
+        let factor = exp_biased_sub(&self.shift, shift);
         for i in 0..LANES {
             self.sum[i] *= factor[i].to_f64() * (1.0 / F::BIAS);
         }
-        self.max = raised;
+        self.shift = *shift;
     }
 
     #[inline(always)]

@@ -2,8 +2,7 @@
 //!
 //! A [`Kernel`] is an ordinary `#[inline(always)]` body over fixed-width [`Lanes`]. [`run`] inlines it into
 //! a function that may use one instruction set's registers, chosen once per call. Every set performs the
-//! same operations in the same order (no fused multiply-add, sixteen lanes everywhere), so all of them
-//! give the same bits.
+//! same operations in the same order, on sixteen lanes everywhere, so all of them give the same bits.
 
 mod element;
 pub(crate) mod lanes;
@@ -27,9 +26,9 @@ pub trait Kernel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Isa {
-    /// What every processor of the target has: SSE2 on x86-64.
+    /// What every processor of the target has: SSE2 on x86-64, without FMA, which makes it slow.
     Portable,
-    /// 256-bit registers.
+    /// 256-bit registers, with FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// 512-bit registers.
@@ -47,7 +46,7 @@ impl Isa {
         let mut sets = vec![Isa::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") {
+            if has_avx2() {
                 sets.push(Isa::Avx2);
             }
             if has_avx512() {
@@ -69,7 +68,7 @@ impl Isa {
             if has_avx512() {
                 return Isa::Avx512;
             }
-            if is_x86_feature_detected!("avx2") {
+            if has_avx2() {
                 return Isa::Avx2;
             }
         }
@@ -84,7 +83,7 @@ impl Isa {
         match self {
             Isa::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => is_x86_feature_detected!("avx2"),
+            Isa::Avx2 => has_avx2(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => has_avx512(),
             #[cfg(target_arch = "aarch64")]
@@ -95,8 +94,15 @@ impl Isa {
 
 #[cfg(target_arch = "x86_64")]
 #[inline]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
 fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512f")
+    has_avx2()
+        && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl")
@@ -130,13 +136,13 @@ fn portable<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 fn avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 fn avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }
