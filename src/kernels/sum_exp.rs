@@ -47,18 +47,25 @@ pub(crate) fn sum_exp<E: Element>(row: &[E], left_out: usize) -> SumExp<E::Wide>
             padded[LANES - rest.len()..].copy_from_slice(rest);
             &padded
         });
-        let (first, k) = (LANES - rest.len(), left_out.wrapping_add(LANES).wrapping_sub(row.len()));
-        lanes.add(&[without(&widen(last), |lane| lane < first || lane == k)]);
+        let added = (1 << (LANES - rest.len())) - 1;
+        let left_out = left_out.wrapping_add(LANES).wrapping_sub(row.len());
+        lanes.add(&[without(&widen(last), added | bit(left_out))]);
     }
     lanes.finish()
 }
 
-/// Minus infinity in the lanes that `left_out` names: its exponential is 0.
+/// The mask of a lane; of none, if there is no such lane.
 #[inline(always)]
-fn without<F: Real>(x: &Lanes<F>, left_out: impl Fn(usize) -> bool) -> Lanes<F> {
+fn bit(lane: usize) -> u32 {
+    if lane < LANES { 1 << lane } else { 0 }
+}
+
+/// Minus infinity, whose exponential is 0, in the lanes of a mask.
+#[inline(always)]
+fn without<F: Real>(x: &Lanes<F>, mask: u32) -> Lanes<F> {
     let mut out = *x;
     for lane in 0..LANES {
-        out[lane] = if left_out(lane) { F::from_f64(f64::NEG_INFINITY) } else { x[lane] };
+        out[lane] = if mask & (1 << lane) != 0 { F::from_f64(f64::NEG_INFINITY) } else { x[lane] };
     }
     out
 }
@@ -103,7 +110,7 @@ impl<F: Real> Online<F> {
         for (v, vector) in vectors.iter().enumerate() {
             let mut x = widen(vector);
             if left_out / LANES == v {
-                x = without(&x, |lane| lane == left_out % LANES);
+                x = without(&x, 1 << (left_out % LANES));
             }
             self.add(&[x]);
         }

@@ -86,8 +86,14 @@ unsafe impl Send for Api {}
 
 static API: OnceLock<&'static Api> = OnceLock::new();
 
-/// `torch.empty_like`: for tensors of torch's own memory quicker than the table's functions.
-static EMPTY_LIKE: OnceLock<Py<PyAny>> = OnceLock::new();
+/// torch's own functions, for small tensors quicker than those of the table.
+struct Torch {
+    empty_like: Py<PyAny>,
+    /// Of type float32 and float64.
+    scalars: [Py<PyAny>; 2],
+}
+
+static TORCH: OnceLock<Torch> = OnceLock::new();
 
 const MAJOR: u32 = 1;
 
@@ -117,7 +123,14 @@ pub(super) fn connect(torch: &Bound<'_, PyModule>) -> PyResult<()> {
     }
     api.borrow.ok_or_else(missing)?;
     let _ = API.set(api);
-    let _ = EMPTY_LIKE.set(torch.getattr("empty_like")?.unbind());
+    let scalar = |dtype: &str| -> PyResult<Py<PyAny>> {
+        let scalar = torch.call_method1("tensor", (0.0,))?;
+        Ok(scalar.call_method1("to", (torch.getattr(dtype)?,))?.unbind())
+    };
+    let _ = TORCH.set(Torch {
+        empty_like: torch.getattr("empty_like")?.unbind(),
+        scalars: [scalar("float32")?, scalar("float64")?],
+    });
     Ok(())
 }
 
@@ -244,11 +257,18 @@ unsafe extern "C" fn no_memory(_: *mut c_void, _: *const c_char, _: *const c_cha
 
 /// A new tensor of the type and shape of `tensor`, and of its strides where these leave no gaps.
 pub(super) fn empty_like<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyAny>, View)> {
-    let py = tensor.py();
     api()?;
-    let empty = EMPTY_LIKE.get().expect("set with the table").bind(py).call1((tensor,))?;
+    let torch = TORCH.get().expect("set with the table");
+    let empty = torch.empty_like.bind(tensor.py()).call1((tensor,))?;
     let view = borrow_raw(&empty, "input")?;
     Ok((empty, view))
+}
+
+/// A new scalar.
+pub(super) fn scalar(py: Python<'_>, dtype: Dtype) -> PyResult<(Bound<'_, PyAny>, View)> {
+    api()?;
+    let [single, double] = &TORCH.get().expect("set with the table").scalars;
+    empty_like(if dtype == Dtype::F64 { double.bind(py) } else { single.bind(py) })
 }
 
 /// A new contiguous tensor, with torch's memory.

@@ -92,11 +92,10 @@ impl Call<'_> {
         // SAFETY: as above.
         let grad = self.grad.map(|grad| unsafe { grad.rows_mut::<E>(self.axis) });
         let (loss, targets, weight, grad) = (&self.loss, self.targets, self.weight, grad.as_ref());
-        let shape = match self.reduction {
-            Some(_) => vec![],
-            None => without(&self.input.shape, self.axis),
+        let (tensor, losses) = match self.reduction {
+            Some(_) => dlpack::scalar(py, out)?,
+            None => dlpack::allocate(py, out, &without(&self.input.shape, self.axis))?,
         };
-        let (tensor, losses) = dlpack::allocate(py, out, &shape)?;
         // SAFETY: a new tensor of that type and of as many elements.
         let losses = unsafe { elements::<E::Wide>(&losses) };
         let mut work = || -> Result<(), Error> {
