@@ -131,7 +131,7 @@ unsafe impl<E: Element> Sync for Rows<'_, E> {}
 impl<'a, E: Element> Rows<'a, E> {
     /// Rows of `n_classes` numbers, one after the other.
     pub fn from_slice(data: &'a [E], n_classes: usize) -> Result<Self, Error> {
-        if n_classes == 0 || data.len() % n_classes != 0 {
+        if n_classes == 0 || !data.len().is_multiple_of(n_classes) {
             return Err(Error::value(format!(
                 "Expected rows of {n_classes} classes, at least 1, but got {} numbers.",
                 data.len()

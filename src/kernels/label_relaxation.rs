@@ -270,12 +270,13 @@ impl<E: Element> Pass<'_, E> {
 
         let Some(grad) = self.grad else { return losses };
         if let Some(columns) = &mut columns {
+            let mut factor = [E::Wide::ZERO; LANES];
+            for i in 0..LANES {
+                factor[i] = E::Wide::from_f64(factors[i] / coins.others[i] * (1.0 / E::Wide::BIAS));
+            }
             for e in &mut columns.e[..n_classes] {
                 for i in 0..LANES {
-                    // Not a product with 0, which would keep the NaN of a row that does not count.
-                    let c = factors[i] / coins.others[i] * (1.0 / E::Wide::BIAS);
-                    let product = e[i].mul(E::Wide::from_f64(c));
-                    e[i] = if factors[i] == 0.0 { E::Wide::ZERO } else { product };
+                    e[i] = e[i].mul(factor[i]);
                 }
             }
         }

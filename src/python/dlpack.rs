@@ -188,8 +188,8 @@ pub(super) fn is_one(upstream: &Bound<'_, PyAny>) -> PyResult<bool> {
     if view.len() != 1 || view.data.is_null() {
         return Ok(false);
     }
-    // SAFETY: one number of the type that is named.
     Ok(match view.dtype {
+        // SAFETY: one number of the type that is named.
         Dtype::F32 => unsafe { *view.data.cast::<f32>() == 1.0 },
         // SAFETY: as above.
         Dtype::F64 => unsafe { *view.data.cast::<f64>() == 1.0 },

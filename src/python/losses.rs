@@ -92,12 +92,12 @@ impl Call<'_> {
         // SAFETY: as above.
         let grad = self.grad.map(|grad| unsafe { grad.rows_mut::<E>(self.axis) });
         let (loss, targets, weight, grad) = (&self.loss, self.targets, self.weight, grad.as_ref());
-        let (tensor, losses) = match self.reduction {
+        let (tensor, mut losses) = match self.reduction {
             Some(_) => dlpack::scalar(py, out)?,
             None => dlpack::allocate(py, out, &without(&self.input.shape, self.axis))?,
         };
         // SAFETY: a new tensor of that type and of as many elements.
-        let losses = unsafe { elements::<E::Wide>(&losses) };
+        let losses = unsafe { elements::<E::Wide>(&mut losses) };
         let mut work = || -> Result<(), Error> {
             match self.reduction {
                 Some(reduction) => {
@@ -116,7 +116,7 @@ impl Call<'_> {
 /// # Safety
 ///
 /// The view is contiguous, new, and of type `T`.
-unsafe fn elements<T>(view: &View) -> &mut [T] {
+unsafe fn elements<T>(view: &mut View) -> &mut [T] {
     let data = if view.len() == 0 { std::ptr::NonNull::dangling().as_ptr() } else { view.data.cast() };
     // SAFETY: by this function's contract.
     unsafe { std::slice::from_raw_parts_mut(data, view.len()) }
