@@ -17,6 +17,11 @@ pub enum Error {
     Value(Cow<'static, str>),
     /// An argument of a type that the call does not take.
     Type(Cow<'static, str>),
+    /// There is no memory for what the call needs.
+    Memory {
+        /// How much.
+        bytes: usize,
+    },
     /// A target that names no class.
     TargetOutOfRange {
         /// Which row, counted over the flattened targets.
@@ -39,6 +44,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Value(message) | Error::Type(message) => f.write_str(message),
+            Error::Memory { bytes } => write!(f, "Could not allocate {bytes} bytes."),
             Error::TargetOutOfRange { row, class, n_classes } => write!(
                 f,
                 "Expected argument `target` to hold classes in [0, {n_classes}), but got {class} at row {row}."
@@ -305,7 +311,11 @@ impl Targets {
             )));
         }
         let ignore_index = ignore_index.map(i128::from);
-        let mut classes = Vec::with_capacity(targets.len());
+        let mut classes = Vec::new();
+        // A tensor that is expanded may have far more rows than memory.
+        classes
+            .try_reserve_exact(targets.len())
+            .map_err(|_| Error::Memory { bytes: targets.len().saturating_mul(size_of::<u32>()) })?;
         for (row, target) in targets.enumerate() {
             let class = target.to_i128();
             if Some(class) == ignore_index {

@@ -135,6 +135,11 @@ pub unsafe fn use_torch(parallel_for: TorchParallelFor) {
     let _ = TORCH.set(Torch(parallel_for));
 }
 
+/// Whether torch's pool does the work.
+pub fn uses_torch() -> bool {
+    TORCH.get().is_some()
+}
+
 /// What crosses torch's C function: the work, and the panic that must not.
 struct Context<'a> {
     work: &'a (dyn Fn(Range<usize>) + Sync),

@@ -1,6 +1,6 @@
 //! The one conversion of the crate's errors to Python's.
 
-use pyo3::exceptions::{PyIndexError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::rows::Error;
@@ -10,6 +10,7 @@ impl From<Error> for PyErr {
         let message = error.to_string();
         match error {
             Error::Type(_) => PyTypeError::new_err(message),
+            Error::Memory { .. } => PyMemoryError::new_err(message),
             Error::TargetOutOfRange { .. } => PyIndexError::new_err(message),
             Error::Value(_) | Error::Row { .. } => PyValueError::new_err(message),
         }

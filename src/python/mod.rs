@@ -26,6 +26,8 @@ mod _native {
     use super::memory::empty_cache;
     #[pymodule_export]
     use super::metrics::calibration_bins;
+    #[pymodule_export]
+    use super::threads::uses_torch_threads;
 }
 
 /// Learns how to read torch's tensors, and to use its threads. Called once, when the package is imported.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use libloading::Library;
 use pyo3::prelude::*;
 
-use crate::threads::{TorchParallelFor, use_torch};
+use crate::threads::{TorchParallelFor, use_torch, uses_torch};
 
 /// Uses torch's pool, if it can be found; rayon's otherwise.
 pub(super) fn connect(torch: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -22,6 +22,12 @@ pub(super) fn connect(torch: &Bound<'_, PyModule>) -> PyResult<()> {
     }
     std::mem::forget(library);
     Ok(())
+}
+
+/// Whether torch's pool was found.
+#[pyfunction]
+pub(super) fn uses_torch_threads() -> bool {
+    uses_torch()
 }
 
 /// A library that the process has loaded already; none is loaded anew.

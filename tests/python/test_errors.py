@@ -116,6 +116,12 @@ def test_a_module_refuses_hyperparameters_when_it_is_made(arguments: Any, error:
         LabelRelaxationLoss(**arguments)
 
 
+def test_more_rows_than_memory() -> None:
+    rows = 2**44
+    with pytest.raises(MemoryError):
+        label_relaxation_loss(Z[:1].expand(rows, 3), Y[:1].expand(rows))
+
+
 def test_an_error_leaves_nothing_behind() -> None:
     z = Z.clone().requires_grad_()
     with pytest.raises(IndexError):
