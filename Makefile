@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml
 build: $(VENV)/.built  ## Build the extension in release mode and install the package, editable
 
 $(VENV)/.built: $(VENV)/.installed Cargo.toml Cargo.lock $(shell find src -name '*.rs')
-	$(BIN)/maturin develop --release --quiet --extras study
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[study]"
 	touch $@
 
 demo: build  ## Train on real digits with three losses; print a table, draw reliability diagrams
