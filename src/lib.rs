@@ -4,7 +4,7 @@
 //!
 //! | layer | what it holds |
 //! |---|---|
-//! | [`python`](mod@crate) (feature `python`) | the border to Python: translates, computes nothing |
+//! | `python` (feature `python`) | the border to Python: translates, computes nothing |
 //! | [`kernels`] | one file per idea: its mathematics, its kernel, its unit tests |
 //! | [`threads`] | shares tiles of rows out to torch's own pool, to rayon, or to nobody |
 //! | [`rows`] | a validated view of `(N, C)` data, class targets, and the error type |

@@ -31,26 +31,35 @@ def label_relaxation_loss(
     counted = target != ignore_index
     y = target.where(counted, 0).unsqueeze(-1)
     is_own = torch.arange(scores.shape[-1], device=scores.device) == y
+    # In rows without loss nothing infinite may reach the gradient, not even as 0 * inf.
+    scores = scores.where(counted.unsqueeze(-1), 0.0)
 
-    # d = ln(p_y / (1 - p_y)), the log-odds of y; 0 in rows without loss, of which nothing infinite may reach
-    # the gradient, not even as 0 * inf. NaN counts as outside of the set.
-    own = scores.gather(-1, y).squeeze(-1)
+    # d = ln(p_y / (1 - p_y)), the log-odds of y. NaN counts as outside of the set.
     if from_logits:
-        d = own - scores.masked_fill(is_own, -math.inf).logsumexp(-1)
-        outside = counted & ~(torch.sigmoid(-d) <= alpha)
-        d = d.where(outside, 0.0)
+        # Relative to the maximum, so that what all logits have in common does not cancel digits.
+        scores = scores - scores.detach().amax(-1, keepdim=True)
+        rest = scores.exp().masked_fill(is_own, 0.0).sum(-1)
+        own = scores.gather(-1, y).squeeze(-1)
+        certain = (rest == 0) & ~own.isnan()
+        d = own - rest.where(rest != 0, 1.0).log()
+        outside = counted & ~certain & ~(torch.sigmoid(-d) <= alpha)
     else:
-        rest = scores.masked_fill(is_own, 0.0).sum(-1)
-        outside = counted & ~(rest <= alpha * (own + rest))
-        d = own.where(outside, 1.0).log() - rest.where(outside, 1.0).log()
+        own, rest = scores.gather(-1, y).squeeze(-1), scores.masked_fill(is_own, 0.0).sum(-1)
+        total = own + rest
+        valid = (scores >= 0).all(-1) & (total > 0) & (total < math.inf)
+        outside = counted & ~(valid & (rest <= alpha * total))
+        own, rest = (part.where(outside, 1.0).where(valid, math.nan) for part in (own, rest))
+        d = own.log() - rest.log()
+    d = d.where(outside, 0.0)
     loss = (1 - alpha) * (math.log1p(-alpha) + _softplus(-d))
     if alpha > 0:
         loss = loss + alpha * (math.log(alpha) + _softplus(d))
+    loss = loss + (-loss).clamp_min(0.0).detach()  # a divergence is not negative; rounded, it may be
     loss = loss.where(outside, 0.0)
 
     factor = counted.to(loss.dtype)
     if weight is not None:
-        factor = factor * weight.to(loss.dtype)[y.squeeze(-1)]
+        factor = factor * weight.detach().to(loss.dtype)[y.squeeze(-1)]
         loss = loss * factor
     if reduction == "none":
         return loss

@@ -1,6 +1,6 @@
 """The losses as functions: choose the native kernel or the reference, wire the gradient, reduce."""
 
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from lr_relax import _native, _reference
 __all__ = ["label_relaxation_loss"]
 
 _TENSORS = (Tensor, Parameter)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def label_relaxation_loss(
@@ -46,7 +47,8 @@ def label_relaxation_loss(
         dim: The dimension of the classes; 1 for what `nn.CrossEntropyLoss` takes.
         ignore_index: Rows with this target have loss and gradient 0 and do not count.
         weight: A factor for each class, of shape (C,), taken as constant.
-        from_logits: False if `input` holds probabilities. Rows are divided by their sum.
+        from_logits: False if `input` holds probabilities. Rows are divided by their sum; a row that is
+            negative somewhere, or all 0, has loss NaN.
 
     Returns:
         A scalar, or for "none" the losses in nats in the shape of `target`; float32 for half precision,
@@ -56,7 +58,7 @@ def label_relaxation_loss(
     Raises:
         ValueError: `alpha`, `reduction`, `dim` or a shape is wrong.
         TypeError: an argument is of a wrong type, or not on the device of `input`.
-        IndexError: a target is no class; names the first one.
+        IndexError: a target is no class; names the first one (where nothing traces).
 
     Source: Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021, eq. 5-7.
 
@@ -64,9 +66,9 @@ def label_relaxation_loss(
     tensor([0.0018, 0.0000])
     """
     if not _runs_natively(input):
-        _check(input, target, weight, alpha, reduction, dim)
+        _check(input, target, weight, alpha, reduction, dim, ignore_index, from_logits)
         return _reference.label_relaxation_loss(
-            input, target, weight, alpha, reduction, dim, ignore_index, from_logits
+            input, target, weight, float(alpha), reduction, dim, ignore_index, from_logits
         )
     options: Any = (weight, alpha, reduction, dim, ignore_index, from_logits)
     if input.requires_grad and torch.is_grad_enabled():
@@ -84,26 +86,27 @@ class _LabelRelaxation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor, options: Any) -> Tensor:
         loss, grad = _native.label_relaxation(input, target, 1.0, *options)
-        ctx.save_for_backward(input, target, grad)
-        ctx.options = options
+        weight, *ctx.hyperparameters = options
+        ctx.save_for_backward(input, target, weight, grad)
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, grad = ctx.saved_tensors
+        input, target, weight, grad = ctx.saved_tensors
+        arguments = (weight, *ctx.hyperparameters)
         if torch.is_grad_enabled():  # create_graph: the gradient must itself have one
-            weight, *hyperparameters = ctx.options
-            loss = _reference.label_relaxation_loss(input, target, weight, *hyperparameters)
+            loss = _reference.label_relaxation_loss(input, target, *arguments)
             return *torch.autograd.grad(loss, input, upstream, create_graph=True), None, None
-        keep = _keeps_graph()  # then another backward wants the same gradient
-        if not keep and _native.is_one(upstream):
-            return grad, None, None
-        if upstream.dim() > 0:
-            upstream = upstream.unsqueeze(ctx.options[3])
-        elif grad.dtype == torch.float16:
+        scale = _native.scalar(upstream)
+        if scale is None:  # one for each row, or one that stands for several (is_grads_batched)
+            dim = ctx.hyperparameters[2]
+            return grad * (upstream.unsqueeze(dim) if upstream.dim() > 0 else upstream), None, None
+        if _keeps_graph():  # another backward wants the same gradient
+            return grad * scale, None, None
+        if scale != 1.0 and grad.dtype == torch.float16:
             # A loss scale must enter before the rounding: the mean's small gradients would be 0 by now.
-            return _native.label_relaxation(input, target, upstream.item(), *ctx.options)[1], None, None
-        return (grad * upstream if keep else grad.mul_(upstream)), None, None
+            return _native.label_relaxation(input, target, scale, *arguments)[1], None, None
+        return (grad if scale == 1.0 else grad.mul_(scale)), None, None
 
 
 # `Function.apply` without what it does for functorch, whose transforms do not come here: 3 us.
@@ -120,26 +123,45 @@ def _runs_natively(input: Any) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
     )
 
 
 def check_hyperparameters(alpha: object, reduction: object) -> None:
     """Raises what the kernel would raise."""
-    if isinstance(alpha, str) or not isinstance(alpha, SupportsFloat):
-        raise TypeError(f"Expected argument `alpha` to be a number in [0, 1), but got {alpha!r}.")
-    if not 0.0 <= float(alpha) < 1.0:
+    try:
+        if isinstance(alpha, str | Tensor):
+            raise TypeError
+        in_range = 0.0 <= float(alpha) < 1.0  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Expected argument `alpha` to be a number in [0, 1), but got {alpha!r}.") from error
+    if not in_range:
         raise ValueError(f"Expected argument `alpha` to be a number in [0, 1), but got {alpha!r}.")
-    if reduction not in ("mean", "sum", "none"):
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(
             f"Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {reduction!r}."
         )
 
 
 def _check(
-    input: Tensor, target: Tensor, weight: Tensor | None, alpha: float, reduction: str, dim: int
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    alpha: float,
+    reduction: str,
+    dim: int,
+    ignore_index: int,
+    from_logits: bool,
 ) -> None:
     """What the kernel checks by itself, but for the values of the targets."""
     check_hyperparameters(alpha, reduction)
+    for name, integer in (("dim", dim), ("ignore_index", ignore_index)):
+        if not isinstance(integer, int):
+            raise TypeError(f"Expected argument `{name}` to be an integer, but got {integer!r}.")
+        if not -(2**63) <= integer < 2**63:
+            raise ValueError(f"Expected argument `{name}` to fit in 64 bits, but got {integer!r}.")
+    if not isinstance(from_logits, bool):
+        raise TypeError(f"Expected argument `from_logits` to be a bool, but got {from_logits!r}.")
     for name, tensor in (("input", input), ("target", target), ("weight", weight)):
         if tensor is None and name == "weight":
             continue
@@ -151,7 +173,7 @@ def _check(
                 f"but got {tensor.device}."
             )
     shape = tuple(input.shape)
-    if not input.is_floating_point():
+    if input.dtype not in _FLOATS:
         raise TypeError(f"Expected argument `input` to be of a floating-point type, but got {input.dtype}.")
     if not shape:
         raise ValueError("Expected argument `input` to have a class dimension, but got shape ().")
@@ -175,7 +197,7 @@ def _check(
             f"but got {tuple(target.shape)}."
         )
     if weight is not None:
-        if not weight.is_floating_point():
+        if weight.dtype not in _FLOATS:
             raise TypeError(
                 f"Expected argument `weight` to be of a floating-point type, but got {weight.dtype}."
             )

@@ -14,6 +14,8 @@ __all__ = ["ReliabilityCurve", "expected_calibration_error", "reliability_curve"
 
 Array = npt.NDArray[Any]
 
+_MAX_BINS = 2**20  # the kernel's, too
+
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
@@ -23,7 +25,9 @@ class ReliabilityCurve:
     """
 
     edges: npt.NDArray[np.float64]
-    """The borders of the bins, shape (n_bins + 1,); a bin holds its left border, the last one both."""
+    """The borders of the bins, shape (n_bins + 1,); a bin holds its left border, the last one both.
+
+    With "paper" binning, rounding may put a confidence on a border into the bin before."""
     counts: npt.NDArray[np.int64]
     """The number of predictions in each bin, shape (n_bins,)."""
     confidence: npt.NDArray[np.float64]
@@ -118,15 +122,19 @@ def reliability_curve(
 def _bins(
     preds: Tensor | Array, target: Tensor | Array, from_logits: bool, n_bins: int, binning: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
-    if not isinstance(n_bins, int) or n_bins < 1:
-        raise ValueError(f"Expected argument `n_bins` to be a positive integer, but got {n_bins!r}.")
+    if not isinstance(n_bins, int | np.integer) or isinstance(n_bins, bool) or not 1 <= n_bins <= _MAX_BINS:
+        raise ValueError(
+            f"Expected argument `n_bins` to be an integer in [1, {_MAX_BINS}], but got {n_bins!r}."
+        )
+    if binning not in ("uniform", "paper"):
+        raise ValueError(f"Expected argument `binning` to be 'uniform' or 'paper', but got {binning!r}.")
     for name, value in (("preds", preds), ("target", target)):
-        if not isinstance(value, Tensor | np.ndarray):
+        if not isinstance(value, Tensor | np.ndarray) or isinstance(value, np.ma.MaskedArray):
             raise TypeError(
                 f"Expected argument `{name}` to be a torch tensor or a NumPy array, "
                 f"but got {type(value).__name__}."
             )
-    return _native.calibration_bins(_on_cpu(preds), _on_cpu(target), from_logits, n_bins, binning)
+    return _native.calibration_bins(_on_cpu(preds), _on_cpu(target), from_logits, int(n_bins), binning)
 
 
 def _on_cpu(array: Tensor | Array) -> Tensor | Array:

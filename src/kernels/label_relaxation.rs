@@ -26,7 +26,7 @@
 use std::ops::Range;
 
 use crate::rows::{Error, Rows, RowsMut, Targets};
-use crate::simd::lanes::{self, exp_biased_sub, fold, narrow, widen};
+use crate::simd::lanes::{self, any_greater, exp_biased_sub, fold, narrow, widen};
 use crate::simd::log::{ln, ln_1p};
 use crate::simd::{self, Element, Isa, Kernel, LANES, Lanes, Real};
 use crate::threads::{self, Tiles};
@@ -38,7 +38,8 @@ use super::sum_exp::{MAX_COLUMNS, SumExpColumns, sum_exp};
 pub enum Scores {
     /// Logits z, with p = softmax(z); the gradient is with respect to them.
     Logits,
-    /// Probabilities, divided by their sum if that is not 1; the gradient is with respect to them.
+    /// Probabilities, divided by their sum if that is not 1; the gradient is with respect to them. A row that
+    /// is negative somewhere, infinite, or all 0, has loss NaN.
     Probabilities,
 }
 
@@ -254,7 +255,10 @@ impl<E: Element> Pass<'_, E> {
                     coins.others[lane] = others.sum;
                 }
                 (None, Scores::Probabilities) => {
-                    coins.others[lane] = sum(&row[..y]) + sum(&row[y + 1..]);
+                    coins.others[lane] = mass(&row[..y]) + mass(&row[y + 1..]);
+                    if !(coins.own[lane] >= 0.0 && coins.own[lane] + coins.others[lane] < f64::INFINITY) {
+                        coins.own[lane] = f64::NAN;
+                    }
                 }
             }
         }
@@ -270,13 +274,13 @@ impl<E: Element> Pass<'_, E> {
 
         let Some(grad) = self.grad else { return losses };
         if let Some(columns) = &mut columns {
-            let mut factor = [E::Wide::ZERO; LANES];
+            let (mut first, mut second) = ([E::Wide::ZERO; LANES], [E::Wide::ZERO; LANES]);
             for i in 0..LANES {
-                factor[i] = E::Wide::from_f64(factors[i] / coins.others[i] * (1.0 / E::Wide::BIAS));
+                (first[i], second[i]) = unbiased(factors[i] / coins.others[i]);
             }
             for e in &mut columns.e[..n_classes] {
                 for i in 0..LANES {
-                    e[i] = e[i].mul(factor[i]);
+                    e[i] = e[i].mul(first[i]).mul(second[i]);
                 }
             }
         }
@@ -310,29 +314,44 @@ impl<E: Element> Pass<'_, E> {
     }
 }
 
-/// The sum of a part of a row.
+/// The sum of a part of a row; NaN if any of it is negative.
 #[inline(always)]
-fn sum<E: Element>(part: &[E]) -> f64 {
-    let mut sums = [0.0; LANES];
+fn mass<E: Element>(part: &[E]) -> f64 {
+    let (mut sums, mut least) = ([0.0; LANES], [E::Wide::ZERO; LANES]);
+    let mut add = |x: &Lanes<E>| {
+        let x = widen(x);
+        sums = lanes::add_to(&sums, &x);
+        least = lanes::min(&least, &x);
+    };
     let (vectors, tail) = part.as_chunks();
     for vector in vectors {
-        sums = lanes::add_to(&sums, &widen(vector));
+        add(vector);
     }
-    for (sum, x) in sums.iter_mut().zip(tail) {
-        *sum += x.widen().to_f64();
-    }
-    fold(sums, |a, b| a + b)
+    let mut padded = [E::ZERO; LANES];
+    padded[..tail.len()].copy_from_slice(tail);
+    add(&padded);
+    let negative = any_greater(&[E::Wide::ZERO; LANES], &least);
+    if negative { f64::NAN } else { fold(sums, |a, b| a + b) }
+}
+
+/// Two numbers whose product is `factor` / [`Real::BIAS`], and of which the first is not subnormal if
+/// `factor` is not: the product with an exponential is rounded where it underflows, and not before.
+#[inline(always)]
+fn unbiased<F: Real>(factor: f64) -> (F, F) {
+    let small = factor.abs() < F::BIAS * F::BIAS * F::MIN_POSITIVE;
+    let (first, second) = if small { (factor, 1.0 / F::BIAS) } else { (factor * (1.0 / F::BIAS), 1.0) };
+    (F::from_f64(first), F::from_f64(second))
 }
 
 /// out_k = factor e^(z_k - max)
 #[inline(always)]
 fn softmax<E: Element>(row: &[E], max: E::Wide, factor: f64, out: &mut [E]) {
     let shift = [max; LANES];
-    let factor = E::Wide::from_f64(factor * (1.0 / E::Wide::BIAS));
+    let (first, second) = unbiased::<E::Wide>(factor);
     let scaled = |z: &Lanes<E>, out: &mut Lanes<E>| {
         let mut e = exp_biased_sub(&widen(z), &shift);
         for e in &mut e {
-            *e = e.mul(factor);
+            *e = e.mul(first).mul(second);
         }
         narrow(&e, out);
     };
@@ -348,7 +367,6 @@ fn softmax<E: Element>(row: &[E], max: E::Wide, factor: f64, out: &mut [E]) {
 }
 
 /// Sixteen predictions, each as the coin that its row is: class y against all others.
-///
 struct Coins {
     /// The score of y.
     own: Lanes<f64>,
@@ -410,7 +428,8 @@ impl Coins {
             let above_u = above_tangent(u, ln_p - ln_keep);
             let above_v = above_tangent(v, ln_q - ln_alpha);
             let relaxed = (1.0 - alpha) * above_u + alpha * above_v;
-            let loss = if alpha == 0.0 { -ln_p } else { relaxed };
+            // An alpha this small makes no difference, but its inverse may be infinite.
+            let loss = if alpha < 1e-300 { -ln_p } else { relaxed };
             // NaN is not inside.
             let inside = excess <= 0.0;
             losses[i] = if inside { 0.0 } else { self.weight[i] * loss };

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use pyo3::exceptions::{PyImportError, PyMemoryError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::PyCapsule;
+use pyo3::types::{IntoPyDict, PyCapsule};
 use pyo3::{ffi, intern};
 
 use super::view::{Dtype, View};
@@ -124,8 +124,11 @@ pub(super) fn connect(torch: &Bound<'_, PyModule>) -> PyResult<()> {
     api.borrow.ok_or_else(missing)?;
     let _ = API.set(api);
     let scalar = |dtype: &str| -> PyResult<Py<PyAny>> {
-        let scalar = torch.call_method1("tensor", (0.0,))?;
-        Ok(scalar.call_method1("to", (torch.getattr(dtype)?,))?.unbind())
+        // On the CPU, whatever the default device is at this moment.
+        let options =
+            [("dtype", torch.getattr(dtype)?), ("device", "cpu".into_pyobject(torch.py())?.into_any())];
+        let scalar = torch.call_method("zeros", ((),), Some(&options.into_py_dict(torch.py())?))?;
+        Ok(scalar.unbind())
     };
     let _ = TORCH.set(Torch {
         empty_like: torch.getattr("empty_like")?.unbind(),
@@ -135,7 +138,11 @@ pub(super) fn connect(torch: &Bound<'_, PyModule>) -> PyResult<()> {
 }
 
 fn api() -> PyResult<&'static Api> {
-    API.get().copied().ok_or_else(|| PyImportError::new_err("lr_relax._native is not connected to torch."))
+    API.get().copied().ok_or_else(not_connected)
+}
+
+fn not_connected() -> PyErr {
+    PyImportError::new_err("lr_relax._native is not connected to torch.")
 }
 
 fn dtype(dtype: DataType) -> Dtype {
@@ -178,23 +185,19 @@ pub(super) fn borrow(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
             "Expected argument `{name}` to be a tensor with memory of its own; call `.resolve_neg()` or `.clone()`."
         )));
     }
+    if view.data.addr() % view.dtype.size() != 0 {
+        return Err(PyTypeError::new_err(format!(
+            "Expected argument `{name}` to begin at a multiple of its element size; call `.clone()`."
+        )));
+    }
     Ok(view)
 }
 
-/// Whether a scalar is 1: in a fraction of the time of `upstream.item() == 1`.
+/// The value of a scalar, in a fraction of the time of `item()`; `None` for what is none, or cannot be read.
 #[pyfunction]
-pub(super) fn is_one(upstream: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let view = borrow_raw(upstream, "upstream")?;
-    if view.len() != 1 || view.data.is_null() {
-        return Ok(false);
-    }
-    Ok(match view.dtype {
-        // SAFETY: one number of the type that is named.
-        Dtype::F32 => unsafe { *view.data.cast::<f32>() == 1.0 },
-        // SAFETY: as above.
-        Dtype::F64 => unsafe { *view.data.cast::<f64>() == 1.0 },
-        _ => false,
-    })
+pub(super) fn scalar(tensor: &Bound<'_, PyAny>) -> Option<f64> {
+    let view = borrow(tensor, "tensor").ok().filter(|view| view.shape.is_empty())?;
+    view.to_f64().ok().map(|values| values[0])
 }
 
 fn borrow_raw(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
@@ -240,13 +243,16 @@ fn borrow_raw(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
 #[cold]
 fn not_borrowed(tensor: &Bound<'_, PyAny>, name: &str, cause: Option<PyErr>) -> PyResult<PyErr> {
     let what = tensor.get_type().name()?;
-    let Ok(device) = tensor.getattr("device") else {
+    if !tensor.hasattr("requires_grad")? {
         let message = format!("Expected argument `{name}` to be a tensor, but got {what}.");
         return Ok(PyTypeError::new_err(message));
-    };
+    }
+    let device = tensor.getattr("device")?;
     let why = match cause {
         Some(cause) if device.to_string() == "cpu" => {
-            format!("to be a dense tensor of real numbers, but got {what} ({})", cause.value(tensor.py()))
+            let cause = cause.value(tensor.py()).to_string();
+            let cause = cause.lines().next().unwrap_or_default();
+            format!("to be a dense tensor of real numbers, but got {what} ({cause})")
         }
         _ => format!("to be on cpu, the device of `input`, but got {device}"),
     };
@@ -255,20 +261,26 @@ fn not_borrowed(tensor: &Bound<'_, PyAny>, name: &str, cause: Option<PyErr>) -> 
 
 unsafe extern "C" fn no_memory(_: *mut c_void, _: *const c_char, _: *const c_char) {}
 
-/// A new tensor of the type and shape of `tensor`, and of its strides where these leave no gaps.
-pub(super) fn empty_like<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyAny>, View)> {
-    api()?;
-    let torch = TORCH.get().expect("set with the table");
-    let empty = torch.empty_like.bind(tensor.py()).call1((tensor,))?;
-    let view = borrow_raw(&empty, "input")?;
-    Ok((empty, view))
+/// A new tensor of the given type and shape, by `torch.empty_like`, with the strides of `model` where these
+/// leave no gaps.
+pub(super) fn empty_like<'py>(
+    model: &Bound<'py, PyAny>,
+    dtype: Dtype,
+    shape: &[usize],
+) -> PyResult<(Bound<'py, PyAny>, View)> {
+    let torch = TORCH.get().ok_or_else(not_connected)?;
+    let empty = torch.empty_like.bind(model.py()).call1((model,))?;
+    match borrow(&empty, "input") {
+        Ok(view) if view.dtype == dtype && view.shape == shape => Ok((empty, view)),
+        // A mode was at work: it made a tensor of another kind, or without memory.
+        _ => allocate(model.py(), dtype, shape),
+    }
 }
 
 /// A new scalar.
-pub(super) fn scalar(py: Python<'_>, dtype: Dtype) -> PyResult<(Bound<'_, PyAny>, View)> {
-    api()?;
-    let [single, double] = &TORCH.get().expect("set with the table").scalars;
-    empty_like(if dtype == Dtype::F64 { double.bind(py) } else { single.bind(py) })
+pub(super) fn empty_scalar(py: Python<'_>, dtype: Dtype) -> PyResult<(Bound<'_, PyAny>, View)> {
+    let [single, double] = &TORCH.get().ok_or_else(not_connected)?.scalars;
+    empty_like(if dtype == Dtype::F64 { double.bind(py) } else { single.bind(py) }, dtype, &[])
 }
 
 /// A new contiguous tensor, with torch's memory.

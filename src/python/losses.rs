@@ -1,15 +1,15 @@
 //! The losses: one call computes the loss and, where it is wanted, its gradient.
 
 use half::{bf16, f16};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyBool, PyFloat, PyString};
 
 use crate::kernels::label_relaxation::{LabelRelaxation, Reduction, Scores};
 use crate::rows::{Error, Targets};
 use crate::simd::Element;
 
-use super::view::{Dtype, View};
+use super::view::{Dtype, View, tuple};
 use super::{dlpack, memory};
 
 /// Below this many numbers the GIL is kept: handing it over and back takes longer than the computation.
@@ -28,13 +28,18 @@ pub(super) fn label_relaxation<'py>(
     weight: Option<&Tensor<'py>>,
     alpha: &Bound<'py, PyAny>,
     reduction: &Bound<'py, PyAny>,
-    dim: isize,
-    ignore_index: i64,
-    from_logits: bool,
+    dim: &Bound<'py, PyAny>,
+    ignore_index: &Bound<'py, PyAny>,
+    from_logits: &Bound<'py, PyAny>,
 ) -> PyResult<(Tensor<'py>, Option<Tensor<'py>>)> {
-    let scores = if from_logits { Scores::Logits } else { Scores::Probabilities };
+    let from_logits = from_logits.downcast::<PyBool>().map_err(|_| {
+        let got = shown(from_logits);
+        PyTypeError::new_err(format!("Expected argument `from_logits` to be a bool, but got {got}."))
+    });
+    let scores = if from_logits?.is_true() { Scores::Logits } else { Scores::Probabilities };
     let loss = parse_alpha(alpha, scores)?.with_upstream(upstream.unwrap_or(1.0));
     let reduction = parse_reduction(reduction)?;
+    let (dim, ignore_index) = (integer(dim, "dim")?, integer(ignore_index, "ignore_index")?);
     let (input_tensor, input) = (input, dlpack::borrow(input, "input")?);
     if !input.dtype.is_float() {
         let dtype = input_tensor.getattr("dtype")?;
@@ -93,7 +98,7 @@ impl Call<'_> {
         let grad = self.grad.map(|grad| unsafe { grad.rows_mut::<E>(self.axis) });
         let (loss, targets, weight, grad) = (&self.loss, self.targets, self.weight, grad.as_ref());
         let (tensor, mut losses) = match self.reduction {
-            Some(_) => dlpack::scalar(py, out)?,
+            Some(_) => dlpack::empty_scalar(py, out)?,
             None => dlpack::allocate(py, out, &without(&self.input.shape, self.axis))?,
         };
         // SAFETY: a new tensor of that type and of as many elements.
@@ -129,8 +134,23 @@ fn without(shape: &[usize], axis: usize) -> Vec<usize> {
 fn parse_alpha(alpha: &Bound<'_, PyAny>, scores: Scores) -> PyResult<LabelRelaxation> {
     let expected =
         || format!("Expected argument `alpha` to be a number in [0, 1), but got {}.", shown(alpha));
-    let value = alpha.extract::<f64>().map_err(|_| PyTypeError::new_err(expected()))?;
+    let number = alpha.is_instance_of::<PyFloat>() || !alpha.hasattr("requires_grad")?;
+    let value = alpha.extract::<f64>().ok().filter(|_| number);
+    let value = value.ok_or_else(|| PyTypeError::new_err(expected()))?;
     LabelRelaxation::new(value, scores).map_err(|_| PyValueError::new_err(expected()))
+}
+
+fn integer(value: &Bound<'_, PyAny>, name: &str) -> PyResult<i64> {
+    let error = match value.extract::<i64>() {
+        Ok(integer) => return Ok(integer),
+        Err(error) => error,
+    };
+    let got = shown(value);
+    Err(if error.is_instance_of::<PyOverflowError>(value.py()) {
+        PyValueError::new_err(format!("Expected argument `{name}` to fit in 64 bits, but got {got}."))
+    } else {
+        PyTypeError::new_err(format!("Expected argument `{name}` to be an integer, but got {got}."))
+    })
 }
 
 /// As Python prints it.
@@ -140,7 +160,7 @@ fn shown(value: &Bound<'_, PyAny>) -> String {
 
 /// `None` is "none".
 fn parse_reduction(reduction: &Bound<'_, PyAny>) -> PyResult<Option<Reduction>> {
-    let name = reduction.downcast::<PyString>().ok().map(|s| s.to_cow()).transpose()?;
+    let name = reduction.downcast::<PyString>().ok().and_then(|name| name.to_cow().ok());
     match name.as_deref() {
         Some("mean") => Ok(Some(Reduction::Mean)),
         Some("sum") => Ok(Some(Reduction::Sum)),
@@ -152,8 +172,8 @@ fn parse_reduction(reduction: &Bound<'_, PyAny>) -> PyResult<Option<Reduction>> 
     }
 }
 
-fn class_axis(input: &View, dim: isize) -> PyResult<usize> {
-    let axes = input.shape.len() as isize;
+fn class_axis(input: &View, dim: i64) -> PyResult<usize> {
+    let axes = input.shape.len() as i64;
     if axes == 0 {
         return Err(PyValueError::new_err(
             "Expected argument `input` to have a class dimension, but got shape ().",
@@ -211,12 +231,4 @@ fn read_weight(weight: &Tensor<'_>, n_classes: usize) -> PyResult<Vec<f64>> {
         )));
     }
     Ok(view.to_f64()?)
-}
-
-/// As Python prints it.
-fn tuple(shape: &[usize]) -> String {
-    match shape {
-        [n] => format!("({n},)"),
-        _ => format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
-    }
 }

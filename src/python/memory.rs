@@ -84,7 +84,7 @@ impl Drop for Lent {
 pub(super) fn gradient<'py>(input: &Bound<'py, PyAny>, view: &View) -> PyResult<(Bound<'py, PyAny>, View)> {
     let size = view.len().saturating_mul(view.dtype.size());
     if size < LARGE {
-        return dlpack::empty_like(input);
+        return dlpack::empty_like(input, view.dtype, &view.shape);
     }
     let block = kept()
         .and_then(|mut kept| kept.take_if(|block| block.fits(size)))

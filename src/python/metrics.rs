@@ -11,7 +11,7 @@ use crate::rows::{Error, Targets};
 use crate::simd::{Element, Isa};
 
 use super::arrays;
-use super::view::{Dtype, View};
+use super::view::{Dtype, View, tuple};
 
 type Columns<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f64>>, f64);
 
@@ -41,16 +41,17 @@ pub(super) fn calibration_bins<'py>(
         [.., n_classes] if preds.shape.len() >= 2 && n_classes > 0 => n_classes,
         _ => {
             return Err(PyValueError::new_err(format!(
-                "Expected argument `preds` to have shape (N, C) with at least one class, but got {:?}.",
-                preds.shape
+                "Expected argument `preds` to have shape (N, C) with at least one class, but got {}.",
+                tuple(&preds.shape)
             )));
         }
     };
-    if target.shape != preds.shape[..preds.shape.len() - 1] {
+    let rows = &preds.shape[..preds.shape.len() - 1];
+    if target.shape != rows {
         return Err(PyValueError::new_err(format!(
-            "Expected argument `target` to have shape {:?}, that of `preds` without its classes, but got {:?}.",
-            &preds.shape[..preds.shape.len() - 1],
-            target.shape
+            "Expected argument `target` to have shape {}, that of `preds` without its classes, but got {}.",
+            tuple(rows),
+            tuple(&target.shape)
         )));
     }
     let bins = py.allow_threads(|| {

@@ -19,7 +19,7 @@ mod _native {
     #[pymodule_export]
     use super::connect;
     #[pymodule_export]
-    use super::dlpack::is_one;
+    use super::dlpack::scalar;
     #[pymodule_export]
     use super::losses::label_relaxation;
     #[pymodule_export]

@@ -136,3 +136,11 @@ impl View {
         })
     }
 }
+
+/// A shape as Python prints it.
+pub(super) fn tuple(shape: &[usize]) -> String {
+    match shape {
+        [n] => format!("({n},)"),
+        _ => format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}

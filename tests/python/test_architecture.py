@@ -39,8 +39,10 @@ def test_python_imports_point_down(layer: str) -> None:
         imported = set()
         for line in file.read_text().splitlines():
             line = line.strip()
-            if match := re.match(r"from lr_relax\.(\w+)|from \.\.(\w+) import", line):
+            if match := re.match(r"(?:from|import) lr_relax\.(\w+)|from \.\.(\w+) import", line):
                 imported.add(match[1] or match[2])
+            elif (match := re.match(r"from \.(\w+) import", line)) and file.parent == package:
+                imported.add(match[1])
             elif match := re.match(r"from (?:lr_relax|\.\.) import (.+)", line):
                 names = [name.strip() for name in match[1].split(",")]
                 imported |= {name if name in PYTHON or name == "_native" else "_root" for name in names}
@@ -64,6 +66,23 @@ def test_importing_the_package_imports_no_extras() -> None:
         [sys.executable, "-c", program, *extras], capture_output=True, text=True, check=True, timeout=60
     )
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("how", ["torch.device('meta')", "FakeTensorMode()"])
+def test_importing_the_package_under_a_mode_spoils_nothing(how: str) -> None:
+    program = (
+        "import torch\n"
+        "from torch._subclasses.fake_tensor import FakeTensorMode\n"
+        f"with {how}:\n"
+        "    import lr_relax\n"
+        "z = torch.zeros(2, 3, requires_grad=True)\n"
+        "lr_relax.label_relaxation_loss(z, torch.tensor([0, 1])).backward()\n"
+        "print(z.grad.abs().sum() > 0)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (run.returncode, run.stdout) == (0, "tensor(True)\n"), run.stderr
 
 
 def test_public_names() -> None:

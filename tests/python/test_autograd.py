@@ -1,5 +1,8 @@
 """The gradient in all the ways that torch asks for it, and everything that traces."""
 
+import math
+import warnings
+
 import pytest
 import torch
 from lr_relax import LabelRelaxationLoss, label_relaxation_loss
@@ -91,6 +94,53 @@ def test_double_backward_meets_finite_differences_through_a_network() -> None:
     assert gradcheck(penalty, x)
 
 
+def test_a_weight_that_changes_before_backward_is_noticed() -> None:
+    z, weight = logits().requires_grad_(), torch.ones(5, dtype=torch.float64)
+    loss = label_relaxation_loss(z, TARGET, weight=weight)
+    weight.mul_(100)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_an_upstream_that_is_negated_lazily() -> None:
+    z = logits().float().requires_grad_()
+    loss = label_relaxation_loss(z, TARGET)
+    minus_one = torch.tensor(1j).conj().imag
+    assert minus_one.is_neg()
+    (grad,) = torch.autograd.grad(loss, z, minus_one, retain_graph=True)
+    (plus,) = torch.autograd.grad(loss, z)
+    assert grad.equal(-plus)
+    (again,) = torch.autograd.grad(label_relaxation_loss(z, TARGET), z, minus_one)
+    assert again.equal(-plus)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_batched_gradients(dtype: torch.dtype) -> None:
+    z = logits().to(dtype).requires_grad_()
+    loss = label_relaxation_loss(z, TARGET)
+    scales = torch.tensor([1.0, 2.0, -3.0])
+    (batch,) = torch.autograd.grad(loss, z, scales, is_grads_batched=True, retain_graph=True)
+    (one,) = torch.autograd.grad(loss, z)
+    torch.testing.assert_close(batch, torch.stack([one, 2 * one, -3 * one]))
+    rows = label_relaxation_loss(z, TARGET, reduction="none")
+    (batch,) = torch.autograd.grad(rows, z, torch.eye(6), is_grads_batched=True)
+    assert batch.shape == (6, 6, 5)
+    torch.testing.assert_close(batch.sum(0), (5 * one.double()).to(dtype), atol=1e-3, rtol=2e-3)
+
+
+def test_tiny_gradients_are_not_lost() -> None:
+    """Below what a single scaling by the exponentials' bias could hold."""
+    for d in (60.0, 75.0, 80.0, 85.0):
+        z = torch.zeros(4096, 2)
+        z[:, 0] = d
+        z.requires_grad_()
+        label_relaxation_loss(z, torch.zeros(4096, dtype=torch.int64), 0.0).backward()
+        assert z.grad is not None
+        exact = math.exp(-d) / 4096
+        assert z.grad[0, 1].item() == pytest.approx(exact, rel=1e-6, abs=2e-45)
+        assert z.grad[0].sum() == 0
+
+
 def test_no_gradient_where_none_is_asked_for() -> None:
     z = logits()
     assert not label_relaxation_loss(z, TARGET).requires_grad
@@ -122,6 +172,25 @@ def test_torch_compile_whole_graph() -> None:
     assert z.grad is not None
     assert w.grad is not None
     torch.testing.assert_close(z.grad, w.grad)
+
+
+def test_torch_jit_trace() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is old
+        traced = torch.jit.trace(loss_of, (logits(),))
+    torch.testing.assert_close(traced(2 * logits()), loss_of(2 * logits()))
+
+
+def test_torch_compile_with_inductor_and_dynamic_shapes() -> None:
+    compiled = torch.compile(LabelRelaxationLoss(0.2), fullgraph=True, dynamic=True)
+    for rows in (6, 5, 3):
+        z, w = logits()[:rows].requires_grad_(), logits()[:rows].requires_grad_()
+        compiled(z, TARGET[:rows]).backward()
+        loss_of_rows = label_relaxation_loss(w, TARGET[:rows], 0.2)
+        loss_of_rows.backward()
+        assert z.grad is not None
+        assert w.grad is not None
+        torch.testing.assert_close(z.grad, w.grad)
 
 
 def test_torch_compile_of_a_module() -> None:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lr_relax import LabelRelaxationLoss, functional, label_relaxation_loss
@@ -16,6 +17,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], list[str]]] = [
     ("alpha below 0", {"alpha": -0.1}, ValueError, ["`alpha`", "[0, 1)", "-0.1"]),
     ("alpha nan", {"alpha": math.nan}, ValueError, ["`alpha`", "nan"]),
     ("alpha a word", {"alpha": "0.1"}, TypeError, ["`alpha`", "'0.1'"]),
+    ("alpha a tensor", {"alpha": torch.tensor([0.1, 0.2])}, TypeError, ["`alpha`", "tensor"]),
     ("alpha none", {"alpha": None}, TypeError, ["`alpha`", "None"]),
     (
         "reduction unknown",
@@ -26,6 +28,13 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], list[str]]] = [
     ("reduction none", {"reduction": None}, ValueError, ["`reduction`", "None"]),
     ("dim too large", {"dim": 2}, ValueError, ["`dim`", "[-2, 1]", "2"]),
     ("dim too small", {"dim": -3}, ValueError, ["`dim`", "-3"]),
+    ("dim a float", {"dim": 1.0}, TypeError, ["`dim`", "integer", "1.0"]),
+    ("dim too long", {"dim": 2**70}, ValueError, ["`dim`", "64 bits", str(2**70)]),
+    ("ignore_index none", {"ignore_index": None}, TypeError, ["`ignore_index`", "integer", "None"]),
+    ("ignore_index too long", {"ignore_index": 2**63}, ValueError, ["`ignore_index`", "64 bits"]),
+    ("from_logits a number", {"from_logits": 1}, TypeError, ["`from_logits`", "bool", "1"]),
+    ("reduction no text", {"reduction": "\ud800"}, ValueError, ["`reduction`"]),
+    ("float8 input", {"input": Z.to(torch.float8_e4m3fn)}, TypeError, ["`input`", "torch.float8_e4m3fn"]),
     ("integer input", {"input": Z.long()}, TypeError, ["`input`", "floating-point", "torch.int64"]),
     ("complex input", {"input": Z.to(torch.complex64)}, TypeError, ["`input`", "torch.complex64"]),
     ("scalar input", {"input": torch.tensor(1.0)}, ValueError, ["`input`", "class dimension", "()"]),
@@ -46,6 +55,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], list[str]]] = [
         ["`weight`", "floating-point", "torch.int64"],
     ),
     ("meta weight", {"weight": torch.ones(3, device="meta")}, TypeError, ["`weight`", "cpu", "meta"]),
+    ("numpy weight", {"weight": np.ones(3)}, TypeError, ["`weight`", "tensor", "ndarray"]),
     ("list weight", {"weight": [1.0, 1.0, 1.0]}, TypeError, ["`weight`", "tensor", "list"]),
 ]
 
@@ -114,6 +124,18 @@ def test_sparse_and_negated_tensors_are_refused() -> None:
 def test_a_module_refuses_hyperparameters_when_it_is_made(arguments: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         LabelRelaxationLoss(**arguments)
+
+
+def test_memory_that_is_not_aligned_is_refused() -> None:
+    raw = bytearray(4 * 12 + 1)
+    with pytest.raises(TypeError, match="multiple of its element size"):
+        label_relaxation_loss(torch.frombuffer(raw, dtype=torch.float32, offset=1).reshape(4, 3), Y)
+
+
+def test_alpha_of_numpy() -> None:
+    expected = label_relaxation_loss(Z, Y, 0.25)
+    for alpha in (np.float64(0.25), np.float32(0.25), np.float16(0.25), np.array(0.25)):
+        assert label_relaxation_loss(Z, Y, alpha).equal(expected)
 
 
 def test_more_rows_than_memory() -> None:

@@ -283,26 +283,71 @@ def test_all_rows_ignored_is_what_cross_entropy_does() -> None:
     assert z.grad.eq(0).all()
 
 
+PATHS = pytest.mark.parametrize("compute", [loss_and_grad, reference], ids=["kernel", "reference"])
+
+
+@PATHS
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("n_classes", [4, 50, 300])
-def test_bad_logits_spoil_their_row_only(bad: float, n_classes: int) -> None:
+def test_bad_logits_spoil_their_row_only(compute: Any, bad: float, n_classes: int) -> None:
     z = torch.randn(5, n_classes)
     target = torch.zeros(5, dtype=torch.int64)
     z[1, 0], z[3, n_classes - 1] = bad, bad
-    loss, grad = loss_and_grad(z, target, reduction="none")
+    loss, grad = compute(z, target, reduction="none")
     assert loss.isnan().tolist() == [False, True, False, True, False]
     assert grad.isnan().any(1).tolist() == [False, True, False, True, False]
-    _, ignored = loss_and_grad(z, torch.tensor([0, -100, 0, -100, 0]), reduction="sum")
+    _, ignored = compute(z, torch.tensor([0, -100, 0, -100, 0]), reduction="sum")
     assert ignored.isfinite().all()
 
 
-def test_masked_classes_have_no_gradient() -> None:
-    z = torch.randn(4, 40)
+@PATHS
+def test_masked_classes_have_no_gradient(compute: Any) -> None:
+    z = torch.randn(5, 40)
     z[:, 7:30] = -math.inf
-    loss, grad = loss_and_grad(z, torch.tensor([0, 1, 35, 2]))
+    z[4, 1:] = -math.inf  # nothing but its own class
+    loss, grad = compute(z, torch.tensor([0, 1, 35, 2, 0]))
     assert loss.isfinite()
     assert grad[:, 7:30].eq(0).all()
     assert grad.isfinite().all()
+
+
+@PATHS
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e5])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_what_all_logits_have_in_common_costs_no_digits(compute: Any, offset: float, alpha: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    z, y = torch.randn(500, 10, generator=generator) + offset, torch.randint(10, (500,), generator=generator)
+    loss, grad = compute(z, y, alpha=alpha, reduction="none")
+    true_loss, true_grad = loss_and_grad(z.double(), y, alpha=alpha, reduction="none")
+    torch.testing.assert_close(loss.double(), true_loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad.double(), true_grad, rtol=1e-6, atol=1e-6)
+    assert (loss >= 0).all()
+
+
+@PATHS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_probabilities_that_are_none(compute: Any, dtype: torch.dtype) -> None:
+    rows = [[2.0, -1.0, 0.0], [-0.1, 0.6, 0.5], [0.0, 0.0, 0.0], [math.inf, 0.0, 0.0], [0.2, math.inf, 0.0],
+            [0.2, math.nan, 0.8], [0.2, 0.3, 0.5], [0.0, 0.4, 0.6]]  # fmt: skip
+    target = torch.zeros(8, dtype=torch.int64)
+    loss, grad = compute(torch.tensor(rows, dtype=dtype), target, reduction="none", from_logits=False)
+    assert loss.isnan().tolist() == [True] * 6 + [False] * 2
+    assert loss[6] > 0
+    assert loss[7] == math.inf
+    assert grad[6].isfinite().all()
+
+
+@PATHS
+def test_extremes_of_float64(compute: Any) -> None:
+    tiny = torch.tensor([[1e-310, 0.5, 0.5]], dtype=torch.float64)
+    loss, _ = compute(tiny, torch.tensor([0]), from_logits=False)
+    expected = 0.9 * (math.log(0.9) - math.log(1e-310)) + 0.1 * math.log(0.1)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    z = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)
+    for alpha in (5e-324, 1e-310, 1e-200):
+        torch.testing.assert_close(
+            compute(z, torch.tensor([0]), alpha=alpha)[0], F.cross_entropy(z, torch.tensor([0]))
+        )
 
 
 def test_results_do_not_depend_on_threads() -> None:

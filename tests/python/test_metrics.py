@@ -175,6 +175,10 @@ Y = np.array([0, 1, 1])
         (P.tolist(), Y, {}, TypeError, "`preds`.*list"),
         (P, Y.tolist(), {}, TypeError, "`target`.*list"),
         (P, Y, {"n_bins": 0}, ValueError, "`n_bins`.*0"),
+        (P, Y, {"n_bins": True}, ValueError, "`n_bins`.*True"),
+        (P, Y, {"n_bins": 2**70}, ValueError, "`n_bins`"),
+        (P, Y, {"binning": None}, ValueError, "`binning`.*None"),
+        (np.ma.masked_array(P), Y, {}, TypeError, "`preds`.*MaskedArray"),
         (P, Y, {"n_bins": 2.5}, ValueError, "`n_bins`.*2.5"),
         (P, Y, {"n_bins": 2**40}, ValueError, "`n_bins`"),
         (P, Y, {"binning": "equal"}, ValueError, "`binning`.*'equal'"),
@@ -183,6 +187,10 @@ Y = np.array([0, 1, 1])
 def test_bad_input(preds: Any, target: Any, options: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         expected_calibration_error(preds, target, **options)
+
+
+def test_a_number_of_bins_of_numpy() -> None:
+    assert expected_calibration_error(P, Y, n_bins=np.int64(15)) == expected_calibration_error(P, Y)  # type: ignore[call-overload]
 
 
 def test_the_curve() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shlex
@@ -72,7 +73,8 @@ def main() -> None:
     """Label relaxation and calibration: the study."""
 
 
-AT_LEAST_ONE = click.IntRange(min=1)
+# Bounds beyond which no one means it, and below which nothing overflows.
+AT_LEAST_ONE = click.IntRange(min=1, max=1_000_000)
 POSITIVE = Number(min=0, min_open=True)
 BELOW_ONE = Number(min=0, max=1, max_open=True)
 
@@ -93,7 +95,10 @@ BELOW_ONE = Number(min=0, max=1, max_open=True)
     help="Where the files of Fashion-MNIST are, or are put.",
 )
 @click.option(
-    "--seeds", type=AT_LEAST_ONE, show_default=_per_dataset("seeds"), help="Train with seeds 0 to N-1."
+    "--seeds",
+    type=click.IntRange(min=1, max=10_000),
+    show_default=_per_dataset("seeds"),
+    help="Train with seeds 0 to N-1.",
 )
 @click.option("--epochs", type=AT_LEAST_ONE, show_default=_per_dataset("epochs"))
 @click.option("--batch-size", type=AT_LEAST_ONE, default=64, show_default=True)
@@ -119,7 +124,7 @@ BELOW_ONE = Number(min=0, max=1, max_open=True)
 )
 @click.option(
     "--threads",
-    type=AT_LEAST_ONE,
+    type=click.IntRange(min=1, max=1024),
     default=1,  # a batch of 64 gains little from more, and loses much where other programs need the cores
     show_default=True,
     help="Threads to train with; results differ in rounding.",
@@ -151,6 +156,8 @@ def compare(
     alpha = preset.alpha if alpha is None else alpha
     smoothing = preset.smoothing if smoothing is None else smoothing
     out = Path("runs", f"compare-{dataset}") if out is None else out
+    if not out.name:
+        raise click.BadParameter("a folder is needed.", param_hint="'--out'")
     torch.set_num_threads(threads)
     options = {
         "dataset": dataset,
@@ -176,6 +183,8 @@ def compare(
         out.mkdir(parents=True, exist_ok=True)
         results = job.Results(out / "results.json")
         results.save()  # what cannot be written should fail now, not after the first run
+        if (picture := out / "reliability.png").is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{picture} is a folder")
     except OSError as error:
         raise click.BadParameter(
             f"{out} cannot be written to: {error.strerror}.", param_hint="'--out'"
