@@ -264,17 +264,17 @@ impl<'a, E: Element> RowsMut<'a, E> {
 }
 
 /// An integer type that class targets come in.
-pub trait Index: Copy {
-    /// Exact.
-    fn to_i128(self) -> i128;
+pub trait Index: Copy + Into<i128> {
+    /// The class, if there are that many.
+    fn class(self, n_classes: u32) -> Option<u32>;
 }
 
 macro_rules! index {
     ($($t:ty)*) => {$(
         impl Index for $t {
             #[inline(always)]
-            fn to_i128(self) -> i128 {
-                i128::from(self)
+            fn class(self, n_classes: u32) -> Option<u32> {
+                u32::try_from(self).ok().filter(|&class| class < n_classes)
             }
         }
     )*};
@@ -317,13 +317,12 @@ impl Targets {
             .try_reserve_exact(targets.len())
             .map_err(|_| Error::Memory { bytes: targets.len().saturating_mul(size_of::<u32>()) })?;
         for (row, target) in targets.enumerate() {
-            let class = target.to_i128();
-            if Some(class) == ignore_index {
+            if ignore_index == Some(target.into()) {
                 classes.push(IGNORED);
-            } else if (0..n_classes as i128).contains(&class) {
-                classes.push(class as u32);
+            } else if let Some(class) = target.class(n_classes as u32) {
+                classes.push(class);
             } else {
-                return Err(Error::TargetOutOfRange { row, class, n_classes });
+                return Err(Error::TargetOutOfRange { row, class: target.into(), n_classes });
             }
         }
         Ok(Targets { classes, n_classes })

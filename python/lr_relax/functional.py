@@ -70,10 +70,10 @@ def label_relaxation_loss(
         return _reference.label_relaxation_loss(
             input, target, weight, float(alpha), reduction, dim, ignore_index, from_logits
         )
-    options: Any = (weight, alpha, reduction, dim, ignore_index, from_logits)
+    options: Any = (alpha, reduction, dim, ignore_index, from_logits)
     if input.requires_grad and torch.is_grad_enabled():
-        return _apply(input, target, options)  # type: ignore[no-untyped-call, no-any-return]
-    return _native.label_relaxation(input, target, None, *options)[0]
+        return _apply(input, target, weight, options)  # type: ignore[no-untyped-call, no-any-return]
+    return _native.label_relaxation(input, target, None, weight, *options)[0]
 
 
 class _LabelRelaxation(torch.autograd.Function):
@@ -84,29 +84,29 @@ class _LabelRelaxation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, options: Any) -> Tensor:
-        loss, grad = _native.label_relaxation(input, target, 1.0, *options)
-        weight, *ctx.hyperparameters = options
+    def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any) -> Tensor:
+        loss, grad = _native.label_relaxation(input, target, 1.0, weight, *options)
         ctx.save_for_backward(input, target, weight, grad)
+        ctx.options = options
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         input, target, weight, grad = ctx.saved_tensors
-        arguments = (weight, *ctx.hyperparameters)
         if torch.is_grad_enabled():  # create_graph: the gradient must itself have one
-            loss = _reference.label_relaxation_loss(input, target, *arguments)
-            return *torch.autograd.grad(loss, input, upstream, create_graph=True), None, None
+            loss = _reference.label_relaxation_loss(input, target, weight, *ctx.options)
+            return *torch.autograd.grad(loss, input, upstream, create_graph=True), None, None, None
         scale = _native.scalar(upstream)
         if scale is None:  # one for each row, or one that stands for several (is_grads_batched)
-            dim = ctx.hyperparameters[2]
-            return grad * (upstream.unsqueeze(dim) if upstream.dim() > 0 else upstream), None, None
-        if _keeps_graph():  # another backward wants the same gradient
-            return grad * scale, None, None
-        if scale != 1.0 and grad.dtype == torch.float16:
+            grad = grad * (upstream.unsqueeze(ctx.options[2]) if upstream.dim() > 0 else upstream)
+        elif _keeps_graph():  # another backward wants the same gradient
+            grad = grad * scale
+        elif scale != 1.0 and grad.dtype == torch.float16:
             # A loss scale must enter before the rounding: the mean's small gradients would be 0 by now.
-            return _native.label_relaxation(input, target, scale, *arguments)[1], None, None
-        return (grad if scale == 1.0 else grad.mul_(scale)), None, None
+            grad = _native.label_relaxation(input, target, scale, weight, *ctx.options)[1]
+        elif scale != 1.0:
+            grad.mul_(scale)
+        return grad, None, None, None
 
 
 # `Function.apply` without what it does for functorch, whose transforms do not come here: 3 us.

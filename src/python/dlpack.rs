@@ -180,7 +180,7 @@ pub(super) fn borrow(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     let view = borrow_raw(tensor, name)?;
     // A tensor may stand for minus its memory (the imaginary part of a conjugate), or have none.
     let lazy = view.dtype.is_float() && tensor.call_method0(intern!(py, "is_neg"))?.is_truthy()?;
-    if lazy || (view.data.is_null() && view.len() > 0) {
+    if lazy || !view.has_memory() {
         return Err(PyTypeError::new_err(format!(
             "Expected argument `{name}` to be a tensor with memory of its own; call `.resolve_neg()` or `.clone()`."
         )));
@@ -197,7 +197,13 @@ pub(super) fn borrow(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
 #[pyfunction]
 pub(super) fn scalar(tensor: &Bound<'_, PyAny>) -> Option<f64> {
     let view = borrow(tensor, "tensor").ok().filter(|view| view.shape.is_empty())?;
-    view.to_f64().ok().map(|values| values[0])
+    match view.dtype {
+        // SAFETY: one number of the type that is named.
+        Dtype::F32 => Some(f64::from(unsafe { *view.data.cast::<f32>() })),
+        // SAFETY: as above.
+        Dtype::F64 => Some(unsafe { *view.data.cast::<f64>() }),
+        _ => None,
+    }
 }
 
 fn borrow_raw(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
@@ -270,8 +276,8 @@ pub(super) fn empty_like<'py>(
 ) -> PyResult<(Bound<'py, PyAny>, View)> {
     let torch = TORCH.get().ok_or_else(not_connected)?;
     let empty = torch.empty_like.bind(model.py()).call1((model,))?;
-    match borrow(&empty, "input") {
-        Ok(view) if view.dtype == dtype && view.shape == shape => Ok((empty, view)),
+    match borrow_raw(&empty, "input") {
+        Ok(view) if view.dtype == dtype && view.shape == shape && view.has_memory() => Ok((empty, view)),
         // A mode was at work: it made a tensor of another kind, or without memory.
         _ => allocate(model.py(), dtype, shape),
     }

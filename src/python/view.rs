@@ -68,6 +68,11 @@ impl View {
         self.shape.iter().product()
     }
 
+    /// A tensor may only stand for its shape.
+    pub(super) fn has_memory(&self) -> bool {
+        !self.data.is_null() || self.len() == 0
+    }
+
     /// # Safety
     ///
     /// `E` is the type that `dtype` names.
@@ -117,20 +122,16 @@ impl View {
     /// `T` is the type that `dtype` names.
     unsafe fn elements<T: Copy>(&self) -> impl ExactSizeIterator<Item = T> {
         let data = self.data.cast::<T>().cast_const();
-        let last = self.shape.len().saturating_sub(1);
+        let is_slice = self.strides == View::contiguous(self.data, self.dtype, self.shape.clone()).strides;
         (0..self.len()).map(move |i| {
-            let offset = match self.strides[..] {
-                [] => 0,
-                [stride] => i as isize * stride,
-                _ => {
-                    let (mut rest, mut offset) = (i, 0);
-                    for axis in (0..=last).rev() {
-                        offset += (rest % self.shape[axis]) as isize * self.strides[axis];
-                        rest /= self.shape[axis];
-                    }
-                    offset
+            let (mut rest, mut offset) = (i, i as isize);
+            if !is_slice {
+                offset = 0;
+                for (&size, &stride) in self.shape.iter().zip(&self.strides).rev() {
+                    offset += (rest % size) as isize * stride;
+                    rest /= size;
                 }
-            };
+            }
             // SAFETY: i is below the number of elements, and the owner describes its own memory.
             unsafe { *data.offset(offset) }
         })
