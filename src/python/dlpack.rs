@@ -103,12 +103,7 @@ pub(super) fn connect(torch: &Bound<'_, PyModule>) -> PyResult<()> {
         let version = torch.getattr("__version__").map(|v| v.to_string()).unwrap_or_default();
         PyImportError::new_err(format!("lr_relax needs torch 2.10 or later, but found {version}."))
     };
-    // torch 2.10 makes the table but does not yet put it on the class.
-    let capsule = torch
-        .getattr("Tensor")?
-        .getattr("__dlpack_c_exchange_api__")
-        .or_else(|_| torch.getattr("_C")?.call_method0("_dlpack_exchange_api"))
-        .map_err(|_| missing())?;
+    let capsule = torch.getattr("Tensor")?.getattr("__dlpack_c_exchange_api__").map_err(|_| missing())?;
     let capsule = capsule.downcast::<PyCapsule>().map_err(|_| missing())?;
     // SAFETY: the name is the one the specification gives to a pointer to this table.
     let pointer = unsafe { ffi::PyCapsule_GetPointer(capsule.as_ptr(), c"dlpack_exchange_api".as_ptr()) };
