@@ -211,7 +211,9 @@ mod tests {
             let got = sum_exp(&row, pick);
             let (max, sum) = naive(&row, pick);
             prop_assert_eq!(got.max, max);
-            prop_assert!((got.sum - sum).abs() <= 4.0 * f64::EPSILON * sum, "{} {}", got.sum, sum);
+            // Two exponentials of up to 1.2 units each (relative to the shift, and of the shift to the
+            // maximum), half a unit of the naive one, and what sums of hundreds of terms round.
+            prop_assert!((got.sum - sum).abs() <= 8.0 * f64::EPSILON * sum, "{} {}", got.sum, sum);
         }
     }
 
