@@ -1,9 +1,21 @@
-"""Settings of all tests."""
+"""Settings and fixtures of all tests."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
+import torch
 from hypothesis import settings
 
 # No deadline: speed is shown by the benchmark, and the machine may be busy. CI sees the same examples always.
 settings.register_profile("lr-relax", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("lr-relax")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Results that do not depend on the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

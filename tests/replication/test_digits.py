@@ -3,26 +3,16 @@
 Trains both losses with ten seeds, which takes most of a minute; no stored result is read.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from lr_relax.study import compare, data, training
 
 Summaries = dict[str, dict[str, compare.Statistic]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def summaries(_one_thread: None) -> Summaries:
+def summaries(one_thread: None) -> Summaries:
     preset = compare.PRESETS["digits"]
     settings = compare.plan(
         "digits",

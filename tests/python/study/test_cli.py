@@ -1,0 +1,171 @@
+"""The command line: what it prints, saves and refuses."""
+
+import json
+import shlex
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from lr_relax.study import cli, compare
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+TINY = ["compare", "--epochs", "1", "--seeds", "1"]
+
+
+def lr_relax(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, arguments, prog_name="lr-relax")
+
+
+def runs_in(out: Path) -> list[dict[str, object]]:
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    assert isinstance(runs, list)
+    return runs
+
+
+def test_compare_prints_the_table_and_saves_runs_and_diagrams(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    result = lr_relax(
+        "compare", "--epochs", "1", "--seeds", "2", "--alpha", "0.05", "--threads", "1", "--out", str(out)
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""  # no progress bar where there is no terminal
+    runs = runs_in(out)
+    assert [run["setting"]["loss"] for run in runs] == [*compare.LOSSES] * 2
+    for run in runs:
+        setting = run["setting"]
+        assert isinstance(setting, dict)
+        assert (setting["dataset"], setting["epochs"], setting["batch_size"]) == ("digits", 1, 64)
+        assert (setting["n_bins"], setting["threads"], setting["evaluated_on"]) == (15, 1, "test")
+        assert {"lr_relax", "torch", "python", "seed", "alpha", "learning_rate", "momentum"} <= setting.keys()
+        assert len(run["epoch_losses"]) == 1
+        assert sum(run["bin_counts"]) == run["n_eval"] == 899
+        assert run["seconds"] > 0
+        assert run["command"] in result.stdout.replace("\n", " ")
+    eces = [run["ece"] for run in runs if run["setting"]["loss"] == "label_relaxation"]
+    [row] = [line for line in result.stdout.splitlines() if "label relaxation 0.05" in line]
+    assert f"{np.mean(eces):.4f} ± {np.std(eces, ddof=1):.4f}" in row
+    assert "6 runs in" in result.stdout
+    assert (out / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in out.iterdir()) == ["reliability.png", "results.json"]
+
+
+def test_the_printed_command_gives_the_same_runs(tmp_path: Path) -> None:
+    first = lr_relax(*TINY, "--validation", "--n-bins", "7", "--lr", "0.05", "--out", str(tmp_path / "a b"))
+    assert first.exit_code == 0, first.output
+    runs = runs_in(tmp_path / "a b")
+    assert {run["n_eval"] for run in runs} == {225}
+    assert {run["n_train"] for run in runs} == {673}
+    (tmp_path / "a b" / "results.json").unlink()
+    assert lr_relax(*shlex.split(str(runs[0]["command"]))[1:]).exit_code == 0
+    again = runs_in(tmp_path / "a b")
+    assert [run | {"seconds": 0} for run in again] == [run | {"seconds": 0} for run in runs]
+
+
+def test_an_interrupted_job_keeps_its_runs_and_resumes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train, trained = compare.run, []
+
+    def interrupted(setting: compare.Setting, *args: object, **kwargs: object) -> compare.Run:
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(setting)
+        return train(setting, *args, **kwargs)
+
+    monkeypatch.setattr(compare, "run", interrupted)
+    assert lr_relax(*TINY, "--out", str(tmp_path)).exit_code == 1
+    kept = runs_in(tmp_path)
+    assert [run["setting"]["loss"] for run in kept] == ["cross_entropy", "label_smoothing"]
+    trained.clear()
+    assert lr_relax(*TINY, "--out", str(tmp_path), "--resume").exit_code == 0
+    assert [setting.loss for setting in trained] == ["label_relaxation"]
+    assert runs_in(tmp_path)[:2] == kept
+
+
+def test_other_settings_are_trained_anew_and_added(tmp_path: Path) -> None:
+    assert lr_relax(*TINY, "--out", str(tmp_path)).exit_code == 0
+    result = lr_relax(*TINY, "--out", str(tmp_path), "--resume", "--alpha", "0.4")
+    assert "1 run in" in result.stdout
+    assert "2 from before" in result.stdout
+    assert "label relaxation 0.4" in result.stdout
+    assert len(runs_in(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "mnist"], "'mnist' is not one of 'digits', 'fashion_mnist'"),
+        (["--alpha", "1"], "'--alpha': 1.0 is not in the range 0<=x<1"),
+        (["--alpha", "-0.1"], "'--alpha': -0.1 is not in the range 0<=x<1"),
+        (["--alpha", "nan"], "'--alpha': nan is not a finite number"),
+        (["--smoothing", "1"], "'--smoothing': 1.0 is not in the range"),
+        (["--seeds", "0"], "'--seeds': 0 is not in the range 1<=x<=10000"),
+        (["--epochs", "0"], "'--epochs': 0 is not in the range 1<=x<=1000000"),
+        (["--epochs", "1.5"], "'--epochs': '1.5' is not a valid integer"),
+        (["--batch-size", "0"], "'--batch-size': 0 is not in the range 1<=x<=1000000"),
+        (["--lr", "0"], "'--lr': 0.0 is not in the range x>0"),
+        (["--lr", "inf"], "'--lr': inf is not a finite number"),
+        (["--n-bins", "0"], "'--n-bins': 0 is not in the range 1<=x<=1000000"),
+        (["--threads", "0"], "'--threads': 0 is not in the range 1<=x<=1024"),
+        (["--n-bins", "2000000"], "'--n-bins': 2000000 is not in the range"),
+        (["--threads", "3000000000"], "'--threads': 3000000000 is not in the range"),
+        (["--batch-size", "9" * 30], "'--batch-size': 9999"),
+        (["--seeds", "1000000000"], "'--seeds': 1000000000 is not in the range"),
+        (["--out", ""], "'--out': a folder is needed"),
+        (["--out", "{file}"], "'--out': {file} cannot be written to"),
+        (["--out", "{file}/below"], "'--out': {file}/below cannot be written to"),
+        (["--out", "{foreign}"], "results.json is not a results file of lr-relax compare"),
+        (["--dataset", "fashion_mnist", "--data-dir", "{file}"], "fashion_mnist cannot be read from {file}"),
+        (["--dataset", "fashion_mnist", "--data-dir", "{foreign}"], "or downloaded"),
+        (["--no-such-option"], "No such option '--no-such-option'"),
+        (["surplus"], "surplus"),
+    ],
+)
+@pytest.mark.usefixtures("no_other_source")
+def test_bad_arguments_give_one_line_and_exit_code_2_before_training(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = {"file": str(tmp_path / "file"), "foreign": str(tmp_path / "foreign")}
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "results.json").write_text('{"something": "else"}')
+    monkeypatch.setattr(compare, "run", lambda *args, **kwargs: pytest.fail("training began"))
+    monkeypatch.chdir(tmp_path)
+    result = lr_relax("compare", *[argument.format(**names) for argument in arguments])
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert message.format(**names) in result.stderr
+    assert result.stdout == ""
+    assert (tmp_path / "foreign" / "results.json").read_text() == '{"something": "else"}'
+
+
+@pytest.mark.parametrize("arguments", [["--bogus"], ["no-such-command"]])
+def test_bad_arguments_of_the_group_give_one_line_too(arguments: list[str]) -> None:
+    result = lr_relax(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert arguments[0] in result.stderr
+
+
+def test_diverging_training_ends_in_one_line(tmp_path: Path) -> None:
+    result = lr_relax(*TINY, "--lr", "1e9", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: cross_entropy, seed 0: the loss is")
+    assert result.stderr.count("\n") == 1
+
+
+def test_help_names_every_default() -> None:
+    result = lr_relax("compare", "--help")
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    for dataset, preset in compare.PRESETS.items():
+        assert f"{preset.learning_rate:g} on {dataset}" in text
+
+
+def test_the_console_script_is_this_command() -> None:
+    [script] = entry_points(group="console_scripts", name="lr-relax")
+    assert script.load() is cli.main
