@@ -5,8 +5,11 @@
 //! | layer | what it holds |
 //! |---|---|
 //! | `python` (feature `python`) | the border to Python: translates, computes nothing |
+//! | `tch` (feature `tch`) | the losses and metrics of `tch::Tensor`, with their gradients |
+//! | `untyped` | arrays whose element type is known at run time only, as both borders see them |
 //! | [`kernels`] | one file per idea: its mathematics, its kernel, its unit tests |
 //! | [`threads`] | shares tiles of rows out to torch's own pool, to rayon, or to nobody |
+//! | `memory` | the memory of large gradients, kept from one step to the next |
 //! | [`rows`] | a validated view of `(N, C)` data, class targets, and the error type |
 //! | [`simd`] | lanes, element types, and the one place that knows instruction sets |
 //!
@@ -24,8 +27,14 @@
 //! ```
 
 pub mod kernels;
+#[cfg(any(feature = "python", feature = "tch"))]
+pub mod memory;
 #[cfg(feature = "python")]
 mod python;
 pub mod rows;
 pub mod simd;
+#[cfg(feature = "tch")]
+pub mod tch;
 pub mod threads;
+#[cfg(any(feature = "python", feature = "tch"))]
+mod untyped;

@@ -38,12 +38,17 @@ pub enum Error {
         /// What is wrong with it.
         why: Cow<'static, str>,
     },
+    /// What torch itself refused.
+    #[cfg(feature = "tch")]
+    Torch(String),
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Value(message) | Error::Type(message) => f.write_str(message),
+            #[cfg(feature = "tch")]
+            Error::Torch(reason) => write!(f, "torch: {reason}"),
             Error::Memory { bytes } => write!(f, "Could not allocate {bytes} bytes."),
             Error::TargetOutOfRange { row, class, n_classes } => write!(
                 f,

@@ -4,13 +4,14 @@ use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use super::dlpack;
-use super::view::{Dtype, View};
+use crate::untyped::{Dtype, View};
+
+use super::tensors;
 
 /// What a NumPy array or a torch tensor, the argument `name`, looks like in memory.
 pub(super) fn borrow(array: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     let Ok(array) = array.downcast::<PyUntypedArray>() else {
-        return dlpack::borrow(array, name);
+        return tensors::borrow(array, name);
     };
     let descr = array.dtype();
     let dtype = match (descr.kind(), descr.itemsize()) {
@@ -40,6 +41,7 @@ pub(super) fn borrow(array: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     Ok(View {
         data: data.cast(),
         dtype,
+        other: if dtype == Dtype::Other { descr.to_string().into() } else { "".into() },
         shape: array.shape().to_vec(),
         strides: array.strides().iter().map(|stride| stride / size).collect(),
     })

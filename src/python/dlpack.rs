@@ -13,7 +13,8 @@ use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyCapsule};
 use pyo3::{ffi, intern};
 
-use super::view::{Dtype, View};
+use crate::memory::Lent;
+use crate::untyped::{Dtype, View};
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -172,33 +173,14 @@ fn data_type(dtype: Dtype) -> DataType {
 /// What `tensor`, the argument `name`, looks like in memory.
 pub(super) fn borrow(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     let py = tensor.py();
-    let view = borrow_raw(tensor, name)?;
-    // A tensor may stand for minus its memory (the imaginary part of a conjugate), or have none.
-    let lazy = view.dtype.is_float() && tensor.call_method0(intern!(py, "is_neg"))?.is_truthy()?;
-    if lazy || !view.has_memory() {
-        return Err(PyTypeError::new_err(format!(
-            "Expected argument `{name}` to be a tensor with memory of its own; call `.resolve_neg()` or `.clone()`."
-        )));
+    let mut view = borrow_raw(tensor, name)?;
+    if view.dtype == Dtype::Other {
+        view.other = tensor.getattr(intern!(py, "dtype"))?.to_string().into();
     }
-    if view.data.addr() % view.dtype.size() != 0 {
-        return Err(PyTypeError::new_err(format!(
-            "Expected argument `{name}` to begin at a multiple of its element size; call `.clone()`."
-        )));
-    }
+    // A tensor may stand for minus its memory (the imaginary part of a conjugate).
+    let is_plain = !(view.dtype.is_float() && tensor.call_method0(intern!(py, "is_neg"))?.is_truthy()?);
+    view.check_memory(name, is_plain)?;
     Ok(view)
-}
-
-/// The value of a scalar, in a fraction of the time of `item()`; `None` for what is none, or cannot be read.
-#[pyfunction]
-pub(super) fn scalar(tensor: &Bound<'_, PyAny>) -> Option<f64> {
-    let view = borrow(tensor, "tensor").ok().filter(|view| view.shape.is_empty())?;
-    match view.dtype {
-        // SAFETY: one number of the type that is named.
-        Dtype::F32 => Some(f64::from(unsafe { *view.data.cast::<f32>() })),
-        // SAFETY: as above.
-        Dtype::F64 => Some(unsafe { *view.data.cast::<f64>() }),
-        _ => None,
-    }
 }
 
 fn borrow_raw(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
@@ -235,6 +217,7 @@ fn borrow_raw(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
             out.data.cast::<u8>().wrapping_add(out.byte_offset as usize)
         },
         dtype: dtype(out.dtype),
+        other: "".into(),
         shape: shape.iter().map(|&n| n as usize).collect(),
         strides: strides.iter().map(|&s| s as isize).collect(),
     })
@@ -327,21 +310,21 @@ unsafe fn import<'py>(py: Python<'py>, api: &Api, managed: *mut Managed) -> PyRe
     unsafe { Bound::from_owned_ptr_or_err(py, out.cast()) }
 }
 
-/// A contiguous tensor over memory of ours. `owner` is dropped when torch is done with it, on any thread.
-pub(super) fn adopt<'py, T: Send + 'static>(
+/// A contiguous tensor over lent memory, which comes back when torch is done with it.
+pub(super) fn adopt<'py>(
     py: Python<'py>,
-    data: *mut u8,
-    owner: T,
+    block: Lent,
     dtype: Dtype,
     shape: &[usize],
 ) -> PyResult<(Bound<'py, PyAny>, View)> {
     let api = api()?;
+    let data = block.data();
     let view = View::contiguous(data, dtype, shape.to_vec());
     let mut owned = Box::new(Owned {
         managed: Managed {
             version: Version { major: MAJOR, minor: 0 },
             context: null_mut(),
-            deleter: Some(drop_owned::<T>),
+            deleter: Some(drop_owned),
             flags: 0,
             tensor: Tensor {
                 data: data.cast(),
@@ -355,7 +338,7 @@ pub(super) fn adopt<'py, T: Send + 'static>(
         },
         shape: shape.iter().map(|&n| n as i64).collect(),
         strides: view.strides.iter().map(|&s| s as i64).collect(),
-        _owner: owner,
+        _block: block,
     });
     owned.managed.tensor.shape = owned.shape.as_mut_ptr();
     owned.managed.tensor.strides = owned.strides.as_mut_ptr();
@@ -367,14 +350,14 @@ pub(super) fn adopt<'py, T: Send + 'static>(
 }
 
 #[repr(C)]
-struct Owned<T> {
+struct Owned {
     managed: Managed,
     shape: Vec<i64>,
     strides: Vec<i64>,
-    _owner: T,
+    _block: Lent,
 }
 
-unsafe extern "C" fn drop_owned<T>(managed: *mut Managed) {
+unsafe extern "C" fn drop_owned(managed: *mut Managed) {
     // SAFETY: torch calls this once, with what `adopt` gave it.
-    drop(unsafe { Box::from_raw(managed.cast::<Owned<T>>()) });
+    drop(unsafe { Box::from_raw(managed.cast::<Owned>()) });
 }

@@ -10,6 +10,8 @@ impl From<Error> for PyErr {
         let message = error.to_string();
         match error {
             Error::Type(_) => PyTypeError::new_err(message),
+            #[cfg(feature = "tch")]
+            Error::Torch(_) => pyo3::exceptions::PyRuntimeError::new_err(message),
             Error::Memory { .. } => PyMemoryError::new_err(message),
             Error::TargetOutOfRange { .. } => PyIndexError::new_err(message),
             Error::Value(_) | Error::Row { .. } => PyValueError::new_err(message),

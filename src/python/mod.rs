@@ -3,13 +3,20 @@
 //! It translates arrays, tensors and errors, and releases the GIL around the kernels; it computes nothing.
 
 mod arrays;
+#[cfg(not(feature = "pyo3-tch"))]
 mod dlpack;
 mod errors;
 mod losses;
-mod memory;
 mod metrics;
+#[cfg(feature = "pyo3-tch")]
+mod pyo3_tch;
 mod threads;
-mod view;
+
+// The two ways to torch's tensors; both have the same functions.
+#[cfg(not(feature = "pyo3-tch"))]
+use dlpack as tensors;
+#[cfg(feature = "pyo3-tch")]
+use pyo3_tch as tensors;
 
 use pyo3::prelude::*;
 
@@ -19,11 +26,9 @@ mod _native {
     #[pymodule_export]
     use super::connect;
     #[pymodule_export]
-    use super::dlpack::scalar;
+    use super::empty_cache;
     #[pymodule_export]
-    use super::losses::label_relaxation;
-    #[pymodule_export]
-    use super::memory::empty_cache;
+    use super::losses::{label_relaxation, scalar};
     #[pymodule_export]
     use super::metrics::calibration_bins;
     #[pymodule_export]
@@ -33,6 +38,12 @@ mod _native {
 /// Learns how to read torch's tensors, and to use its threads. Called once, when the package is imported.
 #[pyfunction]
 fn connect(torch: &Bound<'_, PyModule>) -> PyResult<()> {
-    dlpack::connect(torch)?;
+    tensors::connect(torch)?;
     threads::connect(torch)
+}
+
+/// Gives the memory that is kept for the next large gradient back to the system.
+#[pyfunction]
+fn empty_cache() {
+    crate::memory::empty_cache();
 }

@@ -18,9 +18,13 @@ PYTHON = {
     "functional": ["_native", "_reference"],
     "metrics": ["_native"],
     "_reference": [],
+    "_torch_release": ["_native"],
 }
 RUST = {
-    "python": ["python", "kernels", "threads", "rows", "simd"],
+    "python": ["tch", "untyped", "memory", "kernels", "threads", "rows"],
+    "tch": ["tch", "untyped", "memory", "kernels", "threads", "rows"],
+    "untyped": ["kernels", "rows", "simd"],
+    "memory": ["rows"],
     "kernels": ["kernels", "threads", "rows", "simd"],
     "threads": ["simd"],
     "rows": ["simd"],

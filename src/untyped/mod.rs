@@ -1,4 +1,13 @@
-//! An array of any kind, as it lies in memory: what tensors and NumPy arrays become before they are typed.
+//! Arrays whose element type is known at run time only, and the kernels for them.
+//!
+//! What a border to an array library (`python`, `tch`) translates its tensors to. All checks of one argument
+//! against another are made here, so that every border refuses the same calls with the same words.
+
+pub(crate) mod losses;
+pub(crate) mod metrics;
+
+use std::borrow::Cow;
+use std::ptr::NonNull;
 
 use half::{bf16, f16};
 
@@ -7,7 +16,7 @@ use crate::simd::Element;
 
 /// The element types that the kernels take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dtype {
+pub(crate) enum Dtype {
     F16,
     Bf16,
     F32,
@@ -25,7 +34,7 @@ pub(super) enum Dtype {
 }
 
 impl Dtype {
-    pub(super) fn size(self) -> usize {
+    pub(crate) fn size(self) -> usize {
         match self {
             Dtype::I8 | Dtype::U8 | Dtype::Other => 1,
             Dtype::F16 | Dtype::Bf16 | Dtype::I16 | Dtype::U16 => 2,
@@ -34,16 +43,37 @@ impl Dtype {
         }
     }
 
-    pub(super) fn is_float(self) -> bool {
+    pub(crate) fn is_float(self) -> bool {
         matches!(self, Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64)
+    }
+
+    /// As PyTorch names it.
+    fn name(self) -> &'static str {
+        match self {
+            Dtype::F16 => "torch.float16",
+            Dtype::Bf16 => "torch.bfloat16",
+            Dtype::F32 => "torch.float32",
+            Dtype::F64 => "torch.float64",
+            Dtype::I8 => "torch.int8",
+            Dtype::I16 => "torch.int16",
+            Dtype::I32 => "torch.int32",
+            Dtype::I64 => "torch.int64",
+            Dtype::U8 => "torch.uint8",
+            Dtype::U16 => "torch.uint16",
+            Dtype::U32 => "torch.uint32",
+            Dtype::U64 => "torch.uint64",
+            Dtype::Other => "another type",
+        }
     }
 }
 
 /// A borrowed array. Its owner keeps the memory alive while the call lasts.
 #[derive(Debug)]
-pub(super) struct View {
+pub(crate) struct View {
     pub data: *mut u8,
     pub dtype: Dtype,
+    /// What to call a type that is [`Dtype::Other`].
+    pub other: Cow<'static, str>,
     pub shape: Vec<usize>,
     /// In elements.
     pub strides: Vec<isize>,
@@ -56,27 +86,49 @@ unsafe impl Sync for View {}
 
 impl View {
     /// A contiguous one.
-    pub(super) fn contiguous(data: *mut u8, dtype: Dtype, shape: Vec<usize>) -> View {
+    pub(crate) fn contiguous(data: *mut u8, dtype: Dtype, shape: Vec<usize>) -> View {
         let mut strides = vec![1; shape.len()];
         for axis in (1..shape.len()).rev() {
             strides[axis - 1] = strides[axis] * shape[axis].max(1) as isize;
         }
-        View { data, dtype, shape, strides }
+        View { data, dtype, other: Cow::Borrowed(""), shape, strides }
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// The name of the element type.
+    fn type_name(&self) -> &str {
+        if self.other.is_empty() { self.dtype.name() } else { &self.other }
+    }
+
+    pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
     /// A tensor may only stand for its shape.
-    pub(super) fn has_memory(&self) -> bool {
+    pub(crate) fn has_memory(&self) -> bool {
         !self.data.is_null() || self.len() == 0
+    }
+
+    /// That the elements of the argument `name` lie in memory as they are; `is_plain` is false where a tensor
+    /// stands for something else, such as minus its memory.
+    pub(crate) fn check_memory(&self, name: &str, is_plain: bool) -> Result<(), Error> {
+        if !(is_plain && self.has_memory()) {
+            return Err(Error::r#type(format!(
+                "Expected argument `{name}` to be a tensor with memory of its own; \
+                 call `.resolve_neg()` or `.clone()`."
+            )));
+        }
+        if !self.data.addr().is_multiple_of(self.dtype.size()) {
+            return Err(Error::r#type(format!(
+                "Expected argument `{name}` to begin at a multiple of its element size; call `.clone()`."
+            )));
+        }
+        Ok(())
     }
 
     /// # Safety
     ///
     /// `E` is the type that `dtype` names.
-    pub(super) unsafe fn rows<E: Element>(&self, class_axis: usize) -> Rows<'_, E> {
+    pub(crate) unsafe fn rows<E: Element>(&self, class_axis: usize) -> Rows<'_, E> {
         // SAFETY: the owner describes its own memory.
         unsafe { Rows::from_raw(self.data.cast(), &self.shape, &self.strides, class_axis) }
     }
@@ -84,19 +136,32 @@ impl View {
     /// # Safety
     ///
     /// `E` is the type that `dtype` names, and the memory is new: no one else's.
-    pub(super) unsafe fn rows_mut<E: Element>(&self, class_axis: usize) -> RowsMut<'_, E> {
+    pub(crate) unsafe fn rows_mut<E: Element>(&self, class_axis: usize) -> RowsMut<'_, E> {
         // SAFETY: a fresh allocation of this shape.
         unsafe { RowsMut::from_raw(self.data.cast(), &self.shape, &self.strides, class_axis) }
     }
 
+    /// # Safety
+    ///
+    /// `T` is the type that `dtype` names; the view is contiguous, and its memory no one else's.
+    #[allow(clippy::mut_from_ref)] // what the contract is for
+    pub(crate) unsafe fn elements_mut<T>(&self) -> &mut [T] {
+        let data = if self.len() == 0 { NonNull::dangling().as_ptr() } else { self.data.cast() };
+        // SAFETY: by this function's contract.
+        unsafe { std::slice::from_raw_parts_mut(data, self.len()) }
+    }
+
     /// The elements in order, as classes.
-    pub(super) fn targets(&self, n_classes: usize, ignore_index: Option<i64>) -> Result<Targets, Error> {
+    pub(crate) fn targets(&self, n_classes: usize, ignore_index: Option<i64>) -> Result<Targets, Error> {
         macro_rules! read {
             ($($dtype:ident $t:ty),*) => {
                 match self.dtype {
                     // SAFETY: the type is the one that is named.
                     $(Dtype::$dtype => Targets::from_iter(unsafe { self.elements::<$t>() }, n_classes, ignore_index),)*
-                    _ => Err(Error::r#type("Expected argument `target` to be of an integer type.")),
+                    _ => Err(Error::r#type(format!(
+                        "Expected argument `target` to hold class indices of an integer type, but got {}.",
+                        self.type_name()
+                    ))),
                 }
             };
         }
@@ -104,7 +169,7 @@ impl View {
     }
 
     /// The elements in order, in double precision.
-    pub(super) fn to_f64(&self) -> Result<Vec<f64>, Error> {
+    pub(crate) fn to_f64(&self) -> Result<Vec<f64>, Error> {
         macro_rules! read {
             ($($dtype:ident $t:ty),*) => {
                 match self.dtype {
@@ -138,8 +203,8 @@ impl View {
     }
 }
 
-/// A shape as Python prints it.
-pub(super) fn tuple(shape: &[usize]) -> String {
+/// A shape, as Python prints it.
+pub(crate) fn tuple(shape: &[usize]) -> String {
     match shape {
         [n] => format!("({n},)"),
         _ => format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),

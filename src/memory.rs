@@ -9,11 +9,7 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use pyo3::exceptions::PyMemoryError;
-use pyo3::prelude::*;
-
-use super::dlpack;
-use super::view::View;
+use crate::rows::Error;
 
 /// Smaller blocks stay with malloc anyway (glibc's largest threshold for giving them back).
 const LARGE: usize = 32 << 20;
@@ -64,7 +60,14 @@ fn kept() -> Option<MutexGuard<'static, Option<Block>>> {
 }
 
 /// A block in use; dropped, it is kept for the next one.
-struct Lent(Option<Block>);
+pub(crate) struct Lent(Option<Block>);
+
+impl Lent {
+    /// Where it begins: a multiple of the size of a cache line.
+    pub(crate) fn data(&self) -> *mut u8 {
+        self.0.as_ref().expect("taken only by drop").data.as_ptr()
+    }
+}
 
 impl Drop for Lent {
     fn drop(&mut self) {
@@ -80,24 +83,20 @@ impl Drop for Lent {
     }
 }
 
-/// A new tensor for the gradient with respect to `input`, which `view` describes; not initialised.
-pub(super) fn gradient<'py>(input: &Bound<'py, PyAny>, view: &View) -> PyResult<(Bound<'py, PyAny>, View)> {
-    let size = view.len().saturating_mul(view.dtype.size());
+/// Memory for something of `size` bytes that lasts for a step; none where malloc does as well.
+pub(crate) fn lend(size: usize) -> Result<Option<Lent>, Error> {
     if size < LARGE {
-        return dlpack::empty_like(input, view.dtype, &view.shape);
+        return Ok(None);
     }
     let block = kept()
         .and_then(|mut kept| kept.take_if(|block| block.fits(size)))
         .or_else(|| Block::new(size))
-        .ok_or_else(|| {
-            PyMemoryError::new_err(format!("Could not allocate {size} bytes for the gradient."))
-        })?;
-    dlpack::adopt(input.py(), block.data.as_ptr(), Lent(Some(block)), view.dtype, &view.shape)
+        .ok_or(Error::Memory { bytes: size })?;
+    Ok(Some(Lent(Some(block))))
 }
 
 /// Gives the memory that is kept for the next large gradient back to the system.
-#[pyfunction]
-pub(super) fn empty_cache() {
+pub fn empty_cache() {
     if let Some(mut kept) = kept() {
         drop(kept.take());
     }

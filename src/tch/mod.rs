@@ -1,0 +1,26 @@
+//! The losses and metrics of `tch::Tensor`, for Rust programs that train with tch.
+//!
+//! CPU tensors go to the Rust kernels, on torch's own threads; tensors of other devices, and gradients of
+//! gradients, take ATen operators of the same formula. Losses have a gradient that `backward()` goes through.
+//!
+//! ```
+//! use lr_relax::tch::label_relaxation;
+//! use tch::{Device, Kind, Reduction, nn, nn::{Module, OptimizerConfig}, Tensor};
+//!
+//! let variables = nn::VarStore::new(Device::Cpu);
+//! let model = nn::linear(variables.root(), 4, 3, Default::default());
+//! let mut optimizer = nn::Sgd::default().build(&variables, 0.1)?;
+//! let images = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+//! let labels = Tensor::randint(3, [8], (Kind::Int64, Device::Cpu));
+//! let loss = label_relaxation(&model.forward(&images), &labels, 0.1, Reduction::Mean)?;
+//! optimizer.backward_step(&loss);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod losses;
+mod metrics;
+mod reference;
+pub(crate) mod torch;
+
+pub use losses::{LabelRelaxationLoss, cross_entropy, label_relaxation};
+pub use metrics::{expected_calibration_error, reliability_curve};
