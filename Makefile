@@ -9,10 +9,10 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 export PATH        := $(VIRTUAL_ENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint format bench clean
+.PHONY: help setup build demo test test-tch rust-demo lint format bench clean
 
 help:  ## Show this help
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 setup: $(VENV)/.installed  ## Make .venv with torch and all tools
 
@@ -25,7 +25,9 @@ $(VENV)/.installed: pyproject.toml
 
 build: $(VENV)/.built  ## Build the extension in release mode and install the package, editable
 
-$(VENV)/.built: $(VENV)/.installed Cargo.toml Cargo.lock $(shell find src -name '*.rs')
+SOURCES := $(shell find src -name '*.rs' -o -name '*.cpp')
+
+$(VENV)/.built: $(VENV)/.installed Cargo.toml Cargo.lock build.rs $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[study]"
 	touch $@
 
@@ -37,10 +39,34 @@ test: build  ## Test the kernels, the package and the stub
 	$(BIN)/python -m pytest
 	$(BIN)/python -m mypy.stubtest lr_relax._native
 
+# The build with pyo3-tch, beside the default one: what Python finds first when this folder is on its path.
+TCH := target/tch
+NEEDS_TORCH = @$(BIN)/python -c 'import torch; assert torch.__version__.split("+")[0] == "$(TORCH)"' \
+	2> /dev/null || { echo "The feature tch needs torch $(TORCH) in $(VENV): make clean setup" >&2; exit 1; }
+
+$(TCH)/.built: $(VENV)/.installed Cargo.toml Cargo.lock build.rs $(SOURCES) $(wildcard python/lr_relax/*.py)
+	$(NEEDS_TORCH)
+	rm -rf $(TCH)
+	$(BIN)/maturin build --quiet --release --features pyo3-tch --auditwheel skip --out $(TCH)/wheel
+	$(BIN)/python -m pip install --quiet --no-deps --target $(TCH) $(TCH)/wheel/*.whl
+	touch $@
+
+test-tch: build $(TCH)/.built  ## Test the crate with tch, and the package on its build with pyo3-tch
+	cargo test --quiet --no-default-features --features tch
+	PYTHONPATH=$(abspath $(TCH)) $(BIN)/python -m pytest
+	PYTHONPATH=$(abspath $(TCH)) $(BIN)/python -m mypy.stubtest lr_relax._native
+
+rust-demo: build  ## Train on real digits in Rust alone, with tch
+	$(NEEDS_TORCH)
+	$(BIN)/python misc/examples/export_digits.py target/digits 10
+	cargo run --quiet --no-default-features --features tch --example train_digits -- target/digits/*.npz
+
 lint: build  ## Check formatting, lints and types
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --no-default-features -- -D warnings
 	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets --no-default-features --features tch -- -D warnings
+	cargo clippy --quiet --release --features pyo3-tch -- -D warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -50,7 +76,7 @@ format:  ## Format all code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: build  ## Measure speed and memory against PyTorch and other packages
+bench: build $(TCH)/.built  ## Measure speed and memory against PyTorch and other packages
 	$(BIN)/python misc/benchmarks/run.py
 
 clean:  ## Remove what was built

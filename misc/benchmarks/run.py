@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import importlib
 import json
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ from fnmatch import fnmatch
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,7 @@ from lr_relax.functional import label_relaxation_loss
 from lr_relax.metrics import expected_calibration_error
 from torch import Tensor
 
+TCH_BUILD = Path(__file__).parents[2] / "target" / "tch"
 SAMPLE_SECONDS = 0.05  # thousands of calls for the smallest work
 ALPHA = 0.1
 
@@ -113,7 +116,27 @@ def paper(logits: Tensor, target: Tensor) -> Tensor:
     return torch.where(p_y >= 1 - ALPHA, 0.0, divergence).mean()
 
 
+def pyo3_tch() -> Loss:
+    """Our loss on the build with pyo3-tch: the package of that folder, imported beside the default one."""
+
+    def forget() -> dict[str, ModuleType]:
+        names = [name for name in sys.modules if name.partition(".")[0] == "lr_relax"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    default = forget()
+    sys.path.insert(0, str(TCH_BUILD))
+    try:
+        build = importlib.import_module("lr_relax")
+    finally:
+        sys.path.remove(str(TCH_BUILD))
+        forget()
+        sys.modules.update(default)
+    assert Path(build.__file__ or "").is_relative_to(TCH_BUILD)
+    return partial(build.label_relaxation_loss, alpha=ALPHA)
+
+
 ours = partial(label_relaxation_loss, alpha=ALPHA)
+ours_pyo3_tch = pyo3_tch() if (TCH_BUILD / "lr_relax").is_dir() else None
 package = partial(label_relaxation_package, alpha=ALPHA)
 
 CLONE = ("logits.clone()", no_grad(lambda x, y: x.clone()))
@@ -122,6 +145,7 @@ CROSS_ENTROPY = ("F.cross_entropy", step(F.cross_entropy))
 MAX = ("x.max(1)", lambda x, y: x.max(1))
 SOFTMAX = ("torch.softmax(x, 1)", lambda x, y: torch.softmax(x, 1))
 OTHER_RELAXATIONS = {"label-relaxation": step(package), "paper": step(paper)}
+BORDERS = {"ours by pyo3-tch": step(ours_pyo3_tch)} if ours_pyo3_tch else {}
 
 ROWS = [
     Row(
@@ -146,7 +170,7 @@ ROWS = [
         ours=step(ours),
         yardstick=CROSS_ENTROPY,
         target=0.45,
-        peers=OTHER_RELAXATIONS,
+        peers={**OTHER_RELAXATIONS, **BORDERS},
     ),
     Row(
         "LR forward + backward (256, 1000)",
@@ -162,7 +186,7 @@ ROWS = [
         ours=step(ours),
         yardstick=CROSS_ENTROPY,
         target=0.8,
-        peers=OTHER_RELAXATIONS,
+        peers={**OTHER_RELAXATIONS, **BORDERS},
         threads=1,
     ),
     Row(

@@ -15,11 +15,15 @@ import importlib.metadata
 
 import torch
 
-from lr_relax import _native
+from lr_relax import _torch_release
 
-_native.connect(torch)
+_torch_release.check()  # before the extension is loaded
 
-from lr_relax._native import empty_cache  # noqa: E402  (the border must know torch first)
+from lr_relax import _native  # noqa: E402
+
+_native.connect(torch)  # before it is used
+
+from lr_relax._native import empty_cache  # noqa: E402
 from lr_relax.functional import label_relaxation_loss  # noqa: E402
 from lr_relax.losses import LabelRelaxationLoss  # noqa: E402
 

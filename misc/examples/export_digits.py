@@ -1,0 +1,27 @@
+"""Write splits of scikit-learn's digits for programs in other languages, one .npz file for each seed.
+
+    python misc/examples/export_digits.py FOLDER SEEDS
+
+The splits are those of `lr-relax compare`: pixels in [0, 1] minus the mean image, float32; labels, int64.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from lr_relax.study import data
+
+
+def main(folder: str, seeds: str) -> None:
+    digits = data.load("digits", Path(folder))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for seed in range(int(seeds)):
+        split = data.split(digits, seed)
+        arrays = {name: tensor.numpy() for name, tensor in vars(split).items()}
+        np.savez(Path(folder) / f"split-{seed}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: {sys.argv[0]} FOLDER SEEDS")
+    main(*sys.argv[1:])
