@@ -1,4 +1,4 @@
-"""Refuses a torch that the extension was not built for, before loading it would abort the process.
+"""Refuses a torch that the extension was not built for, before loading it, which may abort the process.
 
 The default build serves every torch; one with pyo3-tch links to the C++ library of a single release, and
 carries its name (src/tch/torch.cpp).

@@ -446,14 +446,16 @@ fn above_tangent(x: f64, ln_1p: f64) -> f64 {
     let w = x / (2.0 + x);
     let w2 = w * w;
     // Up to |x| = 1/4, what is left out is below 1e-17 of the result.
-    let series = 1.0_f64 / 19.0;
-    let series = series.mul_add(w2, 1.0 / 17.0);
-    let series = series.mul_add(w2, 1.0 / 15.0);
-    let series = series.mul_add(w2, 1.0 / 13.0);
-    let series = series.mul_add(w2, 1.0 / 11.0);
-    let series = series.mul_add(w2, 1.0 / 9.0);
-    let series = series.mul_add(w2, 1.0 / 7.0);
-    let series = series.mul_add(w2, 1.0 / 5.0);
-    let series = series.mul_add(w2, 1.0 / 3.0);
+    let series = w2.polynomial([
+        1.0 / 3.0,
+        1.0 / 5.0,
+        1.0 / 7.0,
+        1.0 / 9.0,
+        1.0 / 11.0,
+        1.0 / 13.0,
+        1.0 / 15.0,
+        1.0 / 17.0,
+        1.0 / 19.0,
+    ]);
     if x.abs() > 0.25 { x - ln_1p } else { x * w - 2.0 * w * w2 * series }
 }

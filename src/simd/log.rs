@@ -4,6 +4,8 @@
 //! ln(1 + f) = 2 (s + s^3/3 + s^5/5 + ...), arranged as f - s (f - 2 (s^2/3 + s^4/5 + ...)), in which the
 //! leading term is exact. Branch-free, so that a loop over lanes becomes vector code.
 
+use super::Real;
+
 /// ln(x) for x >= 0 or NaN, within one unit in the last place.
 #[inline(always)]
 pub(crate) fn ln(x: f64) -> f64 {
@@ -24,16 +26,18 @@ pub(crate) fn ln(x: f64) -> f64 {
     let s = f / (2.0 + f);
     let s2 = s * s;
     // s^2 is below 0.0295; what is left out is below 1e-17 of the sum.
-    let series = 1.0_f64 / 21.0;
-    let series = series.mul_add(s2, 1.0 / 19.0);
-    let series = series.mul_add(s2, 1.0 / 17.0);
-    let series = series.mul_add(s2, 1.0 / 15.0);
-    let series = series.mul_add(s2, 1.0 / 13.0);
-    let series = series.mul_add(s2, 1.0 / 11.0);
-    let series = series.mul_add(s2, 1.0 / 9.0);
-    let series = series.mul_add(s2, 1.0 / 7.0);
-    let series = series.mul_add(s2, 1.0 / 5.0);
-    let series = series.mul_add(s2, 1.0 / 3.0);
+    let series = s2.polynomial([
+        1.0 / 3.0,
+        1.0 / 5.0,
+        1.0 / 7.0,
+        1.0 / 9.0,
+        1.0 / 11.0,
+        1.0 / 13.0,
+        1.0 / 15.0,
+        1.0 / 17.0,
+        1.0 / 19.0,
+        1.0 / 21.0,
+    ]);
     let r = 2.0 * s2 * series;
     let log = k.mul_add(LN2_HIGH, f - s.mul_add(f - r, -k * LN2_LOW));
     let log = if zero { f64::NEG_INFINITY } else { log };

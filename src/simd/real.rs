@@ -36,6 +36,8 @@ pub trait Real: Copy + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
     fn sub(self, other: Self) -> Self;
     /// self * other
     fn mul(self, other: Self) -> Self;
+    /// c_0 + c_1 x + c_2 x^2 + ..., by Horner's rule, each step fused.
+    fn polynomial<const N: usize>(self, c: [Self; N]) -> Self;
 }
 
 macro_rules! arithmetic {
@@ -60,6 +62,14 @@ macro_rules! arithmetic {
         fn mul(self, other: Self) -> Self {
             self * other
         }
+        #[inline(always)]
+        fn polynomial<const N: usize>(self, c: [Self; N]) -> Self {
+            let mut sum = c[N - 1];
+            for k in (0..N - 1).rev() {
+                sum = sum.mul_add(self, c[k]);
+            }
+            sum
+        }
     };
 }
 
@@ -82,11 +92,7 @@ impl Real for f32 {
         // One part of ln 2 is enough: the rounding of x - max, which x is, costs more.
         let r = n.mul_add(-std::f32::consts::LN_2, self);
         // e^r = 1 + r + r^2 q(r); q is the Chebyshev fit of degree 4, within 7.9e-9 (an eighth of a unit).
-        let q = 1.392_625_1e-3_f32;
-        let q = q.mul_add(r, 8.363_233e-3);
-        let q = q.mul_add(r, 4.166_655_4e-2);
-        let q = q.mul_add(r, 1.666_657_7e-1);
-        let q = q.mul_add(r, 0.5);
+        let q = r.polynomial([0.5, 1.666_657_7e-1, 4.166_655_4e-2, 8.363_233e-3, 1.392_625_1e-3]);
         let power = f32::from_bits(shifted.to_bits() << 23);
         let e = q.mul_add(r * r, r).mul_add(power, power);
         if self < LEAST { 0.0 } else { e }
@@ -112,18 +118,20 @@ impl Real for f64 {
         let n = shifted - ROUND;
         let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, self));
         // The Taylor series to r^13; what is left out is below 4.2e-18.
-        let q = 1.0_f64 / 6_227_020_800.0;
-        let q = q.mul_add(r, 1.0 / 479_001_600.0);
-        let q = q.mul_add(r, 1.0 / 39_916_800.0);
-        let q = q.mul_add(r, 1.0 / 3_628_800.0);
-        let q = q.mul_add(r, 1.0 / 362_880.0);
-        let q = q.mul_add(r, 1.0 / 40_320.0);
-        let q = q.mul_add(r, 1.0 / 5_040.0);
-        let q = q.mul_add(r, 1.0 / 720.0);
-        let q = q.mul_add(r, 1.0 / 120.0);
-        let q = q.mul_add(r, 1.0 / 24.0);
-        let q = q.mul_add(r, 1.0 / 6.0);
-        let q = q.mul_add(r, 0.5);
+        let q = r.polynomial([
+            0.5,
+            1.0 / 6.0,
+            1.0 / 24.0,
+            1.0 / 120.0,
+            1.0 / 720.0,
+            1.0 / 5_040.0,
+            1.0 / 40_320.0,
+            1.0 / 362_880.0,
+            1.0 / 3_628_800.0,
+            1.0 / 39_916_800.0,
+            1.0 / 479_001_600.0,
+            1.0 / 6_227_020_800.0,
+        ]);
         let power = f64::from_bits(shifted.to_bits() << 52);
         let e = q.mul_add(r * r, r).mul_add(power, power);
         if self < LEAST { 0.0 } else { e }

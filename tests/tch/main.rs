@@ -26,10 +26,8 @@ fn composed(logits: &Tensor, target: &Tensor, alpha: f64, reduction: Reduction) 
     let y = target.unsqueeze(-1);
     let own = log_p.gather(-1, &y, false).squeeze_dim(-1);
     let rest = log_p.scatter_value(-1, &y, f64::NEG_INFINITY).logsumexp([-1], false);
-    let mut loss = (own.neg() + (1.0 - alpha).ln()) * (1.0 - alpha);
-    if alpha > 0.0 {
-        loss = loss + (rest.neg() + alpha.ln()) * alpha;
-    }
+    let relaxed = (rest.neg() + alpha.max(f64::MIN_POSITIVE).ln()) * alpha;
+    let loss = (own.neg() + (1.0 - alpha).ln()) * (1.0 - alpha) + relaxed;
     let loss = loss.where_scalarother(&own.exp().lt(1.0 - alpha), 0.0);
     match reduction {
         Reduction::Mean => loss.mean(None),
