@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use crate::rows::{Error, Rows, RowsMut, Targets};
 use crate::simd::lanes::{self, any_greater, exp_biased_sub, fold, narrow, widen};
-use crate::simd::log::{ln, ln_1p};
+use crate::simd::log::{atanh_tail, ln, ln_1p};
 use crate::simd::{self, Element, Isa, Kernel, LANES, Lanes, Real};
 use crate::threads::{self, Tiles};
 
@@ -445,17 +445,5 @@ fn above_tangent(x: f64, ln_1p: f64) -> f64 {
     // With w = x / (2 + x): ln(1 + x) = 2 (w + w^3/3 + w^5/5 + ...) and x - 2w = x w.
     let w = x / (2.0 + x);
     let w2 = w * w;
-    // Up to |x| = 1/4, what is left out is below 1e-17 of the result.
-    let series = w2.polynomial([
-        1.0 / 3.0,
-        1.0 / 5.0,
-        1.0 / 7.0,
-        1.0 / 9.0,
-        1.0 / 11.0,
-        1.0 / 13.0,
-        1.0 / 15.0,
-        1.0 / 17.0,
-        1.0 / 19.0,
-    ]);
-    if x.abs() > 0.25 { x - ln_1p } else { x * w - 2.0 * w * w2 * series }
+    if x.abs() > 0.25 { x - ln_1p } else { x * w - 2.0 * w * w2 * atanh_tail(w2) }
 }

@@ -114,7 +114,9 @@ struct LrRelaxView {
 bool lr_relax_view(const Tensor* tensor, LrRelaxView* out) {
   return guarded([&] {
     const Tensor& t = *tensor;
-    TORCH_CHECK(t.layout() == at::kStrided && !t.is_nested() && !t.is_quantized(), "it is not strided");
+    TORCH_CHECK(t.defined(), "it is undefined");
+    TORCH_CHECK(t.layout() == at::kStrided && !t.is_nested(), "its layout is not strided");
+    TORCH_CHECK(!t.is_quantized(), "it is quantized");
     auto sizes = t.sizes();
     auto strides = t.strides();
     bool is_plain = !t.is_neg() && !t.is_conj() && !t._is_zerotensor() && t.has_storage();

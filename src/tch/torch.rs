@@ -210,6 +210,12 @@ unsafe extern "C" fn drop_box<T>(pointer: *mut c_void) {
     drop(unsafe { Box::from_raw(pointer.cast::<T>()) });
 }
 
+/// The tensor that a function of torch.cpp has made, or why it could not.
+fn made(done: bool, tensor: *mut C_tensor) -> Result<Tensor, Error> {
+    // SAFETY: where it is done, a new tensor, given to us.
+    if done { Ok(unsafe { Tensor::from_ptr(tensor) }) } else { Err(failure()) }
+}
+
 /// A contiguous tensor over lent memory, which comes back when torch is done with it.
 pub(crate) fn adopt(block: Lent, dtype: Dtype, shape: &[usize]) -> Result<Tensor, Error> {
     let sizes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
@@ -227,8 +233,7 @@ pub(crate) fn adopt(block: Lent, dtype: Dtype, shape: &[usize]) -> Result<Tensor
             &mut out,
         )
     };
-    // SAFETY: a new tensor.
-    if done { Ok(unsafe { Tensor::from_ptr(out) }) } else { Err(failure()) }
+    made(done, out)
 }
 
 /// A new contiguous tensor.
@@ -298,8 +303,7 @@ pub(super) fn attach<B: Backward>(
             &mut out,
         )
     };
-    // SAFETY: a new tensor.
-    if done { Ok(unsafe { Tensor::from_ptr(out) }) } else { Err(failure()) }
+    made(done, out)
 }
 
 /// The gradient of `loss` with respect to `input`, times `upstream`, with a graph of its own.
@@ -314,8 +318,7 @@ pub(super) fn differentiable_gradient(
     let mut out = null_mut();
     // SAFETY: tensors, and a place for the answer.
     let done = unsafe { lr_relax_gradient(loss.as_ptr(), input.as_ptr(), upstream.as_ptr(), &mut out) };
-    // SAFETY: a new tensor.
-    if done { Ok(unsafe { Tensor::from_ptr(out) }) } else { Err(failure()) }
+    made(done, out)
 }
 
 /// Calls a closure for C++.

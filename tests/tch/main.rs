@@ -190,6 +190,18 @@ fn the_gradient_has_a_gradient() {
 }
 
 #[test]
+fn a_single_row_may_come_alone() {
+    let z = logits(&[5], Kind::Half).set_requires_grad(true);
+    let loss = label_relaxation(&z, &Tensor::from(3_i64), 0.1, Reduction::None).unwrap();
+    assert_eq!((loss.size(), loss.kind()), (vec![], Kind::Float));
+    (loss * 1024.0).backward();
+    let row = z.detach().unsqueeze(0).set_requires_grad(true);
+    (label_relaxation(&row, &Tensor::from_slice(&[3_i64]), 0.1, Reduction::Mean).unwrap() * 1024.0)
+        .backward();
+    assert!(z.grad().equal(&row.grad().squeeze()));
+}
+
+#[test]
 fn no_gradient_where_none_is_wanted() {
     let (z, y) = (logits(&[3, 4], Kind::Float), classes(&[3], 4));
     assert!(!label_relaxation(&z, &y, 0.1, Reduction::Mean).unwrap().requires_grad());
@@ -254,6 +266,10 @@ fn threads_run_at_once() {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(together, alone);
+    let z = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let loss = label_relaxation(&z, &classes(&[2], 3), 0.1, Reduction::Mean).unwrap();
+    std::thread::scope(|scope| scope.spawn(move || loss.backward()).join()).unwrap();
+    assert!(z.grad().defined());
     assert!(lr_relax::threads::uses_torch());
 }
 
@@ -284,7 +300,20 @@ fn wrong_arguments_are_named() {
     refused(label_relaxation(&z, &z, 0.1, mean), &["`target`", "integer", "torch.float32"]);
     refused(label_relaxation(&z, &y.narrow(0, 0, 3), 0.1, mean), &["`target`", "(4,)", "(3,)"]);
     refused(label_relaxation(&z.to_sparse_sparse_dim(2), &y, 0.1, mean), &["`input`", "dense"]);
-    refused(label_relaxation(&Tensor::new(), &y, 0.1, mean), &["`input`"]);
+    refused(label_relaxation(&Tensor::new(), &y, 0.1, mean), &["`input`", "undefined"]);
+    refused(label_relaxation(&z, &Tensor::new(), 0.1, mean), &["`target`", "undefined"]);
+    let complex = Tensor::randn([4, 3], (Kind::ComplexFloat, Device::Cpu));
+    refused(label_relaxation(&complex, &y, 0.1, mean), &["`input`", "torch.complex64"]);
+    refused(label_relaxation(&complex.conj().imag(), &y, 0.1, mean), &["`input`", "resolve_neg"]);
+    refused(
+        label_relaxation(&z.quantize_per_tensor(0.1, 0, Kind::QInt8), &y, 0.1, mean),
+        &["`input`", "quantized"],
+    );
+    let (rows, no_memory) = (1 << 44, "allocate");
+    refused(
+        label_relaxation(&z.get(0).expand([rows, 3], false), &y.get(0).expand([rows], false), 0.1, mean),
+        &[no_memory],
+    );
     let weighted = |weight: Tensor| LabelRelaxationLoss::new(0.1).unwrap().weight(weight).forward(&z, &y);
     refused(weighted(Tensor::from_slice(&[1.0_f32])), &["`weight`", "(3,)", "(1,)"]);
     refused(weighted(Tensor::from_slice(&[1_i64, 1, 1])), &["`weight`", "floating-point", "torch.int64"]);
