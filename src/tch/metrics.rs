@@ -65,11 +65,12 @@ pub fn reliability_curve(
     binning: Binning,
 ) -> Result<Bins, Error> {
     torch::connect_threads();
-    let (preds, target) = (on_cpu(preds)?, on_cpu(target)?);
+    let (preds, target) = (on_cpu(preds, "preds")?, on_cpu(target, "target")?);
     let (preds, target) = (torch::view(&preds, "preds")?.view, torch::view(&target, "target")?.view);
     untyped::metrics::calibration_bins(&preds, &target, scores, n_bins, binning)
 }
 
-fn on_cpu(tensor: &Tensor) -> Result<Tensor, Error> {
-    Ok(if tensor.device() == Device::Cpu { tensor.shallow_clone() } else { tensor.f_to(Device::Cpu)? })
+fn on_cpu(tensor: &Tensor, name: &str) -> Result<Tensor, Error> {
+    let is_cpu = torch::view(tensor, name)?.device.is_cpu();
+    Ok(if is_cpu { tensor.shallow_clone() } else { tensor.f_to(Device::Cpu)? })
 }

@@ -1,6 +1,6 @@
 //! The losses in readable ATen operators: for every device but the CPU, and for gradients of gradients.
 //!
-//! The same formulas, operator for operator, as python/lr_relax/_reference.py.
+//! The same formulas as in python/lr_relax/_reference.py.
 
 use tch::{Kind, Tensor};
 
@@ -19,11 +19,10 @@ pub(super) fn label_relaxation(
     let half = matches!(input.f_kind()?, Kind::Half | Kind::BFloat16);
     let scores = if half { input.f_to_kind(Kind::Float)? } else { input.shallow_clone() };
     let scores = scores.f_movedim_int(options.dim, -1)?;
-    let n_classes = *scores.size().last().expect("has a class dimension");
     let target = target.f_to_kind(Kind::Int64)?;
     let counted = target.f_ne(options.ignore_index)?;
     let y = target.f_where_scalarother(&counted, 0)?.f_unsqueeze(-1)?;
-    let is_own = Tensor::f_arange(n_classes, (Kind::Int64, input.device()))?.f_eq_tensor(&y)?;
+    let is_own = scores.f_zeros_like()?.f_to_kind(Kind::Bool)?.f_scatter_value(-1, &y, 1)?;
     // In rows without loss nothing infinite may reach the gradient, not even as 0 * inf.
     let scores = scores.f_where_scalarother(&counted.f_unsqueeze(-1)?, 0.0)?;
 

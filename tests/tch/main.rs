@@ -337,4 +337,5 @@ fn metrics_count_what_the_kernels_count() {
     assert!(matches!(curve(&(&preds * 2.0), Scores::Probabilities), Err(Error::Row { row: 0, .. })));
     assert!(matches!(curve(&preds.to_kind(Kind::Int64), Scores::Logits), Err(Error::Type(_))));
     assert!(matches!(curve(&preds.get(0), Scores::Logits), Err(Error::Value(_))));
+    assert!(matches!(curve(&Tensor::new(), Scores::Logits), Err(Error::Type(_))));
 }
