@@ -14,14 +14,16 @@
 //! | [`simd`] | lanes, element types, and the one place that knows instruction sets |
 //!
 //! ```
-//! use lr_relax::kernels::label_relaxation::{LabelRelaxation, Reduction, Scores};
+//! use lr_relax::kernels::coin::Scores;
+//! use lr_relax::kernels::label_relaxation::LabelRelaxation;
+//! use lr_relax::kernels::pass::{Pass, Reduction};
 //! use lr_relax::rows::{Rows, Targets};
 //!
 //! let logits = [2.0_f32, 0.5, -1.0, /* row 2 */ 0.1, 0.2, 0.3];
 //! let rows = Rows::from_slice(&logits, 3)?;
 //! let targets = Targets::new(&[0_i64, 2], 3, -100)?;
 //! let loss = LabelRelaxation::new(0.1, Scores::Logits)?;
-//! let mean = loss.reduce(&rows, &targets, None, Reduction::Mean, None)?;
+//! let mean = Pass::new(&rows, &targets)?.reduce(loss, Reduction::Mean);
 //! assert!(mean > 0.0);
 //! # Ok::<(), lr_relax::rows::Error>(())
 //! ```

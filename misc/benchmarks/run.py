@@ -37,7 +37,12 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 from label_relaxation import label_relaxation_loss as label_relaxation_package
-from lr_relax.functional import label_relaxation_loss
+from lr_relax.functional import (
+    confidence_penalty_loss,
+    cross_entropy_loss,
+    focal_loss,
+    label_relaxation_loss,
+)
 from lr_relax.metrics import expected_calibration_error
 from torch import Tensor
 
@@ -116,6 +121,18 @@ def paper(logits: Tensor, target: Tensor) -> Tensor:
     return torch.where(p_y >= 1 - ALPHA, 0.0, divergence).mean()
 
 
+def focal(logits: Tensor, target: Tensor) -> Tensor:
+    """The focal loss as one writes it in PyTorch."""
+    ln_p = F.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
+    return -((1 - ln_p.exp()) ** 2 * ln_p).mean()
+
+
+def confidence_penalty(logits: Tensor, target: Tensor) -> Tensor:
+    """The confidence penalty as one writes it in PyTorch."""
+    ln_p = F.log_softmax(logits, 1)
+    return F.nll_loss(ln_p, target) + 0.1 * (ln_p.exp() * ln_p).sum(1).mean()
+
+
 def pyo3_tch() -> Loss:
     """Our loss on the build with pyo3-tch: the package of that folder, imported beside the default one."""
 
@@ -146,6 +163,19 @@ MAX = ("x.max(1)", lambda x, y: x.max(1))
 SOFTMAX = ("torch.softmax(x, 1)", lambda x, y: torch.softmax(x, 1))
 OTHER_RELAXATIONS = {"label-relaxation": step(package), "paper": step(paper)}
 BORDERS = {"ours by pyo3-tch": step(ours_pyo3_tch)} if ours_pyo3_tch else {}
+
+# Name, ours, the most that it may take in times of our label relaxation, and the closest peer.
+OTHER_LOSSES: list[tuple[str, Loss, float, tuple[str, Loss]]] = [
+    ("Cross-entropy", cross_entropy_loss, 1.15, ("F.cross_entropy", F.cross_entropy)),
+    (
+        "Label smoothing",
+        partial(cross_entropy_loss, label_smoothing=0.1),
+        1.15,
+        ("F.cross_entropy", partial(F.cross_entropy, label_smoothing=0.1)),
+    ),
+    ("Focal", focal_loss, 1.3, ("torch", focal)),
+    ("Confidence penalty", confidence_penalty_loss, 1.15, ("torch", confidence_penalty)),
+]
 
 ROWS = [
     Row(
@@ -195,6 +225,18 @@ ROWS = [
         ours=step(ours),
         yardstick=CROSS_ENTROPY,
         target=0.5,
+    ),
+    *(
+        Row(
+            f"{name} forward + backward {size}",
+            partial(classification, *size),
+            ours=step(loss),
+            yardstick=("our LR", step(ours)),
+            target=target,
+            peers={peer_name: step(peer)},
+        )
+        for size in [(4096, 1000), (1024, 32000)]
+        for name, loss, target, (peer_name, peer) in OTHER_LOSSES
     ),
     Row(
         "LR peak extra memory (1024, 32000)",

@@ -11,7 +11,7 @@
 use std::error::Error;
 
 use lr_relax::kernels::calibration::Binning;
-use lr_relax::kernels::label_relaxation::Scores;
+use lr_relax::kernels::coin::Scores;
 use lr_relax::tch::{expected_calibration_error, label_relaxation};
 use tch::nn::{self, Module, OptimizerConfig};
 use tch::{Device, Kind, Reduction, Tensor};

@@ -24,9 +24,30 @@ from lr_relax import _native  # noqa: E402
 _native.connect(torch)  # before it is used
 
 from lr_relax._native import empty_cache  # noqa: E402
-from lr_relax.functional import label_relaxation_loss  # noqa: E402
-from lr_relax.losses import LabelRelaxationLoss  # noqa: E402
+from lr_relax.functional import (  # noqa: E402
+    confidence_penalty_loss,
+    cross_entropy_loss,
+    focal_loss,
+    label_relaxation_loss,
+)
+from lr_relax.losses import (  # noqa: E402
+    ConfidencePenaltyLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    LabelRelaxationLoss,
+)
 
 __version__ = importlib.metadata.version("lr-relax")
 
-__all__ = ["LabelRelaxationLoss", "__version__", "empty_cache", "label_relaxation_loss"]
+__all__ = [
+    "ConfidencePenaltyLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "LabelRelaxationLoss",
+    "__version__",
+    "confidence_penalty_loss",
+    "cross_entropy_loss",
+    "empty_cache",
+    "focal_loss",
+    "label_relaxation_loss",
+]

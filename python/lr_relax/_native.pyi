@@ -7,18 +7,19 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["calibration_bins", "connect", "empty_cache", "label_relaxation", "scalar", "uses_torch_threads"]
+__all__ = ["calibration_bins", "connect", "empty_cache", "loss", "scalar", "uses_torch_threads"]
 
 def connect(torch: ModuleType) -> None: ...
 def empty_cache() -> None: ...
 def uses_torch_threads() -> bool: ...
 def scalar(tensor: Tensor) -> float | None: ...
-def label_relaxation(
+def loss(
     input: Tensor,
     target: Tensor,
     upstream: float | None,
     weight: Tensor | None,
-    alpha: float,
+    name: str,
+    parameter: float,
     reduction: str,
     dim: int,
     ignore_index: int,

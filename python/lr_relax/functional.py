@@ -1,5 +1,7 @@
 """The losses as functions: choose the native kernel or the reference, wire the gradient, reduce."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch.nn import Parameter
 
 from lr_relax import _native, _reference
 
-__all__ = ["label_relaxation_loss"]
+__all__ = ["confidence_penalty_loss", "cross_entropy_loss", "focal_loss", "label_relaxation_loss"]
 
 _TENSORS = (Tensor, Parameter)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -65,18 +67,118 @@ def label_relaxation_loss(
     >>> label_relaxation_loss(torch.tensor([[2.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 0]), reduction="none")
     tensor([0.0018, 0.0000])
     """
+    return _loss(
+        input, target, weight, ("label_relaxation", alpha, reduction, dim, ignore_index, from_logits)
+    )
+
+
+def cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    *,
+    dim: int = -1,
+    ignore_index: int = -100,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Cross-entropy with label smoothing, in one pass over the logits.
+
+    Equivalent to, for logits of shape (N, C)::
+
+        F.cross_entropy(input, target, label_smoothing=label_smoothing)
+
+    also in what `weight` and "mean" do.
+
+    Args:
+        label_smoothing: How much of the target is spread evenly over all classes, in [0, 1].
+        input, target, reduction, dim, ignore_index, weight: As in `label_relaxation_loss`, as are the result
+            and the errors.
+
+    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7.
+
+    >>> cross_entropy_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 0.1)
+    tensor(0.2269)
+    """
+    return _loss(
+        input, target, weight, ("cross_entropy", label_smoothing, reduction, dim, ignore_index, True)
+    )
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    reduction: str = "mean",
+    *,
+    dim: int = -1,
+    ignore_index: int = -100,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Cross-entropy that counts a row the less the surer it is of its class.
+
+    Equivalent to, for logits of shape (N, C) and the mean::
+
+        p = softmax(input, 1)[range(N), target]
+        (-((1 - p) ** gamma) * log(p)).mean()
+
+    Args:
+        gamma: How much the rows that are sure of their class are discounted, at least 0; 0 is cross-entropy.
+        input, target, reduction, dim, ignore_index, weight: As in `label_relaxation_loss`, as are the result
+            and the errors; `weight` is the alpha of the paper.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4, of a softmax; its effect on
+    calibration: Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020.
+
+    >>> focal_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    tensor(0.1733)
+    """
+    return _loss(input, target, weight, ("focal", gamma, reduction, dim, ignore_index, True))
+
+
+def confidence_penalty_loss(
+    input: Tensor,
+    target: Tensor,
+    beta: float = 0.1,
+    reduction: str = "mean",
+    *,
+    dim: int = -1,
+    ignore_index: int = -100,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Cross-entropy minus `beta` times the entropy of the prediction.
+
+    Equivalent to, for logits of shape (N, C) and the mean::
+
+        p = softmax(input, 1)
+        (-log(p[range(N), target]) + beta * (p * log(p)).sum(1)).mean()
+
+    Args:
+        beta: How much the entropy counts, at least 0; 0 is cross-entropy.
+        input, target, reduction, dim, ignore_index, weight: As in `label_relaxation_loss`, as are the result
+            and the errors.
+
+    Source: Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions", 2017,
+    section 3.
+
+    >>> confidence_penalty_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    tensor(0.6238)
+    """
+    return _loss(input, target, weight, ("confidence_penalty", beta, reduction, dim, ignore_index, True))
+
+
+def _loss(input: Tensor, target: Tensor, weight: Tensor | None, options: Any) -> Tensor:
+    """The loss that `options` tells: name, hyperparameter, reduction, dim, ignore_index, from_logits."""
     if not _runs_natively(input):
-        _check(input, target, weight, alpha, reduction, dim, ignore_index, from_logits)
-        return _reference.label_relaxation_loss(
-            input, target, weight, float(alpha), reduction, dim, ignore_index, from_logits
-        )
-    options: Any = (alpha, reduction, dim, ignore_index, from_logits)
+        _check(input, target, weight, *options)
+        name, parameter, *others = options
+        return _reference.loss(input, target, weight, name, float(parameter), *others)
     if input.requires_grad and torch.is_grad_enabled():
         return _apply(input, target, weight, options)  # type: ignore[no-untyped-call, no-any-return]
-    return _native.label_relaxation(input, target, None, weight, *options)[0]
+    return _native.loss(input, target, None, weight, *options)[0]
 
 
-class _LabelRelaxation(torch.autograd.Function):
+class _Fused(torch.autograd.Function):
     """One native call computes the loss and the gradient, which backward hands on.
 
     This classic form of a Function (ctx in forward) is the fastest that torch offers from Python, and
@@ -85,7 +187,7 @@ class _LabelRelaxation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any) -> Tensor:
-        loss, grad = _native.label_relaxation(input, target, 1.0, weight, *options)
+        loss, grad = _native.loss(input, target, 1.0, weight, *options)
         ctx.save_for_backward(input, target, weight, grad)
         ctx.options = options
         return loss
@@ -94,23 +196,23 @@ class _LabelRelaxation(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         input, target, weight, grad = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: the gradient must itself have one
-            loss = _reference.label_relaxation_loss(input, target, weight, *ctx.options)
+            loss = _reference.loss(input, target, weight, *ctx.options)
             return *torch.autograd.grad(loss, input, upstream, create_graph=True), None, None, None
         scale = _native.scalar(upstream)
         if scale is None:  # one for each row, or one that stands for several (is_grads_batched)
-            grad = grad * (upstream.unsqueeze(ctx.options[2]) if upstream.dim() > 0 else upstream)
+            grad = grad * (upstream.unsqueeze(ctx.options[3]) if upstream.dim() > 0 else upstream)
         elif _keeps_graph():  # another backward wants the same gradient
             grad = grad * scale
         elif scale != 1.0 and grad.dtype == torch.float16:
             # A loss scale must enter before the rounding: the mean's small gradients would be 0 by now.
-            grad = _native.label_relaxation(input, target, scale, weight, *ctx.options)[1]
+            grad = _native.loss(input, target, scale, weight, *ctx.options)[1]
         elif scale != 1.0:
             grad.mul_(scale)
         return grad, None, None, None
 
 
 # `Function.apply` without what it does for functorch, whose transforms do not come here: 3 us.
-_apply = super(torch.autograd.Function, _LabelRelaxation).apply
+_apply = super(torch.autograd.Function, _Fused).apply
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
@@ -127,16 +229,27 @@ def _runs_natively(input: Any) -> bool:
     )
 
 
-def check_hyperparameters(alpha: object, reduction: object) -> None:
-    """Raises what the kernel would raise."""
+# The hyperparameter of each loss, what it is to be, and whether a number is that.
+_PARAMETERS: dict[str, tuple[str, str, Callable[[float], bool]]] = {
+    "label_relaxation": ("alpha", "a number in [0, 1)", lambda x: 0 <= x < 1),
+    "cross_entropy": ("label_smoothing", "a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "focal": ("gamma", "a finite number of at least 0", lambda x: 0 <= x < math.inf),
+    "confidence_penalty": ("beta", "a finite number of at least 0", lambda x: 0 <= x < math.inf),
+}
+
+
+def check_hyperparameters(name: str, parameter: object, reduction: object) -> None:
+    """Raises what the kernel would raise for the loss of that name."""
+    argument, expected, in_range = _PARAMETERS[name]
+    error: type[Exception] | None
     try:
-        if isinstance(alpha, str | Tensor):
+        if isinstance(parameter, str | Tensor):
             raise TypeError
-        in_range = 0.0 <= float(alpha) < 1.0  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"Expected argument `alpha` to be a number in [0, 1), but got {alpha!r}.") from error
-    if not in_range:
-        raise ValueError(f"Expected argument `alpha` to be a number in [0, 1), but got {alpha!r}.")
+        error = None if in_range(float(parameter)) else ValueError  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        error = TypeError
+    if error:
+        raise error(f"Expected argument `{argument}` to be {expected}, but got {parameter!r}.")
     if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(
             f"Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {reduction!r}."
@@ -147,14 +260,15 @@ def _check(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    alpha: float,
+    name: str,
+    parameter: float,
     reduction: str,
     dim: int,
     ignore_index: int,
     from_logits: bool,
 ) -> None:
     """What the kernel checks by itself, but for the values of the targets."""
-    check_hyperparameters(alpha, reduction)
+    check_hyperparameters(name, parameter, reduction)
     for name, integer in (("dim", dim), ("ignore_index", ignore_index)):
         if not isinstance(integer, int):
             raise TypeError(f"Expected argument `{name}` to be an integer, but got {integer!r}.")

@@ -1,13 +1,46 @@
 """The losses as modules: they hold the hyperparameters, the functions compute."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from lr_relax.functional import check_hyperparameters, label_relaxation_loss
+from lr_relax.functional import (
+    check_hyperparameters,
+    confidence_penalty_loss,
+    cross_entropy_loss,
+    focal_loss,
+    label_relaxation_loss,
+)
 
-__all__ = ["LabelRelaxationLoss"]
+__all__ = ["ConfidencePenaltyLoss", "CrossEntropyLoss", "FocalLoss", "LabelRelaxationLoss"]
 
 
-class LabelRelaxationLoss(nn.Module):
+class _Loss(nn.Module):
+    """What all losses have: a reduction, the dimension of the classes, rows and classes that count less.
+
+    The attributes are named as the arguments of the functions are.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Tensor | None, **options: Any) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        for name, value in options.items():
+            setattr(self, name, value)
+        self._names = tuple(options)
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._names} | {"weight": self.weight}
+
+    def extra_repr(self) -> str:
+        """What `print(module)` shows: the hyperparameters, defaults left out but for the first two."""
+        defaults = {"dim": -1, "ignore_index": -100, "from_logits": True}
+        values = {name: getattr(self, name) for name in self._names}
+        return ", ".join(f"{k}={v!r}" for k, v in values.items() if k not in defaults or v != defaults[k])
+
+
+class LabelRelaxationLoss(_Loss):
     """The divergence of the prediction from the set of distributions with ``p[target] >= 1 - alpha``.
 
     Trains classifiers that are calibrated without scaling their probabilities afterwards; see
@@ -26,8 +59,6 @@ class LabelRelaxationLoss(nn.Module):
     tensor(0.4441)
     """
 
-    weight: Tensor | None
-
     def __init__(
         self,
         alpha: float = 0.1,
@@ -38,33 +69,111 @@ class LabelRelaxationLoss(nn.Module):
         weight: Tensor | None = None,
         from_logits: bool = True,
     ) -> None:
-        super().__init__()
-        check_hyperparameters(alpha, reduction)
-        self.alpha = alpha
-        self.reduction = reduction
-        self.dim = dim
-        self.ignore_index = ignore_index
-        self.register_buffer("weight", weight)
-        self.from_logits = from_logits
+        check_hyperparameters("label_relaxation", alpha, reduction)
+        super().__init__(
+            weight,
+            alpha=alpha,
+            reduction=reduction,
+            dim=dim,
+            ignore_index=ignore_index,
+            from_logits=from_logits,
+        )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of `input`, (..., C), for the classes `target`, (...)."""
-        return label_relaxation_loss(
-            input,
-            target,
-            self.alpha,
-            self.reduction,
-            dim=self.dim,
-            ignore_index=self.ignore_index,
-            weight=self.weight,
-            from_logits=self.from_logits,
+        return label_relaxation_loss(input, target, **self._options())
+
+
+class CrossEntropyLoss(_Loss):
+    """Cross-entropy with label smoothing, in one pass over the logits.
+
+    What `nn.CrossEntropyLoss(label_smoothing=label_smoothing)` computes; see
+    `lr_relax.functional.cross_entropy_loss` for the arguments and their ranges, and `LabelRelaxationLoss` for
+    the shapes.
+
+    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7.
+
+    >>> import torch
+    >>> criterion = CrossEntropyLoss(label_smoothing=0.1)
+    >>> criterion(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+    tensor(0.2269)
+    """
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+        *,
+        dim: int = -1,
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        check_hyperparameters("cross_entropy", label_smoothing, reduction)
+        super().__init__(
+            weight, label_smoothing=label_smoothing, reduction=reduction, dim=dim, ignore_index=ignore_index
         )
 
-    def extra_repr(self) -> str:
-        """What `print(module)` shows: the hyperparameters, defaults left out but for the first two."""
-        shown = f"alpha={self.alpha}, reduction={self.reduction!r}"
-        for name, default in (("dim", -1), ("ignore_index", -100), ("from_logits", True)):
-            value = getattr(self, name)
-            if value != default:
-                shown += f", {name}={value}"
-        return shown
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of `input`, (..., C), for the classes `target`, (...)."""
+        return cross_entropy_loss(input, target, **self._options())
+
+
+class FocalLoss(_Loss):
+    """Cross-entropy that counts a row the less the surer it is of its class.
+
+    See `lr_relax.functional.focal_loss` for the formula, the arguments and their ranges, and
+    `LabelRelaxationLoss` for the shapes.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4.
+
+    >>> import torch
+    >>> FocalLoss(gamma=2.0)(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    tensor(0.1733)
+    """
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        reduction: str = "mean",
+        *,
+        dim: int = -1,
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        check_hyperparameters("focal", gamma, reduction)
+        super().__init__(weight, gamma=gamma, reduction=reduction, dim=dim, ignore_index=ignore_index)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of `input`, (..., C), for the classes `target`, (...)."""
+        return focal_loss(input, target, **self._options())
+
+
+class ConfidencePenaltyLoss(_Loss):
+    """Cross-entropy minus `beta` times the entropy of the prediction.
+
+    See `lr_relax.functional.confidence_penalty_loss` for the formula, the arguments and their ranges, and
+    `LabelRelaxationLoss` for the shapes.
+
+    Source: Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions", 2017,
+    section 3.
+
+    >>> import torch
+    >>> ConfidencePenaltyLoss(beta=0.1)(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    tensor(0.6238)
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        reduction: str = "mean",
+        *,
+        dim: int = -1,
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        check_hyperparameters("confidence_penalty", beta, reduction)
+        super().__init__(weight, beta=beta, reduction=reduction, dim=dim, ignore_index=ignore_index)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of `input`, (..., C), for the classes `target`, (...)."""
+        return confidence_penalty_loss(input, target, **self._options())

@@ -18,7 +18,7 @@ use crate::simd::lanes::{self, fold, widen};
 use crate::simd::{self, Element, Isa, Kernel, LANES, Real};
 use crate::threads::{self, Tiles};
 
-use super::label_relaxation::Scores;
+use super::coin::Scores;
 use super::sum_exp::sum_exp;
 
 /// How confidences are assigned to bins.

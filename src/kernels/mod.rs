@@ -1,5 +1,11 @@
 //! One file per idea: its mathematics, its kernel, its unit tests.
 
 pub mod calibration;
+pub mod coin;
+pub mod confidence_penalty;
+pub mod cross_entropy;
+pub mod focal;
 pub mod label_relaxation;
+pub mod pass;
+mod row;
 mod sum_exp;

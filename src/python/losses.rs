@@ -4,7 +4,12 @@ use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyString};
 
-use crate::kernels::label_relaxation::{LabelRelaxation, Reduction, Scores};
+use crate::kernels::coin::Scores;
+use crate::kernels::confidence_penalty::ConfidencePenalty;
+use crate::kernels::cross_entropy::CrossEntropy;
+use crate::kernels::focal::Focal;
+use crate::kernels::label_relaxation::LabelRelaxation;
+use crate::kernels::pass::{Loss, Reduction};
 use crate::memory;
 use crate::untyped::losses::Batch;
 use crate::untyped::{Dtype, View};
@@ -16,27 +21,23 @@ const QUICK: usize = 10_000;
 
 type Tensor<'py> = Bound<'py, PyAny>;
 
-/// The loss; and, where `upstream` is a number, the gradient of the reduced loss (of the sum, for "none")
-/// times that number.
+/// The loss of that name; and, where `upstream` is a number, the gradient of the reduced loss (of the sum, for
+/// "none") times that number.
 #[pyfunction]
-pub(super) fn label_relaxation<'py>(
+pub(super) fn loss<'py>(
     py: Python<'py>,
     input: &Tensor<'py>,
     target: &Tensor<'py>,
     upstream: Option<f64>,
     weight: Option<&Tensor<'py>>,
-    alpha: &Bound<'py, PyAny>,
+    name: &str,
+    parameter: &Bound<'py, PyAny>,
     reduction: &Bound<'py, PyAny>,
     dim: &Bound<'py, PyAny>,
     ignore_index: &Bound<'py, PyAny>,
     from_logits: &Bound<'py, PyAny>,
 ) -> PyResult<(Tensor<'py>, Option<Tensor<'py>>)> {
-    let from_logits = from_logits.downcast::<PyBool>().map_err(|_| {
-        let got = shown(from_logits);
-        PyTypeError::new_err(format!("Expected argument `from_logits` to be a bool, but got {got}."))
-    });
-    let scores = if from_logits?.is_true() { Scores::Logits } else { Scores::Probabilities };
-    let loss = parse_alpha(alpha, scores)?.with_upstream(upstream.unwrap_or(1.0));
+    let loss = parse_loss(name, parameter, from_logits)?;
     let reduction = parse_reduction(reduction)?;
     let (dim, ignore_index) = (integer(dim, "dim")?, integer(ignore_index, "ignore_index")?);
     let view = tensors::borrow(input, "input")?;
@@ -51,7 +52,8 @@ pub(super) fn label_relaxation<'py>(
         None => tensors::allocate(py, batch.loss_type(), &batch.rows())?,
     };
     // SAFETY: both are new, and of the types and shapes that the batch asks for.
-    let work = || unsafe { batch.label_relaxation(loss, reduction, &losses, grad_view.as_ref()) };
+    let work =
+        || unsafe { batch.compute(loss, upstream.unwrap_or(1.0), reduction, &losses, grad_view.as_ref()) };
     if batch.input().len() < QUICK { work() } else { py.allow_threads(work) }?;
     Ok((out, grad))
 }
@@ -77,13 +79,27 @@ pub(super) fn scalar(tensor: &Tensor<'_>) -> Option<f64> {
     }
 }
 
-fn parse_alpha(alpha: &Bound<'_, PyAny>, scores: Scores) -> PyResult<LabelRelaxation> {
-    let expected =
-        || format!("Expected argument `alpha` to be a number in [0, 1), but got {}.", shown(alpha));
-    let number = alpha.is_instance_of::<PyFloat>() || !alpha.hasattr("requires_grad")?;
-    let value = alpha.extract::<f64>().ok().filter(|_| number);
-    let value = value.ok_or_else(|| PyTypeError::new_err(expected()))?;
-    LabelRelaxation::new(value, scores).map_err(|_| PyValueError::new_err(expected()))
+fn parse_loss(name: &str, parameter: &Bound<'_, PyAny>, from_logits: &Bound<'_, PyAny>) -> PyResult<Loss> {
+    let from_logits = from_logits.downcast::<PyBool>().map_err(|_| {
+        let got = shown(from_logits);
+        PyTypeError::new_err(format!("Expected argument `from_logits` to be a bool, but got {got}."))
+    });
+    let scores = if from_logits?.is_true() { Scores::Logits } else { Scores::Probabilities };
+    let is_number = parameter.is_instance_of::<PyFloat>() || !parameter.hasattr("requires_grad")?;
+    let number = parameter.extract::<f64>().ok().filter(|_| is_number);
+    let value = number.unwrap_or(f64::NAN); // which is in no range
+    let loss = match name {
+        "label_relaxation" => LabelRelaxation::new(value, scores).map(Loss::from),
+        "cross_entropy" => CrossEntropy::new(value).map(Loss::from),
+        "confidence_penalty" => ConfidencePenalty::new(value).map(Loss::from),
+        "focal" => Focal::new(value).map(Loss::from),
+        _ => return Err(PyValueError::new_err(format!("There is no loss {name:?}."))),
+    };
+    loss.map_err(|error| {
+        // As Python prints the number.
+        let message = error.to_string().replace(&format!("{value:?}."), &format!("{}.", shown(parameter)));
+        if number.is_some() { PyValueError::new_err(message) } else { PyTypeError::new_err(message) }
+    })
 }
 
 fn integer(value: &Bound<'_, PyAny>, name: &str) -> PyResult<i64> {

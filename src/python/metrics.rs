@@ -5,7 +5,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::kernels::calibration::Binning;
-use crate::kernels::label_relaxation::Scores;
+use crate::kernels::coin::Scores;
 use crate::untyped;
 
 use super::arrays;

@@ -28,7 +28,7 @@ mod _native {
     #[pymodule_export]
     use super::empty_cache;
     #[pymodule_export]
-    use super::losses::{label_relaxation, scalar};
+    use super::losses::{loss, scalar};
     #[pymodule_export]
     use super::metrics::calibration_bins;
     #[pymodule_export]

@@ -29,6 +29,26 @@ pub(crate) fn narrow<E: Element>(values: &Lanes<E::Wide>, out: &mut Lanes<E>) {
     }
 }
 
+/// f of each value.
+#[inline(always)]
+pub(crate) fn map<F: Copy>(a: &Lanes<F>, f: impl Fn(F) -> F) -> Lanes<F> {
+    let mut out = *a;
+    for i in 0..LANES {
+        out[i] = f(a[i]);
+    }
+    out
+}
+
+/// f of each pair.
+#[inline(always)]
+pub(crate) fn zip<F: Copy, G: Copy>(a: &Lanes<F>, b: &Lanes<G>, f: impl Fn(F, G) -> F) -> Lanes<F> {
+    let mut out = *a;
+    for i in 0..LANES {
+        out[i] = f(a[i], b[i]);
+    }
+    out
+}
+
 /// The larger of each pair; the left one where the right one is NaN.
 #[inline(always)]
 pub(crate) fn max<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {

@@ -4,7 +4,10 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::reference;
 use super::torch::{self, Backward, Borrowed, Device, Pass};
-use crate::kernels::label_relaxation::{LabelRelaxation, Reduction as Reduced, Scores};
+use crate::kernels::coin::Scores;
+use crate::kernels::focal::Focal;
+use crate::kernels::label_relaxation::LabelRelaxation;
+use crate::kernels::pass::{Loss, Reduction as Reduced};
 use crate::memory;
 use crate::rows::Error;
 use crate::untyped::View;
@@ -25,7 +28,7 @@ use crate::untyped::losses::{Batch, check};
 /// * `reduction`: the mean over the rows that count, the sum, or none.
 ///
 /// Returns a scalar, or the losses in nats in the shape of `target`; float for half precision, else of the kind
-/// of `logits`. Loss and gradient are exactly 0 inside the set. [`LabelRelaxationLoss`] has more options.
+/// of `logits`. Loss and gradient are exactly 0 inside the set. [`Criterion`] has more options.
 ///
 /// # Errors
 ///
@@ -51,7 +54,7 @@ pub fn label_relaxation(
     alpha: f64,
     reduction: Reduction,
 ) -> Result<Tensor, Error> {
-    LabelRelaxationLoss::new(alpha)?.reduction(reduction).forward(logits, target)
+    Criterion::new(LabelRelaxation::new(alpha, Scores::Logits)?).reduction(reduction).forward(logits, target)
 }
 
 /// Cross-entropy: [`label_relaxation`] with `alpha` 0, in one pass over the logits.
@@ -73,45 +76,63 @@ pub fn cross_entropy(logits: &Tensor, target: &Tensor, reduction: Reduction) -> 
     label_relaxation(logits, target, 0.0, reduction)
 }
 
-/// Label relaxation with all its options; [`label_relaxation`] tells what it computes.
+/// The focal loss, cross-entropy that counts a row the less the surer it is of its class.
+///
+/// Equivalent to `-(1 - p).pow(gamma) * ln(p)` with `p = softmax(logits)[target]`; `gamma` is at least 0, of which 0
+/// is cross-entropy. The other arguments, result and errors are those of [`label_relaxation`].
+///
+/// Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4.
 ///
 /// ```
-/// use lr_relax::tch::LabelRelaxationLoss;
+/// use tch::{Reduction, Tensor};
+///
+/// let logits = Tensor::from_slice(&[0.0_f64, 0.0]).reshape([1, 2]);
+/// let loss = lr_relax::tch::focal(&logits, &Tensor::from_slice(&[0_i64]), 2.0, Reduction::Mean)?;
+/// assert!((loss.double_value(&[]) - 0.25 * 2.0_f64.ln()).abs() < 1e-15);
+/// # Ok::<(), lr_relax::rows::Error>(())
+/// ```
+pub fn focal(logits: &Tensor, target: &Tensor, gamma: f64, reduction: Reduction) -> Result<Tensor, Error> {
+    Criterion::new(Focal::new(gamma)?).reduction(reduction).forward(logits, target)
+}
+
+/// A loss of [`crate::kernels`] with all options.
+///
+/// ```
+/// use lr_relax::kernels::coin::Scores;
+/// use lr_relax::kernels::label_relaxation::LabelRelaxation;
+/// use lr_relax::tch::Criterion;
 /// use tch::{Kind, Tensor};
 ///
 /// // Images: classes in dimension 1, and the first class half as important.
 /// let weight = Tensor::from_slice(&[0.5_f32, 1.0, 1.0]);
-/// let criterion = LabelRelaxationLoss::new(0.1)?.dim(1).weight(weight).ignore_index(255);
+/// let loss = LabelRelaxation::new(0.1, Scores::Logits)?;
+/// let criterion = Criterion::new(loss).dim(1).weight(weight).ignore_index(255);
 /// let logits = Tensor::randn([2, 3, 4, 4], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
 /// let target = Tensor::randint(3, [2, 4, 4], (Kind::Uint8, tch::Device::Cpu));
 /// criterion.forward(&logits, &target)?.backward();
 /// # Ok::<(), lr_relax::rows::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct LabelRelaxationLoss {
+pub struct Criterion {
     options: Options,
     weight: Option<Tensor>,
 }
 
-/// The hyperparameters.
+/// The loss, and what is made of its values.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Options {
-    pub alpha: f64,
+    pub loss: Loss,
     pub reduction: Reduction,
     pub dim: i64,
     pub ignore_index: i64,
-    pub scores: Scores,
 }
 
-impl LabelRelaxationLoss {
-    /// `alpha` in [0, 1): how much probability the set leaves to the other classes. The mean over rows of logits
-    /// whose classes are in the last dimension, of which those with target -100 do not count.
-    pub fn new(alpha: f64) -> Result<Self, Error> {
-        LabelRelaxation::new(alpha, Scores::Logits)?;
-        let (dim, ignore_index) = (-1, -100);
-        let options =
-            Options { alpha, reduction: Reduction::Mean, dim, ignore_index, scores: Scores::Logits };
-        Ok(LabelRelaxationLoss { options, weight: None })
+impl Criterion {
+    /// The mean of `loss` over rows whose classes are in the last dimension, of which those with target -100 do
+    /// not count.
+    pub fn new(loss: impl Into<Loss>) -> Self {
+        let (loss, reduction) = (loss.into(), Reduction::Mean);
+        Criterion { options: Options { loss, reduction, dim: -1, ignore_index: -100 }, weight: None }
     }
 
     /// The mean over the rows that count (weighted by `weight`), the sum, or a loss for each row.
@@ -138,12 +159,6 @@ impl LabelRelaxationLoss {
         self
     }
 
-    /// What the input holds: logits, or probabilities.
-    pub fn scores(mut self, scores: Scores) -> Self {
-        self.options.scores = scores;
-        self
-    }
-
     /// The loss of `input`, (..., C), for the classes `target`, (...).
     ///
     /// # Errors
@@ -156,7 +171,7 @@ impl LabelRelaxationLoss {
         let arguments = Arguments::new(input, target, weight)?;
         if !arguments.device.is_cpu() {
             check(&arguments.input, &arguments.target, arguments.weight.as_ref(), options.dim)?;
-            return reference::label_relaxation(options, input, target, weight);
+            return reference::loss(options, input, target, weight);
         }
         let batch = arguments.batch(options)?;
         let losses = match reduction {
@@ -166,9 +181,8 @@ impl LabelRelaxationLoss {
         let grad = torch::needs_grad(input).then(|| gradient(input, batch.input())).transpose()?;
         let out = torch::view(&losses, "losses")?.view;
         let grad_out = grad.as_ref().map(|grad| torch::view(grad, "gradient")).transpose()?.map(|b| b.view);
-        let kernel = LabelRelaxation::new(options.alpha, options.scores)?;
         // SAFETY: both are new, and of the types and shapes that the batch asks for.
-        unsafe { batch.label_relaxation(kernel, reduction, &out, grad_out.as_ref()) }?;
+        unsafe { batch.compute(options.loss, 1.0, reduction, &out, grad_out.as_ref()) }?;
         match &grad {
             Some(grad) => {
                 torch::attach(&losses, input, &[Some(input), Some(target), weight, Some(grad)], options)
@@ -199,7 +213,7 @@ impl Backward for Options {
         let weight = weight.defined().then_some(weight);
         if pass.creates_graph {
             // Through a formula that autograd can differentiate again.
-            let losses = reference::label_relaxation(*self, &input, &target, weight.as_ref())?;
+            let losses = reference::loss(*self, &input, &target, weight.as_ref())?;
             return torch::differentiable_gradient(&losses, &input, upstream);
         }
         if upstream.dim() > 0 {
@@ -217,9 +231,8 @@ impl Backward for Options {
             let batch = Arguments::new(&input, &target, weight.as_ref())?.batch(*self)?;
             let loss = torch::allocate(batch.loss_type(), &[])?;
             let (out, grad_out) = (torch::view(&loss, "loss")?.view, torch::view(&grad, "gradient")?.view);
-            let kernel = LabelRelaxation::new(self.alpha, self.scores)?.with_upstream(scale);
             // SAFETY: the loss is new; the gradient is like the input, and no one else wants it.
-            unsafe { batch.label_relaxation(kernel, self.reduction()?, &out, Some(&grad_out)) }?;
+            unsafe { batch.compute(self.loss, scale, self.reduction()?, &out, Some(&grad_out)) }?;
         } else {
             let _ = grad.f_mul_scalar_(scale)?;
         }

@@ -4,7 +4,7 @@ use tch::{Device, Tensor};
 
 use super::torch;
 use crate::kernels::calibration::{Binning, Bins};
-use crate::kernels::label_relaxation::Scores;
+use crate::kernels::coin::Scores;
 use crate::rows::Error;
 use crate::untyped;
 
@@ -24,7 +24,7 @@ use crate::untyped;
 /// Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
 ///
 /// ```
-/// use lr_relax::kernels::{calibration::Binning, label_relaxation::Scores};
+/// use lr_relax::kernels::{calibration::Binning, coin::Scores};
 /// use tch::Tensor;
 ///
 /// let preds = Tensor::from_slice(&[0.9, 0.1, 0.8, 0.2, 0.3, 0.7]).reshape([3, 2]);
@@ -48,7 +48,7 @@ pub fn expected_calibration_error(
 /// Arguments and errors as of [`expected_calibration_error`].
 ///
 /// ```
-/// use lr_relax::kernels::{calibration::Binning, label_relaxation::Scores};
+/// use lr_relax::kernels::{calibration::Binning, coin::Scores};
 /// use tch::Tensor;
 ///
 /// let preds = Tensor::from_slice(&[0.9_f32, 0.1, 0.2, 0.8]).reshape([2, 2]);

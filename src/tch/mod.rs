@@ -22,5 +22,5 @@ mod metrics;
 mod reference;
 pub(crate) mod torch;
 
-pub use losses::{LabelRelaxationLoss, cross_entropy, label_relaxation};
+pub use losses::{Criterion, cross_entropy, focal, label_relaxation};
 pub use metrics::{expected_calibration_error, reliability_curve};

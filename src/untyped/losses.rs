@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
-use crate::kernels::label_relaxation::{LabelRelaxation, Reduction};
+use crate::kernels::pass::{Loss, Pass, Reduction};
 use crate::rows::{Error, Targets};
 use crate::simd::{Element, Real};
 
@@ -45,56 +45,69 @@ impl Batch {
         without(&self.input.shape, self.class_axis)
     }
 
-    /// The loss into `losses`, reduced or (`None`) one for each row; with `grad`, also its gradient.
+    /// The loss into `losses`, reduced or (`None`) one for each row; with `grad`, also its gradient, times
+    /// `upstream`.
     ///
     /// # Safety
     ///
     /// `losses` and `grad` are memory of no one else; `losses` is contiguous, of the type that
     /// [`Batch::loss_type`] tells and of the shape of the rows, or a scalar if it is reduced; `grad` has type
     /// and shape of the input.
-    pub(crate) unsafe fn label_relaxation(
+    pub(crate) unsafe fn compute(
         &self,
-        loss: LabelRelaxation,
+        loss: Loss,
+        upstream: f64,
         reduction: Option<Reduction>,
         losses: &View,
         grad: Option<&View>,
     ) -> Result<(), Error> {
+        let call = Call { batch: self, loss, upstream, reduction, losses, grad };
         // SAFETY: the types are those that are named; the rest is this function's contract.
         unsafe {
             match self.input.dtype {
-                Dtype::F32 => self.typed::<f32>(loss, reduction, losses, grad),
-                Dtype::F64 => self.typed::<f64>(loss, reduction, losses, grad),
-                Dtype::Bf16 => self.typed::<bf16>(loss, reduction, losses, grad),
-                Dtype::F16 => self.typed::<f16>(loss, reduction, losses, grad),
+                Dtype::F32 => call.typed::<f32>(),
+                Dtype::F64 => call.typed::<f64>(),
+                Dtype::Bf16 => call.typed::<bf16>(),
+                Dtype::F16 => call.typed::<f16>(),
                 _ => unreachable!("checked by `new`"),
             }
         }
     }
+}
 
+/// The arguments of [`Batch::compute`].
+struct Call<'a> {
+    batch: &'a Batch,
+    loss: Loss,
+    upstream: f64,
+    reduction: Option<Reduction>,
+    losses: &'a View,
+    grad: Option<&'a View>,
+}
+
+impl Call<'_> {
     /// # Safety
     ///
-    /// As for [`Batch::label_relaxation`], and `E` is the type of the input.
-    unsafe fn typed<E: Element>(
-        &self,
-        loss: LabelRelaxation,
-        reduction: Option<Reduction>,
-        losses: &View,
-        grad: Option<&View>,
-    ) -> Result<(), Error> {
+    /// As for [`Batch::compute`], and `E` is the type of the input.
+    unsafe fn typed<E: Element>(self) -> Result<(), Error> {
+        let batch = self.batch;
         // SAFETY: by this function's contract.
         let (rows, grad, losses) = unsafe {
-            let grad = grad.map(|grad| grad.rows_mut::<E>(self.class_axis));
-            (self.input.rows::<E>(self.class_axis), grad, losses.elements_mut::<E::Wide>())
+            let grad = self.grad.map(|grad| grad.rows_mut::<E>(batch.class_axis));
+            (batch.input.rows::<E>(batch.class_axis), grad, self.losses.elements_mut::<E::Wide>())
         };
-        let weight = self.weight.as_deref();
-        match reduction {
-            Some(reduction) => {
-                let value = loss.reduce(&rows, &self.targets, weight, reduction, grad.as_ref())?;
-                losses[0] = E::Wide::from_f64(value);
-                Ok(())
-            }
-            None => loss.per_row(&rows, &self.targets, weight, losses, grad.as_ref()),
+        let mut pass = Pass::new(&rows, &batch.targets)?.upstream(self.upstream);
+        if let Some(weight) = &batch.weight {
+            pass = pass.weight(weight)?;
         }
+        if let Some(grad) = &grad {
+            pass = pass.gradient(grad)?;
+        }
+        match self.reduction {
+            Some(reduction) => losses[0] = E::Wide::from_f64(pass.reduce(self.loss, reduction)),
+            None => pass.per_row(self.loss, losses)?,
+        }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
 use crate::kernels::calibration::{Binning, Bins, bin_top_label};
-use crate::kernels::label_relaxation::Scores;
+use crate::kernels::coin::Scores;
 use crate::rows::{Error, Targets};
 use crate::simd::{Element, Isa};
 

@@ -1,7 +1,9 @@
 //! Label relaxation: values, gradients, and what holds for all inputs.
 
 use half::{bf16, f16};
-use lr_relax::kernels::label_relaxation::{LabelRelaxation, Reduction, Scores};
+use lr_relax::kernels::coin::Scores;
+use lr_relax::kernels::label_relaxation::LabelRelaxation;
+use lr_relax::kernels::pass::{Pass, Reduction};
 use lr_relax::rows::{Rows, RowsMut, Targets};
 use lr_relax::simd::{Element, Isa};
 use proptest::prelude::*;
@@ -46,13 +48,24 @@ struct Output<E: Element> {
 }
 
 fn compute<E: Element>(z: &[E], y: &[i64], n_classes: usize, loss: LabelRelaxation) -> Output<E> {
+    compute_with(Isa::best(), z, y, n_classes, loss)
+}
+
+fn compute_with<E: Element>(
+    isa: Isa,
+    z: &[E],
+    y: &[i64],
+    n_classes: usize,
+    loss: LabelRelaxation,
+) -> Output<E> {
     let rows = Rows::from_slice(z, n_classes).unwrap();
     let targets = Targets::new(y, n_classes, -100).unwrap();
     let mut grad = z.to_vec();
     let out = RowsMut::from_slice(&mut grad, n_classes).unwrap();
-    let mean = loss.reduce(&rows, &targets, None, Reduction::Mean, None).unwrap();
+    let pass = Pass::new(&rows, &targets).unwrap().isa(isa);
+    let mean = pass.reduce(loss, Reduction::Mean);
     let mut losses = vec![E::ZERO.widen(); y.len()];
-    loss.per_row(&rows, &targets, None, &mut losses, Some(&out)).unwrap();
+    pass.gradient(&out).unwrap().per_row(loss, &mut losses).unwrap();
     Output { mean, losses, grad }
 }
 
@@ -106,11 +119,11 @@ fn every_instruction_set_and_thread_count_gives_the_same_bits<E: Element>() {
             .map(|x| E::narrow(lr_relax::simd::Real::from_f64(9.0 * x)))
             .collect();
         let y: Vec<i64> = (0..50).map(|i| if i == 9 { -100 } else { i % n_classes as i64 }).collect();
-        let first = compute(&z, &y, n_classes, loss(0.1).with_isa(Isa::Portable));
+        let first = compute_with(Isa::Portable, &z, &y, n_classes, loss(0.1));
         for isa in Isa::available() {
             for threads in [1, 2, 5] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                let got = pool.install(|| compute(&z, &y, n_classes, loss(0.1).with_isa(isa)));
+                let got = pool.install(|| compute_with(isa, &z, &y, n_classes, loss(0.1)));
                 assert_eq!(got.mean.to_bits(), first.mean.to_bits(), "{isa:?} {threads} {n_classes}");
                 assert_eq!(bits(&got.grad), bits(&first.grad), "{isa:?} {threads} {n_classes}");
             }
@@ -206,9 +219,10 @@ fn hyperparameters_are_checked() {
     let rows = Rows::from_slice(&z, 3).unwrap();
     let targets = Targets::new(&[0_i64, 1], 3, -100).unwrap();
     let wrong = Targets::new(&[0_i64], 3, -100).unwrap();
-    assert!(loss(0.1).reduce(&rows, &wrong, None, Reduction::Mean, None).is_err());
-    assert!(loss(0.1).reduce(&rows, &targets, Some(&[1.0]), Reduction::Mean, None).is_err());
-    assert!(loss(0.1).per_row(&rows, &targets, None, &mut [0.0], None).is_err());
+    assert!(Pass::new(&rows, &wrong).is_err());
+    let pass = Pass::new(&rows, &targets).unwrap();
+    assert!(pass.weight(&[1.0]).is_err());
+    assert!(pass.per_row(loss(0.1), &mut [0.0]).is_err());
 }
 
 #[test]
@@ -221,10 +235,11 @@ fn weights_scale_rows_and_their_mean() {
     let (a, b) = (2.0 * plain.losses[0], 0.5 * plain.losses[1]);
     let mut grad = [0.0; 6];
     let out = RowsMut::from_slice(&mut grad, 3).unwrap();
-    let mean = loss(0.1).reduce(&rows, &targets, Some(&weight), Reduction::Mean, Some(&out)).unwrap();
+    let pass = Pass::new(&rows, &targets).unwrap().weight(&weight).unwrap();
+    let mean = pass.gradient(&out).unwrap().reduce(loss(0.1), Reduction::Mean);
     assert!((mean - (a + b) / 2.5).abs() < 1e-15);
     assert!((grad[0] - plain.grad[0] * 2.0 / 2.5).abs() < 1e-15);
-    let sum = loss(0.1).reduce(&rows, &targets, Some(&weight), Reduction::Sum, None).unwrap();
+    let sum = pass.reduce(loss(0.1), Reduction::Sum);
     assert!((sum - (a + b)).abs() < 1e-15);
 }
 

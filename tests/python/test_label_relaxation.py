@@ -29,14 +29,14 @@ def loss_and_grad(
 def reference(input: torch.Tensor, target: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     defaults = {
         "weight": None,
-        "alpha": 0.1,
+        "parameter": options.pop("alpha", 0.1),
         "reduction": "mean",
         "dim": -1,
         "ignore_index": -100,
         "from_logits": True,
     }
     leaf = input.detach().clone().requires_grad_()
-    loss = _reference.label_relaxation_loss(leaf, target, **{**defaults, **options})
+    loss = _reference.loss(leaf, target, name="label_relaxation", **{**defaults, **options})
     loss.sum().backward()
     assert leaf.grad is not None
     return loss.detach(), leaf.grad

@@ -2,10 +2,13 @@
 //! backward pass can come, and what is refused.
 
 use lr_relax::kernels::calibration::Binning;
-use lr_relax::kernels::label_relaxation::Scores;
+use lr_relax::kernels::coin::Scores;
+use lr_relax::kernels::confidence_penalty::ConfidencePenalty;
+use lr_relax::kernels::cross_entropy::CrossEntropy;
+use lr_relax::kernels::label_relaxation::LabelRelaxation;
 use lr_relax::rows::Error;
 use lr_relax::tch::{
-    LabelRelaxationLoss, cross_entropy, expected_calibration_error, label_relaxation, reliability_curve,
+    Criterion, cross_entropy, expected_calibration_error, focal, label_relaxation, reliability_curve,
 };
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -34,6 +37,10 @@ fn composed(logits: &Tensor, target: &Tensor, alpha: f64, reduction: Reduction) 
         Reduction::Sum => loss.sum(None),
         _ => loss,
     }
+}
+
+fn relaxation() -> Criterion {
+    Criterion::new(LabelRelaxation::new(0.1, Scores::Logits).unwrap())
 }
 
 /// The gradient of `loss`, weighted where there are several, with respect to `input`.
@@ -89,8 +96,7 @@ fn every_option_counts() {
     let y = classes(&[2, 3, 4], 5);
     let _ = y.get(0).get(0).fill_(7);
     let weight = Tensor::from_slice(&[0.2_f64, 1.0, 3.0, 0.0, 1.5]);
-    let criterion =
-        LabelRelaxationLoss::new(0.1).unwrap().dim(1).ignore_index(7).weight(weight.shallow_clone());
+    let criterion = relaxation().dim(1).ignore_index(7).weight(weight.shallow_clone());
     let ours = criterion.forward(&z, &y).unwrap();
 
     let rows = z.permute([0, 2, 3, 1]);
@@ -102,11 +108,35 @@ fn every_option_counts() {
     assert_close(&gradient(&ours, &z), &gradient(&expected, &z), 1e-12);
 
     let p = rows.softmax(-1, None).detach().set_requires_grad(true);
-    let probabilities = LabelRelaxationLoss::new(0.1).unwrap().scores(Scores::Probabilities);
+    let probabilities = Criterion::new(LabelRelaxation::new(0.1, Scores::Probabilities).unwrap());
     let ours = probabilities.forward(&p, &class).unwrap();
     let expected = composed(&p.log(), &class, 0.1, Reduction::Mean);
     assert_close(&ours, &expected, 1e-12);
     assert_close(&gradient(&ours, &p), &gradient(&expected, &p), 1e-10);
+}
+
+#[test]
+fn the_other_losses_are_their_formulas() {
+    tch::manual_seed(8);
+    let z = logits(&[20, 30], Kind::Double).set_requires_grad(true);
+    let y = classes(&[20], 30);
+    let ln_p = || z.log_softmax(-1, None);
+    let own = || ln_p().gather(-1, &y.unsqueeze(-1), false).squeeze_dim(-1);
+    let focused = -(own().exp().neg() + 1.0).square() * own();
+    let smoothed = z.cross_entropy_loss::<Tensor>(&y, None, Reduction::Mean, -100, 0.1);
+    let penalised = (ln_p().exp() * ln_p()).sum_dim_intlist(-1, false, None) * 0.3 - own();
+    let criterion = |criterion: Criterion| criterion.forward(&z, &y).unwrap();
+    for (ours, expected) in [
+        (focal(&z, &y, 2.0, Reduction::Mean).unwrap(), focused.mean(None)),
+        (criterion(Criterion::new(CrossEntropy::new(0.1).unwrap())), smoothed),
+        (criterion(Criterion::new(ConfidencePenalty::new(0.3).unwrap())), penalised.mean(None)),
+    ] {
+        assert_close(&ours, &expected, 1e-12);
+        assert_close(&gradient(&ours, &z), &gradient(&expected, &z), 1e-12);
+    }
+    for wrong in [CrossEntropy::new(1.5).err(), ConfidencePenalty::new(-1.0).err()] {
+        assert!(matches!(wrong, Some(Error::Value(_))));
+    }
 }
 
 #[test]
@@ -276,7 +306,7 @@ fn threads_run_at_once() {
 #[test]
 fn wrong_arguments_are_named() {
     let (z, y) = (logits(&[4, 3], Kind::Float), classes(&[4], 3));
-    let on = |dim: i64| LabelRelaxationLoss::new(0.1).unwrap().dim(dim);
+    let on = |dim: i64| relaxation().dim(dim);
     let refused = |result: Result<Tensor, Error>, words: &[&str]| {
         let error = result.unwrap_err();
         let message = error.to_string();
@@ -314,7 +344,7 @@ fn wrong_arguments_are_named() {
         label_relaxation(&z.get(0).expand([rows, 3], false), &y.get(0).expand([rows], false), 0.1, mean),
         &[no_memory],
     );
-    let weighted = |weight: Tensor| LabelRelaxationLoss::new(0.1).unwrap().weight(weight).forward(&z, &y);
+    let weighted = |weight: Tensor| relaxation().weight(weight).forward(&z, &y);
     refused(weighted(Tensor::from_slice(&[1.0_f32])), &["`weight`", "(3,)", "(1,)"]);
     refused(weighted(Tensor::from_slice(&[1_i64, 1, 1])), &["`weight`", "floating-point", "torch.int64"]);
     let error = refused(label_relaxation(&z, &(&y + 3), 0.1, mean), &["`target`", "[0, 3)", "row 0"]);

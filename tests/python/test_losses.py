@@ -1,0 +1,306 @@
+"""What all losses have in common, as generated matrices, and each of them against its closest peer."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import lr_relax
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from lr_relax import functional
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss, its hyperparameter, and the plain formula: logits of (N, C) and classes to losses of (N,)."""
+
+    name: str
+    module: type[torch.nn.Module]
+    parameter: str
+    values: tuple[float, ...]
+    wrong: tuple[float, ...]
+    plain: Callable[[Tensor, Tensor, float], Tensor]
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        function: Callable[..., Tensor] = getattr(functional, f"{self.name}_loss")
+        return function
+
+
+def own(x: Tensor, y: Tensor) -> Tensor:
+    return x.gather(1, y[:, None])[:, 0]
+
+
+def relaxed(z: Tensor, y: Tensor, alpha: float) -> Tensor:
+    p = own(z.softmax(1), y)
+    relaxed = (1 - alpha) * ((1 - alpha) / p).log()
+    if alpha:
+        relaxed = relaxed + alpha * (alpha / (1 - p)).log()
+    return torch.where(p >= 1 - alpha, 0.0, relaxed)
+
+
+def focal(z: Tensor, y: Tensor, gamma: float) -> Tensor:
+    p = own(z.softmax(1), y)
+    return -((1 - p) ** gamma) * p.log()
+
+
+def penalised(z: Tensor, y: Tensor, beta: float) -> Tensor:
+    p = z.softmax(1)
+    return -own(p, y).log() + beta * (p * p.log()).sum(1)
+
+
+def smoothed(z: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
+    return F.cross_entropy(z, y, label_smoothing=label_smoothing, reduction="none")
+
+
+LOSSES = [
+    Loss(
+        "label_relaxation", lr_relax.LabelRelaxationLoss, "alpha", (0.0, 0.2), (-0.1, 1.0, math.nan), relaxed
+    ),
+    Loss(
+        "cross_entropy", lr_relax.CrossEntropyLoss, "label_smoothing", (0.0, 0.1, 1.0), (-0.1, 1.1), smoothed
+    ),
+    Loss("focal", lr_relax.FocalLoss, "gamma", (0.0, 0.5, 2.0), (-1.0, math.inf, math.nan), focal),
+    Loss(
+        "confidence_penalty",
+        lr_relax.ConfidencePenaltyLoss,
+        "beta",
+        (0.0, 0.3, 2.0),
+        (-1.0, math.inf),
+        penalised,
+    ),
+]
+EACH = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def value_and_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.detach().clone().requires_grad_()
+    value = function(leaf)
+    value.sum().backward()
+    assert leaf.grad is not None
+    return value.detach(), leaf.grad
+
+
+@EACH
+@pytest.mark.parametrize("n_classes", [2, 5, 16, 40, 300])
+def test_is_the_plain_formula(loss: Loss, n_classes: int) -> None:
+    generator = torch.Generator().manual_seed(n_classes)
+    z = 3 * torch.randn(50, n_classes, generator=generator, dtype=torch.float64)
+    y = torch.randint(n_classes, (50,), generator=generator)
+    for parameter in loss.values:
+        got = value_and_grad(lambda x: loss.function(x, y, parameter, "none"), z)
+        true = value_and_grad(lambda x: loss.plain(x, y, parameter), z)
+        for a, b in zip(got, true, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dim", [-1, 1, 0])
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_classes", [5, 40])
+def test_options_against_the_reference(
+    loss: Loss,
+    dtype: torch.dtype,
+    reduction: str,
+    dim: int,
+    ignore_index: int,
+    weighted: bool,
+    n_classes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    z = 3 * torch.randn(4, 6, n_classes, generator=generator)
+    input = z.to(dtype).movedim(-1, dim).contiguous()
+    target = torch.randint(n_classes, (4, 6), generator=generator)
+    options = {
+        "reduction": reduction,
+        "dim": dim,
+        "ignore_index": ignore_index,
+        "weight": (torch.rand(n_classes, generator=generator) + 0.5) if weighted else None,
+    }
+    for parameter in loss.values:
+
+        def compute(x: Tensor, parameter: float = parameter) -> Tensor:
+            return loss.function(x, target, parameter, **options)
+
+        value, grad = value_and_grad(compute, input)
+        with monkeypatch.context() as patch:
+            patch.setattr(functional, "_runs_natively", lambda input: False)
+            true_value, true_grad = value_and_grad(compute, input.double())
+        assert value.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
+        assert (value.shape, grad.dtype) == (true_value.shape, dtype)
+        if dtype == torch.float64:
+            tolerance = {"rtol": 1e-12, "atol": 1e-14}
+            torch.testing.assert_close(value, true_value, **tolerance)
+        else:
+            tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-6 if dtype != torch.float32 else 2e-7}
+            torch.testing.assert_close(value.double(), true_value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(grad.double(), true_grad.to(dtype).double(), **tolerance)
+
+
+@EACH
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradients_of_gradients(loss: Loss, reduction: str) -> None:
+    z = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    y, weight = torch.tensor([0, 3, -100, 4]), torch.rand(5, dtype=torch.float64) + 0.5
+    for parameter in loss.values:
+
+        def compute(x: Tensor, parameter: float = parameter) -> Tensor:
+            return loss.function(x, y, parameter, reduction, weight=weight)
+
+        assert gradcheck(compute, z)
+        assert gradgradcheck(compute, z)
+
+
+@EACH
+def test_everything_that_traces(loss: Loss) -> None:
+    z, y = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 3, 1, 2, -100, 4])
+    function, parameter = loss.function, loss.values[1]
+
+    def compute(x: Tensor) -> Tensor:
+        return function(x, y, parameter)
+
+    value, grad = value_and_grad(compute, z)
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(value_and_grad(compiled, z), (value, grad))
+    torch.testing.assert_close(torch.func.grad(compute)(z), grad)
+    torch.testing.assert_close(torch.func.jacrev(compute)(z), grad)
+    tangent = torch.randn_like(z)
+    torch.testing.assert_close(torch.func.jvp(compute, (z,), (tangent,))[1], (grad * tangent).sum())
+    torch.testing.assert_close(
+        torch.func.vmap(compute)(torch.stack([z, 2 * z])), torch.stack([value, compute(2 * z)])
+    )
+    module = loss.module(loss.values[1])
+    exported = torch.export.export(module, (z, y)).module()
+    torch.testing.assert_close(exported(z, y), value)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module(torch.nn.Linear(5, 5)(z.float()), y).dtype == torch.float32
+
+
+@EACH
+def test_the_module_is_the_function(loss: Loss) -> None:
+    z, y, weight = torch.randn(6, 4), torch.randint(4, (6,)), torch.rand(4)
+    module = loss.module(loss.values[1], "sum", weight=weight, ignore_index=1)
+    assert module(z, y).equal(loss.function(z, y, loss.values[1], "sum", weight=weight, ignore_index=1))
+    shown = f"{loss.parameter}={loss.values[1]}, reduction='sum', ignore_index=1"
+    assert repr(module) == f"{loss.module.__name__}({shown})"
+    assert list(module.state_dict()) == ["weight"]  # moves with .to()
+
+
+@EACH
+def test_wrong_hyperparameters(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    z, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    for wrong in (*loss.wrong, "0.1", None, torch.tensor([0.1, 0.2])):
+        error = ValueError if isinstance(wrong, float) else TypeError
+        messages = set()
+        with pytest.raises(error, match=f"`{loss.parameter}`") as native:
+            loss.function(z, y, wrong)
+        messages.add(str(native.value))
+        with pytest.raises(error) as module:
+            loss.module(wrong)
+        messages.add(str(module.value))
+        with monkeypatch.context() as patch:
+            patch.setattr(functional, "_runs_natively", lambda input: False)
+            with pytest.raises(error) as traced:
+                loss.function(z, y, wrong)
+        messages.add(str(traced.value))
+        assert len(messages) == 1
+    with pytest.raises(IndexError, match=r"`target` to hold classes in \[0, 3\), but got 3 at row 1"):
+        loss.function(z, torch.tensor([0, 3, 0, 0]))
+
+
+@EACH
+@pytest.mark.parametrize("n_classes", [4, 50])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_logits_spoil_their_row_only(loss: Loss, n_classes: int, bad: float) -> None:
+    z = torch.randn(5, n_classes)
+    z[1, 0], z[3, n_classes - 1] = bad, bad
+    y = torch.zeros(5, dtype=torch.int64)
+    for parameter in loss.values:
+        value, grad = value_and_grad(lambda x, p=parameter: loss.function(x, y, p, "none"), z)
+        assert value.isnan().tolist() == [False, True, False, True, False]
+        assert grad.isnan().any(1).tolist() == [False, True, False, True, False]
+        ignoring = torch.tensor([0, -100, 0, -100, 0])
+        _, grad = value_and_grad(lambda x, p=parameter: loss.function(x, ignoring, p), z)
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [x for x in LOSSES if x.name != "cross_entropy"], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("native", [True, False], ids=["kernel", "reference"])
+@pytest.mark.parametrize("n_classes", [12, 40])
+def test_classes_that_are_impossible(
+    loss: Loss, native: bool, n_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(functional, "_runs_natively", lambda input: False)
+    z = torch.randn(5, n_classes, dtype=torch.float64)
+    z[:, 7:10] = -math.inf
+    z[4, 1:] = -math.inf  # nothing but its own class
+    y = torch.tensor([0, 1, 11, 2, 0])
+    possible = [k for k in range(n_classes) if not 7 <= k < 10]
+    position = torch.tensor([0, 1, 8, 2, 0])
+    for parameter in loss.values:
+        value, grad = value_and_grad(lambda x, p=parameter: loss.function(x, y, p, "none"), z)
+        assert grad[:, 7:10].eq(0).all()
+        assert grad[4].eq(0).all()
+        assert value[4] == 0
+        true = value_and_grad(lambda x, p=parameter: loss.plain(x, position[:4], p), z[:4, possible])
+        torch.testing.assert_close((value[:4], grad[:4, possible]), true, rtol=1e-11, atol=1e-13)
+
+
+def test_label_smoothing_of_a_class_that_is_impossible_is_infinite_as_in_torch() -> None:
+    z, y = torch.tensor([[0.0, 1.0, -math.inf]]), torch.tensor([0])
+    assert lr_relax.cross_entropy_loss(z, y, 0.1) == F.cross_entropy(z, y, label_smoothing=0.1) == math.inf
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("n_classes", [3, 100])
+def test_cross_entropy_is_that_of_torch(label_smoothing: float, reduction: str, n_classes: int) -> None:
+    z, y = torch.randn(20, n_classes, dtype=torch.float64), torch.randint(n_classes, (20,))
+    y[3] = -100
+    weight = torch.rand(n_classes, dtype=torch.float64)
+    for w in (None, weight):
+        ours = value_and_grad(
+            lambda x, w=w: lr_relax.cross_entropy_loss(x, y, label_smoothing, reduction, weight=w), z
+        )
+        theirs = value_and_grad(
+            lambda x, w=w: F.cross_entropy(x, y, w, label_smoothing=label_smoothing, reduction=reduction), z
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@given(st.lists(st.floats(-700, 700), min_size=2, max_size=40), st.data())
+def test_kernel_and_reference_agree_on_extreme_logits(row: list[float], data: st.DataObject) -> None:
+    z = torch.tensor([row], dtype=torch.float64)
+    y = torch.tensor([data.draw(st.integers(0, len(row) - 1))])
+    for loss in LOSSES:
+        for parameter in loss.values:
+            value, grad = value_and_grad(lambda x, p=parameter, f=loss.function: f(x, y, p), z)
+            assert value.isfinite()
+            # Every one of them is a function of the softmax: moving all logits changes nothing.
+            assert grad.sum().abs() <= 1e-12 * (1 + grad.abs().max())
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(functional, "_runs_natively", lambda input: False)
+                reference = value_and_grad(lambda x, p=parameter, f=loss.function: f(x, y, p), z)
+            torch.testing.assert_close((value, grad), reference, rtol=1e-9, atol=1e-11)
+
+
+def test_results_do_not_depend_on_threads(one_thread: None) -> None:
+    z, y = torch.randn(300, 100), torch.randint(100, (300,))
+    for loss in LOSSES:
+        one = value_and_grad(lambda x, f=loss.function: f(x, y), z)
+        torch.set_num_threads(3)
+        many = value_and_grad(lambda x, f=loss.function: f(x, y), z)
+        torch.set_num_threads(1)
+        assert one[0].equal(many[0])
+        assert one[1].equal(many[1])
