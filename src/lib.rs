@@ -23,7 +23,7 @@
 //! let rows = Rows::from_slice(&logits, 3)?;
 //! let targets = Targets::new(&[0_i64, 2], 3, -100)?;
 //! let loss = LabelRelaxation::new(0.1, Scores::Logits)?;
-//! let mean = Pass::new(&rows, &targets)?.reduce(loss, Reduction::Mean);
+//! let mean = Pass::new(&rows, &targets)?.reduce(loss, Reduction::Mean)?;
 //! assert!(mean > 0.0);
 //! # Ok::<(), lr_relax::rows::Error>(())
 //! ```

@@ -7,7 +7,9 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::simd::Element;
+use half::{bf16, f16};
+
+use crate::simd::{Element, Real};
 
 /// Why a call was refused.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,11 +33,13 @@ pub enum Error {
         /// The number of classes.
         n_classes: usize,
     },
-    /// A row of predictions that a metric cannot count.
+    /// A row that is not what it should be.
     Row {
+        /// Of which argument.
+        argument: &'static str,
         /// Which row, counted over the flattened rows.
         row: usize,
-        /// What is wrong with it.
+        /// What the argument is to hold.
         why: Cow<'static, str>,
     },
     /// What torch itself refused.
@@ -54,8 +58,8 @@ impl fmt::Display for Error {
                 f,
                 "Expected argument `target` to hold classes in [0, {n_classes}), but got {class} at row {row}."
             ),
-            Error::Row { row, why } => {
-                write!(f, "Expected argument `preds` to hold {why}, but row {row} does not.")
+            Error::Row { argument, row, why } => {
+                write!(f, "Expected argument `{argument}` to hold {why}, but row {row} does not.")
             }
         }
     }
@@ -135,11 +139,11 @@ pub struct Rows<'a, E> {
 }
 
 // SAFETY: a shared borrow of plain numbers.
-unsafe impl<E: Element> Send for Rows<'_, E> {}
+unsafe impl<E: Sync> Send for Rows<'_, E> {}
 // SAFETY: as above.
-unsafe impl<E: Element> Sync for Rows<'_, E> {}
+unsafe impl<E: Sync> Sync for Rows<'_, E> {}
 
-impl<'a, E: Element> Rows<'a, E> {
+impl<'a, E: Copy> Rows<'a, E> {
     /// Rows of `n_classes` numbers, one after the other.
     pub fn from_slice(data: &'a [E], n_classes: usize) -> Result<Self, Error> {
         if n_classes == 0 || !data.len().is_multiple_of(n_classes) {
@@ -190,6 +194,76 @@ impl<'a, E: Element> Rows<'a, E> {
             scratch.clear();
             scratch.extend((0..n_classes).map(|k| *first.offset(k as isize * self.layout.class_stride)));
             scratch
+        }
+    }
+
+    /// Row `i` into `out`, each element by `f`.
+    #[inline(always)]
+    fn read<T>(&self, i: usize, out: &mut [T], f: impl Fn(E) -> T) {
+        assert!(i < self.len() && out.len() == self.n_classes());
+        // SAFETY: row i lies inside the array, by the contract of `from_raw`.
+        unsafe {
+            let first = self.data.offset(self.layout.offset(i));
+            if self.layout.has_slices() {
+                for (out, &x) in out.iter_mut().zip(std::slice::from_raw_parts(first, self.n_classes())) {
+                    *out = f(x);
+                }
+            } else {
+                for (k, out) in out.iter_mut().enumerate() {
+                    *out = f(*first.offset(k as isize * self.layout.class_stride));
+                }
+            }
+        }
+    }
+}
+
+/// Rows whose element type is known at run time only: what a target holds for every class.
+#[derive(Clone, Debug)]
+pub enum AnyRows<'a> {
+    /// Whether a class belongs to the set: not 0.
+    Bool(Rows<'a, u8>),
+    /// Probabilities, as are the others.
+    F32(Rows<'a, f32>),
+    #[allow(missing_docs)]
+    F64(Rows<'a, f64>),
+    #[allow(missing_docs)]
+    F16(Rows<'a, f16>),
+    #[allow(missing_docs)]
+    Bf16(Rows<'a, bf16>),
+}
+
+impl AnyRows<'_> {
+    /// N and C
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        match self {
+            AnyRows::Bool(rows) => (rows.len(), rows.n_classes()),
+            AnyRows::F32(rows) => (rows.len(), rows.n_classes()),
+            AnyRows::F64(rows) => (rows.len(), rows.n_classes()),
+            AnyRows::F16(rows) => (rows.len(), rows.n_classes()),
+            AnyRows::Bf16(rows) => (rows.len(), rows.n_classes()),
+        }
+    }
+
+    /// How far from 1 the sum of a row may be.
+    pub(crate) fn sum_tolerance(&self) -> f64 {
+        match self {
+            AnyRows::Bool(_) => f64::INFINITY,
+            AnyRows::F32(_) => f32::SUM_TOLERANCE,
+            AnyRows::F64(_) => f64::SUM_TOLERANCE,
+            AnyRows::F16(_) => f16::SUM_TOLERANCE,
+            AnyRows::Bf16(_) => bf16::SUM_TOLERANCE,
+        }
+    }
+
+    /// Row `i` into `out`.
+    #[inline(always)]
+    pub(crate) fn read<F: Real>(&self, i: usize, out: &mut [F]) {
+        match self {
+            AnyRows::Bool(rows) => rows.read(i, out, |x| F::from_f64(if x != 0 { 1.0 } else { 0.0 })),
+            AnyRows::F32(rows) => rows.read(i, out, |x| F::from_f64(f64::from(x))),
+            AnyRows::F64(rows) => rows.read(i, out, F::from_f64),
+            AnyRows::F16(rows) => rows.read(i, out, |x| F::from_f64(f64::from(x.widen()))),
+            AnyRows::Bf16(rows) => rows.read(i, out, |x| F::from_f64(f64::from(x.widen()))),
         }
     }
 }

@@ -112,6 +112,7 @@ pub fn bin_top_label<E: Element>(
     match total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         (bins, None) => Ok(bins),
         (_, Some(row)) => Err(Error::Row {
+            argument: "preds",
             row,
             why: match scores {
                 Scores::Logits => "logits that have a softmax (no NaN, no +inf, not all -inf)".into(),

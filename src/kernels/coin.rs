@@ -32,8 +32,11 @@ pub(super) trait Coin {
     /// What the rows hold.
     fn scores(&self) -> Scores;
 
+    /// The hyperparameter.
+    fn parameter(&self) -> f64;
+
     /// The losses of sixteen coins, and -L'(d), which is 0 exactly where a row is to have no gradient.
-    fn losses(&self, coins: &Coins) -> (Lanes<f64>, Lanes<f64>);
+    fn losses(&self, coins: &Coins, parameters: &Lanes<f64>) -> (Lanes<f64>, Lanes<f64>);
 }
 
 /// Sixteen coins, each by numbers of which the small ones have not been taken from 1.
@@ -110,14 +113,46 @@ impl<C: Coin> Group for C {
         rows: Range<usize>,
         scratch: &mut Scratch<E>,
     ) -> Lanes<f64> {
-        let mut sums = sum(pass, self.scores(), rows.clone(), scratch);
+        let mut classes = [None; LANES];
+        for (lane, i) in rows.clone().enumerate() {
+            classes[lane] = pass.class(i);
+            if classes[lane].is_none() {
+                pass.no_gradient(i, scratch);
+            }
+        }
+        self.coins(pass, rows, &classes, scratch)
+    }
+}
+
+/// The losses of those rows that have a class; their gradients go to their places.
+pub(super) trait CoinGroup {
+    fn coins<E: Element>(
+        &self,
+        pass: &Pass<'_, E>,
+        rows: Range<usize>,
+        classes: &Lanes<Option<usize>>,
+        scratch: &mut Scratch<E>,
+    ) -> Lanes<f64>;
+}
+
+impl<C: Coin> CoinGroup for C {
+    #[inline(always)]
+    fn coins<E: Element>(
+        &self,
+        pass: &Pass<'_, E>,
+        rows: Range<usize>,
+        classes: &Lanes<Option<usize>>,
+        scratch: &mut Scratch<E>,
+    ) -> Lanes<f64> {
+        let mut sums = sum(pass, self.scores(), rows.clone(), classes, scratch);
         let d = sums.log_odds(self.scores());
-        let (mut losses, mut excesses) = self.losses(&Coins::new(&d));
+        let parameters = pass.parameters(self.parameter(), rows.clone());
+        let (mut losses, mut excesses) = self.losses(&Coins::new(&d), &parameters);
         for i in 0..LANES {
             losses[i] *= sums.weight[i];
             excesses[i] *= sums.weight[i] * pass.factor;
         }
-        write_gradient(pass, self.scores(), &mut sums, &excesses, rows, scratch);
+        write_gradient(pass, self.scores(), &mut sums, &excesses, rows, classes, scratch);
         losses
     }
 }
@@ -128,6 +163,7 @@ fn sum<E: Element>(
     pass: &Pass<'_, E>,
     scores: Scores,
     rows: Range<usize>,
+    classes: &Lanes<Option<usize>>,
     scratch: &mut Scratch<E>,
 ) -> Sums<E::Wide> {
     let n_classes = pass.rows.n_classes();
@@ -140,7 +176,7 @@ fn sum<E: Element>(
         columns: few.then(SumExpColumns::new),
     };
     for (lane, i) in rows.enumerate() {
-        let Some(y) = pass.targets.class(i) else { continue };
+        let Some(y) = classes[lane] else { continue };
         let row = pass.rows.row(i, &mut scratch.row);
         sums.weight[lane] = pass.weight_of(y);
         sums.own[lane] = row[y].widen().to_f64();
@@ -174,9 +210,12 @@ fn write_gradient<E: Element>(
     sums: &mut Sums<E::Wide>,
     excesses: &Lanes<f64>,
     rows: Range<usize>,
+    classes: &Lanes<Option<usize>>,
     scratch: &mut Scratch<E>,
 ) {
-    let Some(grad) = pass.grad else { return };
+    if !pass.wants_gradient() {
+        return;
+    }
     if let Some(columns) = &mut sums.columns {
         let (mut first, mut second) = ([E::Wide::ZERO; LANES], [E::Wide::ZERO; LANES]);
         for i in 0..LANES {
@@ -189,36 +228,32 @@ fn write_gradient<E: Element>(
         }
     }
     for (lane, i) in rows.enumerate() {
-        let excess = excesses[lane];
-        // SAFETY: every row is in one tile, and every tile with one thread.
-        let out = unsafe { grad.row(i, &mut scratch.grad) };
-        match pass.targets.class(i) {
-            Some(y) if excess != 0.0 => {
-                let mut own = -excess;
-                match (&sums.columns, scores) {
-                    (Some(columns), _) => columns.store(lane, out),
-                    (None, Scores::Logits) => {
-                        let row = pass.rows.row(i, &mut scratch.row);
-                        softmax(row, sums.max[lane], excess / sums.others[lane], out);
-                    }
-                    // By the chain rule over z = ln p.
-                    (None, Scores::Probabilities) => {
-                        out.fill(E::narrow(E::Wide::from_f64(excess / sums.others[lane])));
-                        own /= sums.own[lane];
-                    }
-                }
-                out[y] = E::narrow(E::Wide::from_f64(own));
+        let (excess, Some(y)) = (excesses[lane], classes[lane]) else { continue };
+        pass.put(i, &mut scratch.grad, |out| {
+            if excess == 0.0 {
+                return out.fill(E::ZERO);
             }
-            _ => out.fill(E::ZERO),
-        }
-        // SAFETY: as above.
-        unsafe { grad.finish(i, &scratch.grad) };
+            let mut own = -excess;
+            match (&sums.columns, scores) {
+                (Some(columns), _) => columns.store(lane, out),
+                (None, Scores::Logits) => {
+                    let row = pass.rows.row(i, &mut scratch.row);
+                    softmax(row, sums.max[lane], excess / sums.others[lane], out);
+                }
+                // By the chain rule over z = ln p.
+                (None, Scores::Probabilities) => {
+                    out.fill(E::narrow(E::Wide::from_f64(excess / sums.others[lane])));
+                    own /= sums.own[lane];
+                }
+            }
+            out[y] = E::narrow(E::Wide::from_f64(own));
+        });
     }
 }
 
 /// The sum of a part of a row; NaN if any of it is negative.
 #[inline(always)]
-fn mass<E: Element>(part: &[E]) -> f64 {
+pub(super) fn mass<E: Element>(part: &[E]) -> f64 {
     let (mut sums, mut least) = ([0.0; LANES], [E::Wide::ZERO; LANES]);
     let mut add = |x: &Lanes<E>| {
         let x = widen(x);

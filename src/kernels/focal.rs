@@ -41,15 +41,17 @@ impl Coin for Focal {
         Scores::Logits
     }
 
+    fn parameter(&self) -> f64 {
+        self.gamma
+    }
+
     #[inline(always)]
-    fn losses(&self, coins: &Coins) -> (Lanes<f64>, Lanes<f64>) {
-        let gamma = self.gamma;
+    fn losses(&self, coins: &Coins, gammas: &Lanes<f64>) -> (Lanes<f64>, Lanes<f64>) {
         let (mut losses, mut slopes) = ([0.0; LANES], [0.0; LANES]);
-        let mut power = [1.0; LANES]; // q^g = e^(g ln q); 0^0 is 1
-        if gamma > 0.0 {
-            for i in 0..LANES {
-                power[i] = (gamma * coins.ln_q[i]).exp_biased() * (1.0 / f64::BIAS);
-            }
+        let mut power = [0.0; LANES];
+        for i in 0..LANES {
+            let exponent = if gammas[i] == 0.0 { 0.0 } else { gammas[i] * coins.ln_q[i] }; // 0^0 is 1
+            power[i] = exponent.exp_biased() * (1.0 / f64::BIAS); // q^g
         }
         for i in 0..LANES {
             let (q, ln_p) = (coins.q[i], coins.ln_p[i]);
@@ -57,7 +59,7 @@ impl Coin for Focal {
             // Of a class that is impossible, p ln p is 0.
             let p_ln_p = if p == 0.0 { 0.0 } else { p * ln_p };
             losses[i] = -power[i] * ln_p;
-            slopes[i] = power[i] * (q - gamma * p_ln_p);
+            slopes[i] = power[i] * (q - gammas[i] * p_ln_p);
         }
         (losses, slopes)
     }

@@ -24,7 +24,7 @@
 //! and sums to zero. Cross-entropy is a = 0. [`super::coin`] computes d and hands the gradient out.
 
 use crate::rows::Error;
-use crate::simd::log::atanh_tail;
+use crate::simd::log::{atanh_tail, ln};
 use crate::simd::{LANES, Lanes};
 
 use super::coin::{Coin, Coins, Scores};
@@ -53,20 +53,27 @@ impl Coin for LabelRelaxation {
         self.scores
     }
 
+    fn parameter(&self) -> f64 {
+        self.alpha
+    }
+
     #[inline(always)]
-    fn losses(&self, coins: &Coins) -> (Lanes<f64>, Lanes<f64>) {
-        let alpha = self.alpha;
+    fn losses(&self, coins: &Coins, alphas: &Lanes<f64>) -> (Lanes<f64>, Lanes<f64>) {
         let (mut losses, mut excesses) = ([0.0; LANES], [0.0; LANES]);
-        let (ln_keep, ln_alpha) = ((1.0 - alpha).ln(), alpha.ln());
-        let (per_keep, per_alpha) = (1.0 / (1.0 - alpha), 1.0 / alpha);
+        let (mut ln_keep, mut ln_alpha) = ([0.0; LANES], [0.0; LANES]);
         for i in 0..LANES {
+            ln_keep[i] = ln(1.0 - alphas[i]);
+            ln_alpha[i] = ln(alphas[i]);
+        }
+        for i in 0..LANES {
+            let alpha = alphas[i];
             let excess = coins.q[i] - alpha;
             // p = (1 - a)(1 + u) and q = a (1 + v). In (1 - a)(u - ln(1 + u)) + a (v - ln(1 + v)) the
             // linear terms have cancelled by themselves, which they would do badly in rounded logarithms
             // near the border of the set.
-            let (u, v) = (-excess * per_keep, excess * per_alpha);
-            let above_u = above_tangent(u, coins.ln_p[i] - ln_keep);
-            let above_v = above_tangent(v, coins.ln_q[i] - ln_alpha);
+            let (u, v) = (-excess / (1.0 - alpha), excess / alpha);
+            let above_u = above_tangent(u, coins.ln_p[i] - ln_keep[i]);
+            let above_v = above_tangent(v, coins.ln_q[i] - ln_alpha[i]);
             let relaxed = (1.0 - alpha) * above_u + alpha * above_v;
             // An alpha this small makes no difference, but its inverse may be infinite.
             let loss = if alpha < 1e-300 { -coins.ln_p[i] } else { relaxed };

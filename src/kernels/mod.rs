@@ -3,6 +3,7 @@
 pub mod calibration;
 pub mod coin;
 pub mod confidence_penalty;
+mod credal;
 pub mod cross_entropy;
 pub mod focal;
 pub mod label_relaxation;

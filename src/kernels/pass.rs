@@ -4,13 +4,16 @@
 //! numbers, is computed with a lane for each row.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::rows::{Error, Rows, RowsMut, Targets};
+use crate::rows::{AnyRows, Error, Rows, RowsMut, Targets};
+use crate::simd::lanes::fold;
 use crate::simd::{self, Element, Isa, Kernel, LANES, Lanes, Real};
 use crate::threads::{self, Tiles};
 
 use super::coin::Scores;
 use super::confidence_penalty::ConfidencePenalty;
+use super::credal::{self, Credal};
 use super::cross_entropy::CrossEntropy;
 use super::focal::Focal;
 use super::label_relaxation::LabelRelaxation;
@@ -56,13 +59,41 @@ pub enum Reduction {
     Sum,
 }
 
+/// What the rows are compared with.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// A class for each row.
+    Classes(&'a Targets),
+    /// A set of classes for each row: those with a number above 0. Label relaxation only.
+    Sets(&'a AnyRows<'a>),
+    /// A distribution for each row. Label relaxation only.
+    Distributions(&'a AnyRows<'a>),
+    /// Two classes for each row, the first with probability `share`. Label relaxation only.
+    Mixtures {
+        /// The first class.
+        first: &'a Targets,
+        /// The second class.
+        second: &'a Targets,
+        /// A number in [0, 1] for each row, or one for all.
+        share: &'a [f64],
+    },
+}
+
+impl<'a> From<&'a Targets> for Target<'a> {
+    fn from(targets: &'a Targets) -> Self {
+        Target::Classes(targets)
+    }
+}
+
 /// Rows with their targets, and where the gradient goes.
 #[derive(Debug)]
 pub struct Pass<'a, E: Element> {
     pub(super) rows: &'a Rows<'a, E>,
-    pub(super) targets: &'a Targets,
+    pub(super) target: Target<'a>,
     pub(super) weight: Option<&'a [f64]>,
-    pub(super) grad: Option<&'a RowsMut<'a, E>>,
+    /// The hyperparameter of each row, in place of that of the loss.
+    parameters: Option<&'a [f64]>,
+    grad: Option<&'a RowsMut<'a, E>>,
     /// What the gradient of every row is multiplied by.
     pub(super) factor: f64,
     isa: Isa,
@@ -77,10 +108,35 @@ impl<E: Element> Clone for Pass<'_, E> {
 impl<E: Element> Copy for Pass<'_, E> {}
 
 impl<'a, E: Element> Pass<'a, E> {
-    /// A pass over `rows`; those that `targets` ignore have loss and gradient 0.
-    pub fn new(rows: &'a Rows<'a, E>, targets: &'a Targets) -> Result<Self, Error> {
-        targets.check_shape(rows.len(), rows.n_classes())?;
-        Ok(Pass { rows, targets, weight: None, grad: None, factor: 1.0, isa: Isa::best() })
+    /// A pass over `rows`; those whose class is ignored have loss and gradient 0.
+    pub fn new(rows: &'a Rows<'a, E>, target: impl Into<Target<'a>>) -> Result<Self, Error> {
+        let (target, shape) = (target.into(), (rows.len(), rows.n_classes()));
+        match target {
+            Target::Classes(targets) => targets.check_shape(shape.0, shape.1)?,
+            Target::Sets(targets) | Target::Distributions(targets) => {
+                if targets.shape() != shape {
+                    return Err(Error::value(format!(
+                        "Expected a target of {shape:?}, but got {:?}.",
+                        targets.shape()
+                    )));
+                }
+            }
+            Target::Mixtures { first, second, share } => {
+                first.check_shape(shape.0, shape.1)?;
+                second.check_shape(shape.0, shape.1)?;
+                check_parameters("lam", "[0, 1]", share, if share.len() == 1 { 1 } else { shape.0 }, |x| {
+                    (0.0..=1.0).contains(&x)
+                })?;
+            }
+        }
+        let (weight, parameters, grad) = (None, None, None);
+        Ok(Pass { rows, target, weight, parameters, grad, factor: 1.0, isa: Isa::best() })
+    }
+
+    /// An `alpha` for each row, in place of that of the loss. Label relaxation only.
+    pub fn alpha(self, alpha: &'a [f64]) -> Result<Self, Error> {
+        check_parameters("alpha", "[0, 1)", alpha, self.rows.len(), |x| (0.0..1.0).contains(&x))?;
+        Ok(Pass { parameters: Some(alpha), ..self })
     }
 
     /// A factor for each class.
@@ -122,45 +178,170 @@ impl<'a, E: Element> Pass<'a, E> {
     }
 
     /// The reduced loss. The mean of no rows is NaN, as PyTorch's is.
-    pub fn reduce(&self, loss: impl Into<Loss>, reduction: Reduction) -> f64 {
-        let factor = match (reduction, self.weight) {
-            (Reduction::Sum, _) => 1.0,
-            (Reduction::Mean, None) => 1.0 / self.targets.counted().count() as f64,
-            (Reduction::Mean, Some(weight)) => 1.0 / self.targets.counted().map(|y| weight[y]).sum::<f64>(),
+    ///
+    /// # Errors
+    ///
+    /// If the loss does not take such targets, or a row of the target is no distribution or an empty set.
+    pub fn reduce(&self, loss: impl Into<Loss>, reduction: Reduction) -> Result<f64, Error> {
+        let loss = self.check(loss.into())?;
+        let factor = match reduction {
+            Reduction::Sum => 1.0,
+            Reduction::Mean => 1.0 / self.total_weight(),
         };
         let pass = Pass { factor: factor * self.factor, ..*self };
-        let (loss, tiles) = (loss.into(), self.tiles());
+        let (tiles, wrong_row) = (self.tiles(), AtomicUsize::new(usize::MAX));
         let sums = threads::collect(tiles.len(), 0.0_f64, &|range, sums| {
-            simd::run(self.isa, Task { pass, loss, tiles, range, out: Out::Sums(sums) });
+            let wrong = simd::run(self.isa, Task { pass, loss, tiles, range, out: Out::Sums(sums) });
+            wrong_row.fetch_min(wrong, Ordering::Relaxed);
         });
+        self.check_rows(wrong_row)?;
         // 0 * inf, where no row counts, is the NaN that 0 / 0 would be.
-        sums.iter().sum::<f64>() * factor
+        Ok(sums.iter().sum::<f64>() * factor)
     }
 
     /// The loss of each row into `losses`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pass::reduce`], or if there are not as many losses as rows.
     pub fn per_row(&self, loss: impl Into<Loss>, losses: &mut [E::Wide]) -> Result<(), Error> {
-        let n_rows = self.rows.len();
+        let (loss, n_rows) = (self.check(loss.into())?, self.rows.len());
         if losses.len() != n_rows {
             return Err(Error::value(format!("Expected {n_rows} losses, but got {}.", losses.len())));
         }
-        let (loss, tiles) = (loss.into(), self.tiles());
+        let (tiles, wrong_row) = (self.tiles(), AtomicUsize::new(usize::MAX));
         let out = threads::Disjoint::new(losses);
         threads::share(tiles.len(), &|range| {
             // SAFETY: `share` gives every tile to one call only, and tiles do not share rows.
             let losses = unsafe { out.part(tiles.rows(range.clone())) };
-            simd::run(self.isa, Task { pass: *self, loss, tiles, range, out: Out::Each(losses) });
+            let wrong = simd::run(self.isa, Task { pass: *self, loss, tiles, range, out: Out::Each(losses) });
+            wrong_row.fetch_min(wrong, Ordering::Relaxed);
         });
-        Ok(())
+        self.check_rows(wrong_row)
+    }
+
+    fn check(&self, loss: Loss) -> Result<Loss, Error> {
+        match (loss, self.target, self.parameters) {
+            (Loss::LabelRelaxation(_), ..) | (_, Target::Classes(_), None) => Ok(loss),
+            _ => Err(Error::r#type(
+                "Only label relaxation takes targets that are no classes, or an alpha for each row.",
+            )),
+        }
+    }
+
+    fn check_rows(&self, wrong_row: AtomicUsize) -> Result<(), Error> {
+        let row = wrong_row.into_inner();
+        if row == usize::MAX {
+            return Ok(());
+        }
+        let why = match self.target {
+            Target::Sets(_) => "sets of at least one class",
+            _ => "distributions, rows without negative numbers that sum to 1",
+        };
+        Err(Error::Row { argument: "target", row, why: why.into() })
+    }
+
+    /// What the mean divides by.
+    fn total_weight(&self) -> f64 {
+        match (self.target, self.weight) {
+            (Target::Classes(targets), None) => targets.counted().count() as f64,
+            (Target::Classes(targets), Some(weight)) => targets.counted().map(|y| weight[y]).sum(),
+            (Target::Sets(_) | Target::Distributions(_), None) => self.rows.len() as f64,
+            _ => {
+                let mut scratch = Scratch::new(self);
+                (0..self.rows.len()).map(|i| credal::weight_of_row(self, i, &mut scratch)).sum()
+            }
+        }
+    }
+
+    /// The class of row `i`, if it has one.
+    #[inline(always)]
+    pub(super) fn class(&self, i: usize) -> Option<usize> {
+        match self.target {
+            Target::Classes(targets) => targets.class(i),
+            _ => None,
+        }
+    }
+
+    /// The hyperparameters of up to sixteen rows.
+    #[inline(always)]
+    pub(super) fn parameters(&self, of_all: f64, rows: Range<usize>) -> Lanes<f64> {
+        let mut parameters = [of_all; LANES];
+        if let Some(each) = self.parameters {
+            parameters[..rows.len()].copy_from_slice(&each[rows]);
+        }
+        parameters
+    }
+
+    #[inline(always)]
+    pub(super) fn wants_gradient(&self) -> bool {
+        self.grad.is_some()
+    }
+
+    /// Lets `write` write the gradient of row `i`, if it is wanted.
+    #[inline(always)]
+    pub(super) fn put(&self, i: usize, scratch: &mut Vec<E>, write: impl FnOnce(&mut [E])) {
+        let Some(grad) = self.grad else { return };
+        // SAFETY: every row is in one tile, and every tile with one thread.
+        unsafe {
+            write(grad.row(i, scratch));
+            grad.finish(i, scratch);
+        }
+    }
+
+    /// Gives row `i` no gradient.
+    #[inline(always)]
+    pub(super) fn no_gradient(&self, i: usize, scratch: &mut Scratch<E>) {
+        self.put(i, &mut scratch.grad, |out| out.fill(E::ZERO));
     }
 
     fn tiles(&self) -> Tiles {
         Tiles::new(self.rows.len(), self.rows.n_classes())
     }
 
+    /// What the loss of a row with the distribution (or set) `target` is multiplied by: the mean weight.
+    #[inline(always)]
+    pub(super) fn row_weight(&self, target: &[Lanes<E::Wide>], weight: &[Lanes<E::Wide>]) -> f64 {
+        if self.weight.is_none() {
+            return 1.0;
+        }
+        let (mut sum, mut total) = ([0.0; LANES], [0.0; LANES]);
+        for (t, w) in target.iter().zip(weight) {
+            for k in 0..LANES {
+                sum[k] += t[k].to_f64();
+                total[k] += t[k].to_f64() * w[k].to_f64();
+            }
+        }
+        fold(total, |a, b| a + b) / fold(sum, |a, b| a + b)
+    }
+
     /// What the loss of a row of class `y` is multiplied by.
     #[inline(always)]
     pub(super) fn weight_of(&self, y: usize) -> f64 {
         self.weight.map_or(1.0, |weight| weight[y])
+    }
+}
+
+/// That there are `n` numbers in the range.
+fn check_parameters(
+    name: &str,
+    range: &str,
+    numbers: &[f64],
+    n: usize,
+    in_range: impl Fn(f64) -> bool,
+) -> Result<(), Error> {
+    if numbers.len() != n {
+        return Err(Error::value(format!(
+            "Expected argument `{name}` to hold {n} numbers, one for each row, but got {}.",
+            numbers.len()
+        )));
+    }
+    match numbers.iter().position(|&x| !in_range(x)) {
+        Some(row) => Err(Error::value(format!(
+            "Expected argument `{name}` to hold numbers in {range}, but got {:?} at row {row}.",
+            numbers[row]
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -183,6 +364,11 @@ pub(super) struct Scratch<E: Element> {
     pub exps: Row<E::Wide>,
     /// The factors of the classes, as vectors.
     pub weight: Vec<Lanes<E::Wide>>,
+    /// The target of a row, as vectors.
+    pub target: Vec<Lanes<E::Wide>>,
+    pub sums: Vec<Lanes<E::Wide>>,
+    /// The first row whose target is no target; else `usize::MAX`.
+    pub wrong_row: usize,
 }
 
 impl<E: Element> Scratch<E> {
@@ -191,7 +377,8 @@ impl<E: Element> Scratch<E> {
         let mut last = [0.0; LANES];
         last[..tail.len()].copy_from_slice(tail);
         let weight = vectors.iter().chain([&last]).map(|w| w.map(E::Wide::from_f64)).collect();
-        Scratch { row: Vec::new(), grad: Vec::new(), exps: Row::new(), weight }
+        let (row, grad, exps) = (Vec::new(), Vec::new(), Row::new());
+        Scratch { row, grad, exps, weight, target: Vec::new(), sums: Vec::new(), wrong_row: usize::MAX }
     }
 }
 
@@ -212,11 +399,15 @@ enum Out<'a, F> {
 }
 
 impl<E: Element> Kernel for Task<'_, E> {
-    type Output = ();
+    /// [`Scratch::wrong_row`]
+    type Output = usize;
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self) -> usize {
         match self.loss {
+            Loss::LabelRelaxation(loss) if !matches!(self.pass.target, Target::Classes(_)) => {
+                self.groups(&Credal(loss))
+            }
             Loss::LabelRelaxation(loss) => self.groups(&loss),
             Loss::CrossEntropy(loss) if loss.label_smoothing == 0.0 => self.groups(&plain_cross_entropy()),
             Loss::CrossEntropy(loss) => self.groups(&ByRow(loss)),
@@ -228,7 +419,7 @@ impl<E: Element> Kernel for Task<'_, E> {
 
 impl<E: Element> Task<'_, E> {
     #[inline(always)]
-    fn groups(mut self, loss: &impl Group) {
+    fn groups(mut self, loss: &impl Group) -> usize {
         let mut scratch = Scratch::new(&self.pass);
         // A group of rows is read twice; it should still be in the second-level cache.
         let step = (32_768 / self.pass.rows.n_classes()).clamp(1, LANES);
@@ -253,5 +444,6 @@ impl<E: Element> Task<'_, E> {
                 }
             }
         }
+        scratch.wrong_row
     }
 }

@@ -18,7 +18,7 @@ use super::pass::{Group, Pass, Scratch};
 use super::sum_exp::SumExp;
 
 /// How many vectors are summed in the type of the scores before they go to a sum in double precision.
-const BLOCK: usize = 8;
+pub(super) const BLOCK: usize = 8;
 
 /// A row of scores without the class `left_out`.
 pub(super) struct Row<F> {
@@ -31,55 +31,82 @@ pub(super) struct Row<F> {
     sums: Vec<Lanes<F>>,
 }
 
+/// The sum of the sums of blocks, in double precision.
+#[inline(always)]
+pub(super) fn total<F: Real>(sums: &[Lanes<F>]) -> f64 {
+    let mut total = [0.0; LANES];
+    for sum in sums {
+        total = lanes::add_to(&total, sum);
+    }
+    fold(total, |a, b| a + b)
+}
+
 impl<F: Real> Row<F> {
     pub(super) fn new() -> Self {
         Row { x: Vec::new(), e: Vec::new(), sums: Vec::new() }
     }
 
-    /// Takes the scores, and sums their exponentials.
+    /// Takes the scores as they are; minus infinity past the end.
     #[inline(always)]
-    pub(super) fn load<E: Element<Wide = F>>(&mut self, row: &[E], left_out: usize) -> SumExp<F> {
-        let nothing = F::from_f64(f64::NEG_INFINITY);
+    pub(super) fn read<E: Element<Wide = F>>(&mut self, row: &[E]) {
         let (vectors, tail) = row.as_chunks();
         self.x.clear();
         self.x.extend(vectors.iter().map(widen));
         if !tail.is_empty() {
-            let mut last = [nothing; LANES];
+            let mut last = [F::from_f64(f64::NEG_INFINITY); LANES];
             for (x, z) in last.iter_mut().zip(tail) {
                 *x = z.widen();
             }
             self.x.push(last);
         }
+    }
+
+    /// Takes probabilities as they are, in place of exponentials; 0 past the end.
+    #[inline(always)]
+    pub(super) fn read_probabilities<E: Element<Wide = F>>(&mut self, row: &[E]) {
+        self.read(row);
+        let n = row.len();
+        if let Some(last) = self.x.last_mut().filter(|_| !n.is_multiple_of(LANES)) {
+            last[n % LANES..].fill(F::ZERO);
+        }
+        std::mem::swap(&mut self.x, &mut self.e);
+        self.x.resize(self.e.len(), [F::ZERO; LANES]);
+    }
+
+    /// Takes the scores, and sums their exponentials.
+    #[inline(always)]
+    pub(super) fn load<E: Element<Wide = F>>(&mut self, row: &[E], left_out: usize) -> SumExp<F> {
+        self.read(row);
         if left_out < row.len() {
-            self.x[left_out / LANES][left_out % LANES] = nothing;
+            self.x[left_out / LANES][left_out % LANES] = F::from_f64(f64::NEG_INFINITY);
         }
         let mut max = [F::LOWEST; LANES];
         for x in &self.x {
             max = lanes::max(&max, x);
         }
         let max = fold(max, |a, b| if b > a { b } else { a });
-        let (shift, unbias) = ([max; LANES], F::from_f64(1.0 / F::BIAS));
-        self.e.resize(self.x.len(), [F::ZERO; LANES]);
-        self.sums.clear();
-        for (x, e) in self.x.chunks_mut(BLOCK).zip(self.e.chunks_mut(BLOCK)) {
-            let mut sum = [F::ZERO; LANES];
-            for (x, e) in x.iter_mut().zip(e) {
-                // By values: arrays that are changed where they lie are not vectorised.
-                let z = *x;
-                let exps = lanes::map(&lanes::exp_biased_sub(&z, &shift), |e| e.mul(unbias));
-                sum = lanes::add(&sum, &exps);
-                *e = exps;
-                *x = lanes::map(&z, |z| z.sub(max));
-            }
-            self.sums.push(sum);
+        self.exps(|_| [max; LANES]);
+        let n = row.len();
+        if let Some(last) = self.x.last_mut().filter(|_| !n.is_multiple_of(LANES)) {
+            last[n % LANES..].fill(F::ZERO);
         }
-        if let Some(last) = self.x.last_mut().filter(|_| !tail.is_empty()) {
-            last[tail.len()..].fill(F::ZERO);
-        }
-        if left_out < row.len() {
+        if left_out < n {
             self.x[left_out / LANES][left_out % LANES] = F::ZERO;
         }
-        SumExp { max, sum: self.total() }
+        SumExp { max, sum: self.sum(|_, _, e| *e) }
+    }
+
+    /// Turns the scores x into x - shift and its exponential.
+    #[inline(always)]
+    pub(super) fn exps(&mut self, shift: impl Fn(usize) -> Lanes<F>) {
+        let unbias = F::from_f64(1.0 / F::BIAS);
+        self.e.resize(self.x.len(), [F::ZERO; LANES]);
+        for (v, (x, e)) in self.x.iter_mut().zip(&mut self.e).enumerate() {
+            // By values: arrays that are changed where they lie are not vectorised.
+            let (z, shift) = (*x, shift(v));
+            *e = lanes::map(&lanes::exp_biased_sub(&z, &shift), |e| e.mul(unbias));
+            *x = lanes::zip(&z, &shift, |z, shift| z.sub(shift));
+        }
     }
 
     /// The sum of `f` of the vectors.
@@ -93,17 +120,7 @@ impl<F: Real> Row<F> {
             }
             self.sums.push(sum);
         }
-        self.total()
-    }
-
-    /// The sum of the sums of blocks, in double precision.
-    #[inline(always)]
-    fn total(&self) -> f64 {
-        let mut total = [0.0; LANES];
-        for sum in &self.sums {
-            total = lanes::add_to(&total, sum);
-        }
-        fold(total, |a, b| a + b)
+        total(&self.sums)
     }
 
     /// Writes `f` of the vectors to `out`.
@@ -172,8 +189,8 @@ impl<L: RowLoss> Group for ByRow<L> {
     ) -> Lanes<f64> {
         let mut losses = [0.0; LANES];
         for (lane, i) in rows.enumerate() {
-            let Some(y) = pass.targets.class(i) else {
-                zero(pass, i, scratch);
+            let Some(y) = pass.class(i) else {
+                pass.no_gradient(i, scratch);
                 continue;
             };
             let row = pass.rows.row(i, &mut scratch.row);
@@ -199,34 +216,20 @@ impl<L: RowLoss> Group for ByRow<L> {
                 own_weight: pass.weight_of(y),
             });
             losses[lane] = outcome.loss;
-            let Some(grad) = pass.grad else { continue };
-            // SAFETY: every row is in one tile, and every tile with one thread.
-            let out = unsafe { grad.row(i, &mut scratch.grad) };
             let [a, b, c] = outcome.coefficients.map(|x| E::Wide::from_f64(x * pass.factor));
             // A class that is impossible has x = -inf and e = 0; e^-1000 is 0 too.
             let least = E::Wide::from_f64(-1000.0);
-            scratch.exps.write(out, |v, x, e| {
-                let g = lanes::zip(e, x, |e, x| e.mul(b.mul(if x < least { least } else { x }).add(a)));
-                match weight {
-                    Some(weight) => lanes::zip(&g, &weight[v], |g, w| g.add(w.mul(c))),
-                    None => lanes::map(&g, |g| g.add(c)),
-                }
+            pass.put(i, &mut scratch.grad, |out| {
+                scratch.exps.write(out, |v, x, e| {
+                    let g = lanes::zip(e, x, |e, x| e.mul(b.mul(if x < least { least } else { x }).add(a)));
+                    match weight {
+                        Some(weight) => lanes::zip(&g, &weight[v], |g, w| g.add(w.mul(c))),
+                        None => lanes::map(&g, |g| g.add(c)),
+                    }
+                });
+                out[y] = E::narrow(E::Wide::from_f64(outcome.own * pass.factor));
             });
-            out[y] = E::narrow(E::Wide::from_f64(outcome.own * pass.factor));
-            // SAFETY: as above.
-            unsafe { grad.finish(i, &scratch.grad) };
         }
         losses
-    }
-}
-
-/// Gives a row no gradient.
-#[inline(always)]
-pub(super) fn zero<E: Element>(pass: &Pass<'_, E>, i: usize, scratch: &mut Scratch<E>) {
-    let Some(grad) = pass.grad else { return };
-    // SAFETY: every row is in one tile, and every tile with one thread.
-    unsafe {
-        grad.row(i, &mut scratch.grad).fill(E::ZERO);
-        grad.finish(i, &scratch.grad);
     }
 }

@@ -36,6 +36,8 @@ pub trait Real: Copy + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
     fn sub(self, other: Self) -> Self;
     /// self * other
     fn mul(self, other: Self) -> Self;
+    /// self / other
+    fn div(self, other: Self) -> Self;
     /// c_0 + c_1 x + c_2 x^2 + ..., by Horner's rule, each step fused.
     fn polynomial<const N: usize>(self, c: [Self; N]) -> Self;
 }
@@ -61,6 +63,10 @@ macro_rules! arithmetic {
         #[inline(always)]
         fn mul(self, other: Self) -> Self {
             self * other
+        }
+        #[inline(always)]
+        fn div(self, other: Self) -> Self {
+            self / other
         }
         #[inline(always)]
         fn polynomial<const N: usize>(self, c: [Self; N]) -> Self {

@@ -104,7 +104,7 @@ impl Call<'_> {
             pass = pass.gradient(grad)?;
         }
         match self.reduction {
-            Some(reduction) => losses[0] = E::Wide::from_f64(pass.reduce(self.loss, reduction)),
+            Some(reduction) => losses[0] = E::Wide::from_f64(pass.reduce(self.loss, reduction)?),
             None => pass.per_row(self.loss, losses)?,
         }
         Ok(())

@@ -63,7 +63,7 @@ fn compute_with<E: Element>(
     let mut grad = z.to_vec();
     let out = RowsMut::from_slice(&mut grad, n_classes).unwrap();
     let pass = Pass::new(&rows, &targets).unwrap().isa(isa);
-    let mean = pass.reduce(loss, Reduction::Mean);
+    let mean = pass.reduce(loss, Reduction::Mean).unwrap();
     let mut losses = vec![E::ZERO.widen(); y.len()];
     pass.gradient(&out).unwrap().per_row(loss, &mut losses).unwrap();
     Output { mean, losses, grad }
@@ -236,10 +236,10 @@ fn weights_scale_rows_and_their_mean() {
     let mut grad = [0.0; 6];
     let out = RowsMut::from_slice(&mut grad, 3).unwrap();
     let pass = Pass::new(&rows, &targets).unwrap().weight(&weight).unwrap();
-    let mean = pass.gradient(&out).unwrap().reduce(loss(0.1), Reduction::Mean);
+    let mean = pass.gradient(&out).unwrap().reduce(loss(0.1), Reduction::Mean).unwrap();
     assert!((mean - (a + b) / 2.5).abs() < 1e-15);
     assert!((grad[0] - plain.grad[0] * 2.0 / 2.5).abs() < 1e-15);
-    let sum = pass.reduce(loss(0.1), Reduction::Sum);
+    let sum = pass.reduce(loss(0.1), Reduction::Sum).unwrap();
     assert!((sum - (a + b)).abs() < 1e-15);
 }
 
