@@ -26,6 +26,8 @@ pub enum Error {
     },
     /// A target that names no class.
     TargetOutOfRange {
+        /// Of which argument.
+        argument: &'static str,
         /// Which row, counted over the flattened targets.
         row: usize,
         /// The target.
@@ -54,9 +56,9 @@ impl fmt::Display for Error {
             #[cfg(feature = "tch")]
             Error::Torch(reason) => write!(f, "torch: {reason}"),
             Error::Memory { bytes } => write!(f, "Could not allocate {bytes} bytes."),
-            Error::TargetOutOfRange { row, class, n_classes } => write!(
+            Error::TargetOutOfRange { argument, row, class, n_classes } => write!(
                 f,
-                "Expected argument `target` to hold classes in [0, {n_classes}), but got {class} at row {row}."
+                "Expected argument `{argument}` to hold classes in [0, {n_classes}), but got {class} at row {row}."
             ),
             Error::Row { argument, row, why } => {
                 write!(f, "Expected argument `{argument}` to hold {why}, but row {row} does not.")
@@ -71,6 +73,15 @@ impl Error {
     /// A value out of its range.
     pub fn value(message: impl Into<Cow<'static, str>>) -> Error {
         Error::Value(message.into())
+    }
+
+    /// The same of another argument.
+    #[cfg(any(feature = "python", feature = "tch"))]
+    pub(crate) fn named(mut self, name: &'static str) -> Error {
+        if let Error::TargetOutOfRange { argument, .. } | Error::Row { argument, .. } = &mut self {
+            *argument = name;
+        }
+        self
     }
 
     /// A type that the call does not take.
@@ -401,7 +412,8 @@ impl Targets {
             } else if let Some(class) = target.class(n_classes as u32) {
                 classes.push(class);
             } else {
-                return Err(Error::TargetOutOfRange { row, class: target.into(), n_classes });
+                let (argument, class) = ("target", target.into());
+                return Err(Error::TargetOutOfRange { argument, row, class, n_classes });
             }
         }
         Ok(Targets { classes, n_classes })
@@ -485,7 +497,10 @@ mod tests {
     #[test]
     fn a_target_outside_the_classes_is_named() {
         let error = Targets::new(&[0_i64, 2, 1 << 40, -1], 3, -100).unwrap_err();
-        assert_eq!(error, Error::TargetOutOfRange { row: 2, class: 1 << 40, n_classes: 3 });
+        assert_eq!(
+            error,
+            Error::TargetOutOfRange { argument: "target", row: 2, class: 1 << 40, n_classes: 3 }
+        );
         assert!(Targets::new(&[u64::MAX], 3, -1).is_err());
         let targets = Targets::new(&[-100_i8, 2], 3, -100).unwrap();
         assert_eq!((targets.class(0), targets.class(1)), (None, Some(2)));

@@ -29,12 +29,14 @@ from lr_relax.functional import (  # noqa: E402
     cross_entropy_loss,
     focal_loss,
     label_relaxation_loss,
+    mixup_label_relaxation_loss,
 )
 from lr_relax.losses import (  # noqa: E402
     ConfidencePenaltyLoss,
     CrossEntropyLoss,
     FocalLoss,
     LabelRelaxationLoss,
+    MixupLabelRelaxationLoss,
 )
 
 __version__ = importlib.metadata.version("lr-relax")
@@ -44,10 +46,12 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "LabelRelaxationLoss",
+    "MixupLabelRelaxationLoss",
     "__version__",
     "confidence_penalty_loss",
     "cross_entropy_loss",
     "empty_cache",
     "focal_loss",
     "label_relaxation_loss",
+    "mixup_label_relaxation_loss",
 ]

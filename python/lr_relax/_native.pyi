@@ -19,11 +19,13 @@ def loss(
     upstream: float | None,
     weight: Tensor | None,
     name: str,
-    parameter: float,
+    parameter: float | Tensor,
     reduction: str,
     dim: int,
     ignore_index: int,
     from_logits: bool,
+    target_b: Tensor | None = None,
+    lam: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]: ...
 def calibration_bins(
     preds: Tensor | npt.NDArray[Any],

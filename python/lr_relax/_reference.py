@@ -8,25 +8,37 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Scores with the classes last, and the class y of each row."""
+    """Scores with the classes last, and what they are compared with."""
 
     scores: Tensor
-    y: Tensor
+    y: Tensor | None
+    """The class of each row; or, in place of it:"""
+    target: Tensor | None
+    """A distribution, or a set (bool)."""
     counted: Tensor
-    is_own: Tensor
     weight: Tensor | None
     """A factor for each class."""
     factor: Tensor
-    """That of y; 0 where the row does not count."""
+    """That of the target; 0 where the row does not count."""
 
     def own(self, x: Tensor) -> Tensor:
         """The number of class y."""
+        assert self.y is not None
         return x.gather(-1, self.y).squeeze(-1)
+
+    @property
+    def is_own(self) -> Tensor:
+        """Whether a class is y, or belongs to the set."""
+        if self.y is None:
+            assert self.target is not None
+            return self.target
+        return torch.arange(self.scores.shape[-1], device=self.scores.device) == self.y
 
 
 def loss(
@@ -34,57 +46,130 @@ def loss(
     target: Tensor,
     weight: Tensor | None,
     name: str,
-    parameter: float,
+    parameter: float | Tensor,
     reduction: str,
     dim: int,
     ignore_index: int,
     from_logits: bool,
+    target_b: Tensor | None = None,
+    lam: float | Tensor | None = None,
 ) -> Tensor:
     """The loss of that name, of which `parameter` is the hyperparameter."""
     scores = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     scores = scores.movedim(dim, -1)
-    target = target.long()
-    counted = target != ignore_index
-    y = target.where(counted, 0).unsqueeze(-1)
-    is_own = torch.arange(scores.shape[-1], device=scores.device) == y
-    # In rows without loss nothing infinite may reach the gradient, not even as 0 * inf.
-    scores = scores.where(counted.unsqueeze(-1), 0.0)
-    factor = counted.to(scores.dtype)
-    if weight is not None:
-        weight = weight.detach().to(scores.dtype)
-        factor = factor * weight[y.squeeze(-1)]
-    rows = _Rows(scores, y, counted, is_own, weight, factor)
-    if name == "label_relaxation":
+    if isinstance(parameter, Tensor):
+        parameter = parameter.to(scores.dtype)
+    weight = None if weight is None else weight.detach().to(scores.dtype)
+    rows = _rows(scores, target, weight, dim, ignore_index, target_b, lam)
+    if name != "label_relaxation":
+        losses = _OF_LOGITS[name](rows, parameter)
+    elif rows.target is None or rows.target.dtype == torch.bool:
         losses = _label_relaxation(rows, parameter, from_logits)
     else:
-        losses = _OF_LOGITS[name](rows, parameter)
+        losses = _of_distributions(rows, rows.target, parameter, from_logits)
     if reduction == "none":
         return losses
-    return losses.sum() / factor.sum() if reduction == "mean" else losses.sum()
+    return losses.sum() / rows.factor.sum() if reduction == "mean" else losses.sum()
 
 
-def _label_relaxation(rows: _Rows, alpha: float, from_logits: bool) -> Tensor:
-    """The loss of a class index y against all other classes, a coin of probabilities (p_y, 1 - p_y).
+def _rows(
+    scores: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    dim: int,
+    ignore_index: int,
+    target_b: Tensor | None,
+    lam: float | Tensor | None,
+) -> _Rows:
+    n_classes = scores.shape[-1]
+    if target_b is not None:
+        assert lam is not None
+        counted = (target != ignore_index) & (target_b != ignore_index)
+        first, second = (F.one_hot(y.long().where(counted, 0), n_classes) for y in (target, target_b))
+        share = lam.detach().to(scores.dtype).unsqueeze(-1) if isinstance(lam, Tensor) else lam
+        dense = share * first.to(scores.dtype) + (1 - share) * second.to(scores.dtype)
+    elif target.dtype == torch.bool or target.is_floating_point():
+        dense = target.detach().movedim(dim, -1)
+        dense = dense if dense.dtype == torch.bool else dense.to(scores.dtype)
+        counted = scores.new_ones(scores.shape[:-1], dtype=torch.bool)
+    else:
+        target = target.long()
+        counted = target != ignore_index
+        y = target.where(counted, 0)
+        factor = counted.to(scores.dtype)
+        if weight is not None:
+            factor = factor * weight[y]
+        # In rows without loss nothing infinite may reach the gradient, not even as 0 * inf.
+        scores = scores.where(counted.unsqueeze(-1), 0.0)
+        return _Rows(scores, y.unsqueeze(-1), None, counted, weight, factor)
+    factor = counted.to(scores.dtype)
+    if weight is not None:
+        factor = factor * (dense * weight).sum(-1) / dense.sum(-1)
+    return _Rows(scores.where(counted.unsqueeze(-1), 0.0), None, dense, counted, weight, factor)
 
-    Lienen & Hüllermeier (2021), eq. 7: ``(1 - a) ln((1 - a) / p_y) + a ln(a / (1 - p_y))`` where
-    ``p_y < 1 - a``, else 0; ``ln(1 - p_y)`` comes from the sum without y, never from ``1 - p_y``.
+
+def _label_relaxation(rows: _Rows, alpha: float | Tensor, from_logits: bool) -> Tensor:
+    """The loss of a class or a set against all other classes, a coin of probabilities (p, 1 - p).
+
+    Lienen & Hüllermeier (2021), eq. 7: ``(1 - a) ln((1 - a) / p) + a ln(a / (1 - p))`` where
+    ``p < 1 - a``, else 0; ``ln(1 - p)`` comes from the sum of the others, never from ``1 - p``.
     """
     if from_logits:
         d, certain = _log_odds(rows)
         outside = rows.counted & ~certain & ~(torch.sigmoid(-d) <= alpha)  # NaN counts as outside
     else:
-        own, rest = rows.own(rows.scores), rows.scores.masked_fill(rows.is_own, 0.0).sum(-1)
+        own, rest = _split(rows, rows.scores)
         total = own + rest
         valid = (rows.scores >= 0).all(-1) & (total > 0) & (total < math.inf)
         outside = rows.counted & ~(valid & (rest <= alpha * total))
         own, rest = (part.where(outside, 1.0).where(valid, math.nan) for part in (own, rest))
         d = own.log() - rest.log()
     d = d.where(outside, 0.0)
-    losses = (1 - alpha) * (math.log1p(-alpha) + _softplus(-d))
-    if alpha > 0:
-        losses = losses + alpha * (math.log(alpha) + _softplus(d))
+    losses = (1 - alpha) * (_ln(1 - alpha) + _softplus(-d)) + alpha * (_ln(alpha) + _softplus(d))
     losses = losses + (-losses).clamp_min(0.0).detach()  # a divergence is not negative; rounded, it may be
     return losses.where(outside, 0.0) * rows.factor
+
+
+def _of_distributions(rows: _Rows, target: Tensor, alpha: float | Tensor, from_logits: bool) -> Tensor:
+    """The divergence of the prediction from its projection, which is found by water-filling."""
+    ln_p = rows.scores.log_softmax(-1) if from_logits else _ln_probabilities(rows.scores)
+    valid = ~ln_p.isnan().any(-1)
+    keep = 1 - (alpha.unsqueeze(-1) if isinstance(alpha, Tensor) and alpha.dim() > 0 else alpha)
+    bound = keep * target / target.sum(-1, keepdim=True)
+    raised, _ = water_fill(ln_p.detach().exp(), bound.detach(), alpha)
+    pulled = bound * (bound.where(raised, 1.0).log() - ln_p.where(raised, 0.0))
+    left = alpha + bound.where(~raised, 0.0).sum(-1)  # for the other classes, which have:
+    free = ln_p.exp().where(~raised, 0.0).sum(-1)
+    some = (left > 0) & (free > 0)
+    left, free = (x.where(some, 1.0) for x in (left, free))
+    spread = (left * (left.log() - free.log())).where(some, 0.0)
+    losses = pulled.where(raised, 0.0).sum(-1) + spread
+    losses = losses + (-losses).clamp_min(0.0).detach()  # as above
+    losses = losses.where(raised.any(-1), 0.0).where(valid, ln_p.sum(-1))
+    return losses.where(rows.counted, 0.0) * rows.factor
+
+
+def water_fill(p: Tensor, bound: Tensor, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Which classes the projection of `p` raises to their lower bound, and the factor of the others.
+
+    The nearest member of {q : q >= bound} by the Kullback-Leibler divergence is where(raised, bound, c * p).
+    Sorted by ``bound / p``, the raised classes come first; c follows from how many they are.
+    """
+    ratio = (bound / p).where(bound > 0, 0.0)
+    order = ratio.argsort(dim=-1, descending=True, stable=True)
+    p_sorted, bound_sorted = p.gather(-1, order), bound.gather(-1, order)
+    # If the classes before this one are raised, the others have `free` and are to have `left`.
+    free = p_sorted.flip(-1).cumsum(-1).flip(-1)
+    left = bound_sorted.flip(-1).cumsum(-1).flip(-1)
+    left = left + (alpha.unsqueeze(-1) if isinstance(alpha, Tensor) and alpha.dim() > 0 else alpha)
+    is_raised = (bound_sorted * free > left * p_sorted).scatter(
+        -1, order, bound_sorted * free > left * p_sorted
+    )
+    is_raised = is_raised & (bound > p).any(-1, keepdim=True)
+    left = (bound.where(~is_raised, 0.0).sum(-1)) + alpha
+    free = p.where(~is_raised, 0.0).sum(-1)
+    c = (left / free.where(free > 0, 1.0)).where(is_raised.any(-1), 1.0)
+    return is_raised, c
 
 
 def _cross_entropy(rows: _Rows, label_smoothing: float) -> Tensor:
@@ -123,13 +208,50 @@ _OF_LOGITS = {
 
 
 def _log_odds(rows: _Rows) -> tuple[Tensor, Tensor]:
-    """``ln(p_y / (1 - p_y))``, and where it is infinite because no other class is possible."""
+    """``ln(p / (1 - p))``, and where it is infinite because nothing else is possible."""
+    if rows.y is None:
+        inside, _ = _ln_sum(rows.scores, rows.is_own)
+        outside, none = _ln_sum(rows.scores, ~rows.is_own)
+        return inside - outside, none & ~inside.isnan()
     # Relative to the maximum, so that what all logits have in common does not cancel digits.
     scores = rows.scores - rows.scores.detach().amax(-1, keepdim=True)
     rest = scores.exp().masked_fill(rows.is_own, 0.0).sum(-1)
     own = rows.own(scores)
     certain = (rest == 0) & ~own.isnan()
     return own - rest.where(rest != 0, 1.0).log(), certain
+
+
+def _ln_sum(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm of the sum of the exponentials in the mask, and where all of them are 0."""
+    scores = scores.masked_fill(~mask, -math.inf)
+    max = scores.detach().amax(-1, keepdim=True)
+    none = max == -math.inf
+    sum = (scores - max.where(~none, 0.0)).exp().sum(-1)
+    none = none.squeeze(-1)
+    return (sum.where(~none, 1.0).log() + max.squeeze(-1)), none
+
+
+def _split(rows: _Rows, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the class or the set, and that of the others."""
+    rest = x.masked_fill(rows.is_own, 0.0).sum(-1)
+    return (rows.own(x) if rows.y is not None else x.masked_fill(~rows.is_own, 0.0).sum(-1)), rest
+
+
+def _ln_probabilities(scores: Tensor) -> Tensor:
+    """Of rows that are divided by their sum; NaN where they cannot be."""
+    total = scores.sum(-1, keepdim=True)
+    valid = (scores >= 0).all(-1, keepdim=True) & (total > 0) & (total < math.inf)
+    # The logarithm of 0 has no gradient that one could use.
+    positive = scores > 0
+    ln_p = scores.where(positive, 1.0).log().where(positive, -math.inf) - total.where(valid, 1.0).log()
+    return ln_p.where(valid, math.nan)
+
+
+def _ln(x: float | Tensor) -> float | Tensor:
+    """The logarithm, for what is multiplied by x: 0 of 0."""
+    if isinstance(x, Tensor):
+        return x.where(x > 0, 1.0).log()
+    return math.log(x) if x > 0 else 0.0
 
 
 def _softplus(x: Tensor) -> Tensor:

@@ -10,9 +10,16 @@ from lr_relax.functional import (
     cross_entropy_loss,
     focal_loss,
     label_relaxation_loss,
+    mixup_label_relaxation_loss,
 )
 
-__all__ = ["ConfidencePenaltyLoss", "CrossEntropyLoss", "FocalLoss", "LabelRelaxationLoss"]
+__all__ = [
+    "ConfidencePenaltyLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "LabelRelaxationLoss",
+    "MixupLabelRelaxationLoss",
+]
 
 
 class _Loss(nn.Module):
@@ -48,7 +55,7 @@ class LabelRelaxationLoss(_Loss):
 
     Shape:
         input: (..., C), logits with the classes in dimension `dim`.
-        target: (...), class indices in [0, C).
+        target: (...), class indices in [0, C); or (..., C), sets (bool) or distributions (floating-point).
         output: scalar, or (...) for ``reduction="none"``.
 
     Source: Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021, eq. 5-7.
@@ -61,7 +68,7 @@ class LabelRelaxationLoss(_Loss):
 
     def __init__(
         self,
-        alpha: float = 0.1,
+        alpha: float | Tensor = 0.1,
         reduction: str = "mean",
         *,
         dim: int = -1,
@@ -80,8 +87,45 @@ class LabelRelaxationLoss(_Loss):
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of `input`, (..., C), for the classes `target`, (...)."""
+        """The loss of `input`, (..., C), for the classes `target`, (...); or for sets or distributions."""
         return label_relaxation_loss(input, target, **self._options())
+
+
+class MixupLabelRelaxationLoss(_Loss):
+    """Label relaxation of inputs that are mixed of two classes, without a dense target.
+
+    See `lr_relax.functional.mixup_label_relaxation_loss` for the formula, the arguments and their ranges.
+
+    Shape:
+        logits: (..., C), with the classes in dimension `dim`.
+        target_a, target_b: (...), class indices in [0, C).
+        lam: a number, or (...).
+        output: scalar, or (...) for ``reduction="none"``.
+
+    Source: Lienen & Hüllermeier, AAAI 2021, of the targets of Zhang et al., "mixup: Beyond Empirical Risk
+    Minimization", ICLR 2018.
+
+    >>> import torch
+    >>> criterion = MixupLabelRelaxationLoss(alpha=0.1)
+    >>> criterion(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0]), torch.tensor([1]), 0.5)
+    tensor(0.2060)
+    """
+
+    def __init__(
+        self,
+        alpha: float | Tensor = 0.1,
+        reduction: str = "mean",
+        *,
+        dim: int = -1,
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+    ) -> None:
+        check_hyperparameters("label_relaxation", alpha, reduction)
+        super().__init__(weight, alpha=alpha, reduction=reduction, dim=dim, ignore_index=ignore_index)
+
+    def forward(self, logits: Tensor, target_a: Tensor, target_b: Tensor, lam: float | Tensor) -> Tensor:
+        """The loss of `logits`, (..., C), for the classes `target_a` with share `lam`, and `target_b`."""
+        return mixup_label_relaxation_loss(logits, target_a, target_b, lam, **self._options())
 
 
 class CrossEntropyLoss(_Loss):

@@ -46,6 +46,7 @@ const INT: u8 = 0;
 const UINT: u8 = 1;
 const FLOAT: u8 = 2;
 const BFLOAT: u8 = 4;
+const BOOL: u8 = 6;
 
 #[repr(C)]
 struct Tensor {
@@ -155,6 +156,7 @@ fn dtype(dtype: DataType) -> Dtype {
         (UINT, 32, 1) => Dtype::U32,
         (UINT, 16, 1) => Dtype::U16,
         (UINT, 8, 1) => Dtype::U8,
+        (BOOL, 8, 1) => Dtype::Bool,
         _ => Dtype::Other,
     }
 }

@@ -11,7 +11,7 @@ use crate::kernels::focal::Focal;
 use crate::kernels::label_relaxation::LabelRelaxation;
 use crate::kernels::pass::{Loss, Reduction};
 use crate::memory;
-use crate::untyped::losses::Batch;
+use crate::untyped::losses::{Arguments, Batch, Numbers};
 use crate::untyped::{Dtype, View};
 
 use super::tensors;
@@ -23,7 +23,11 @@ type Tensor<'py> = Bound<'py, PyAny>;
 
 /// The loss of that name; and, where `upstream` is a number, the gradient of the reduced loss (of the sum, for
 /// "none") times that number.
+///
+/// Of label relaxation, with `target_b` the classes are mixed, `target` with the share `lam`.
 #[pyfunction]
+#[pyo3(signature = (input, target, upstream, weight, name, parameter, reduction, dim, ignore_index, from_logits, target_b=None, lam=None))]
+#[allow(clippy::too_many_arguments)] // each by its position: what a call costs counts
 pub(super) fn loss<'py>(
     py: Python<'py>,
     input: &Tensor<'py>,
@@ -36,14 +40,33 @@ pub(super) fn loss<'py>(
     dim: &Bound<'py, PyAny>,
     ignore_index: &Bound<'py, PyAny>,
     from_logits: &Bound<'py, PyAny>,
+    target_b: Option<&Tensor<'py>>,
+    lam: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<(Tensor<'py>, Option<Tensor<'py>>)> {
-    let loss = parse_loss(name, parameter, from_logits)?;
+    // What is no number may be a tensor with an alpha for each row.
+    let each_alpha = name == "label_relaxation" && is_tensor(parameter)?;
+    let loss = parse_loss(name, (!each_alpha).then_some(parameter), from_logits)?;
     let reduction = parse_reduction(reduction)?;
     let (dim, ignore_index) = (integer(dim, "dim")?, integer(ignore_index, "ignore_index")?);
     let view = tensors::borrow(input, "input")?;
-    let target = tensors::borrow(target, "target")?;
+    let target_name = if target_b.is_some() { "target_a" } else { "target" };
+    let target = tensors::borrow(target, target_name)?;
     let weight = weight.map(|weight| tensors::borrow(weight, "weight")).transpose()?;
-    let batch = Batch::new(view, &target, weight.as_ref(), dim, ignore_index)?;
+    let alpha = each_alpha.then(|| tensors::borrow(parameter, "alpha")).transpose()?;
+    let second = target_b.map(|second| tensors::borrow(second, "target_b")).transpose()?;
+    let lam = lam.map(parse_share).transpose()?;
+    let mixed = second.as_ref().zip(lam.as_ref()).map(|(second, lam)| {
+        (
+            second,
+            match lam {
+                Share::Same(lam) => Numbers::Same(*lam),
+                Share::Each(view) => Numbers::Each(view),
+            },
+        )
+    });
+    let (weight, alpha) = (weight.as_ref(), alpha.as_ref());
+    let arguments = Arguments { input: view, target: &target, mixed, weight, alpha, dim, ignore_index };
+    let batch = Batch::new(loss, arguments)?;
 
     let grad = upstream.map(|_| gradient(input, batch.input())).transpose()?;
     let (grad, grad_view) = grad.unzip();
@@ -79,14 +102,38 @@ pub(super) fn scalar(tensor: &Tensor<'_>) -> Option<f64> {
     }
 }
 
-fn parse_loss(name: &str, parameter: &Bound<'_, PyAny>, from_logits: &Bound<'_, PyAny>) -> PyResult<Loss> {
+/// The share of the first class.
+enum Share {
+    Same(f64),
+    Each(View),
+}
+
+fn parse_share(lam: &Bound<'_, PyAny>) -> PyResult<Share> {
+    if is_tensor(lam)? {
+        return Ok(Share::Each(tensors::borrow(lam, "lam")?));
+    }
+    let expected = || format!("Expected argument `lam` to be a number in [0, 1], but got {}.", shown(lam));
+    let share = lam.extract::<f64>().map_err(|_| PyTypeError::new_err(expected()))?;
+    if (0.0..=1.0).contains(&share) { Ok(Share::Same(share)) } else { Err(PyValueError::new_err(expected())) }
+}
+
+fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(!value.is_instance_of::<PyFloat>() && value.hasattr("requires_grad")?)
+}
+
+/// Without a parameter, label relaxation whose alpha comes for each row.
+fn parse_loss(
+    name: &str,
+    parameter: Option<&Bound<'_, PyAny>>,
+    from_logits: &Bound<'_, PyAny>,
+) -> PyResult<Loss> {
     let from_logits = from_logits.downcast::<PyBool>().map_err(|_| {
         let got = shown(from_logits);
         PyTypeError::new_err(format!("Expected argument `from_logits` to be a bool, but got {got}."))
     });
     let scores = if from_logits?.is_true() { Scores::Logits } else { Scores::Probabilities };
-    let is_number = parameter.is_instance_of::<PyFloat>() || !parameter.hasattr("requires_grad")?;
-    let number = parameter.extract::<f64>().ok().filter(|_| is_number);
+    let Some(parameter) = parameter else { return Ok(LabelRelaxation::new(0.0, scores)?.into()) };
+    let number = if is_tensor(parameter)? { None } else { parameter.extract::<f64>().ok() };
     let value = number.unwrap_or(f64::NAN); // which is in no range
     let loss = match name {
         "label_relaxation" => LabelRelaxation::new(value, scores).map(Loss::from),

@@ -11,7 +11,7 @@ use crate::kernels::pass::{Loss, Reduction as Reduced};
 use crate::memory;
 use crate::rows::Error;
 use crate::untyped::View;
-use crate::untyped::losses::{Batch, check};
+use crate::untyped::losses::{Arguments, Batch, Numbers, check};
 
 /// The divergence of the prediction from the set of distributions with `p[target] >= 1 - alpha`.
 ///
@@ -116,6 +116,7 @@ pub fn focal(logits: &Tensor, target: &Tensor, gamma: f64, reduction: Reduction)
 pub struct Criterion {
     options: Options,
     weight: Option<Tensor>,
+    alpha: Option<Tensor>,
 }
 
 /// The loss, and what is made of its values.
@@ -132,7 +133,11 @@ impl Criterion {
     /// not count.
     pub fn new(loss: impl Into<Loss>) -> Self {
         let (loss, reduction) = (loss.into(), Reduction::Mean);
-        Criterion { options: Options { loss, reduction, dim: -1, ignore_index: -100 }, weight: None }
+        Criterion {
+            options: Options { loss, reduction, dim: -1, ignore_index: -100 },
+            weight: None,
+            alpha: None,
+        }
     }
 
     /// The mean over the rows that count (weighted by `weight`), the sum, or a loss for each row.
@@ -159,35 +164,157 @@ impl Criterion {
         self
     }
 
+    /// An alpha for each row in place of that of the loss, of the shape of the rows or a scalar, taken as constant.
+    pub fn alpha(mut self, alpha: Tensor) -> Self {
+        self.alpha = Some(alpha);
+        self
+    }
+
     /// The loss of `input`, (..., C), for the classes `target`, (...).
+    ///
+    /// Label relaxation also takes targets of the shape of `input`: sets of classes (of kind bool), or distributions.
     ///
     /// # Errors
     ///
-    /// As [`label_relaxation`].
+    /// As [`label_relaxation`]; [`Error::Row`] for an empty set or a row that is no distribution.
     pub fn forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, Error> {
-        let (options, weight) = (self.options, self.weight.as_ref());
+        self.compute(Tensors {
+            input: input.shallow_clone(),
+            target: target.shallow_clone(),
+            weight: self.weight.as_ref().map(Tensor::shallow_clone),
+            alpha: self.alpha.as_ref().map(Tensor::shallow_clone),
+            mixed: None,
+        })
+    }
+
+    /// Label relaxation of inputs that are mixed of two classes, `target_a` with share `lam` and `target_b`: without
+    /// a dense target the same as `lam * one_hot(target_a) + (1 - lam) * one_hot(target_b)`.
+    ///
+    /// `lam` in [0, 1] has the shape of the targets, or is a scalar.
+    ///
+    /// # Errors
+    ///
+    /// As [`Criterion::forward`]; [`Error::Type`] for losses other than label relaxation.
+    pub fn forward_mixed(
+        &self,
+        input: &Tensor,
+        target_a: &Tensor,
+        target_b: &Tensor,
+        lam: &Tensor,
+    ) -> Result<Tensor, Error> {
+        self.compute(Tensors {
+            input: input.shallow_clone(),
+            target: target_a.shallow_clone(),
+            weight: self.weight.as_ref().map(Tensor::shallow_clone),
+            alpha: self.alpha.as_ref().map(Tensor::shallow_clone),
+            mixed: Some((target_b.shallow_clone(), lam.shallow_clone())),
+        })
+    }
+
+    fn compute(&self, tensors: Tensors) -> Result<Tensor, Error> {
+        let options = self.options;
         let reduction = options.reduction()?;
         torch::connect_threads();
-        let arguments = Arguments::new(input, target, weight)?;
-        if !arguments.device.is_cpu() {
-            check(&arguments.input, &arguments.target, arguments.weight.as_ref(), options.dim)?;
-            return reference::loss(options, input, target, weight);
+        let views = tensors.views()?;
+        if !views.device.is_cpu() {
+            check(options.loss, &views.arguments(options))?;
+            return reference::loss(options, &tensors);
         }
-        let batch = arguments.batch(options)?;
+        let batch = Batch::new(options.loss, views.arguments(options))?;
         let losses = match reduction {
             Some(_) => torch::allocate(batch.loss_type(), &[])?,
             None => torch::allocate(batch.loss_type(), &batch.rows())?,
         };
+        let input = &tensors.input;
         let grad = torch::needs_grad(input).then(|| gradient(input, batch.input())).transpose()?;
         let out = torch::view(&losses, "losses")?.view;
         let grad_out = grad.as_ref().map(|grad| torch::view(grad, "gradient")).transpose()?.map(|b| b.view);
         // SAFETY: both are new, and of the types and shapes that the batch asks for.
         unsafe { batch.compute(options.loss, 1.0, reduction, &out, grad_out.as_ref()) }?;
         match &grad {
-            Some(grad) => {
-                torch::attach(&losses, input, &[Some(input), Some(target), weight, Some(grad)], options)
-            }
+            Some(grad) => torch::attach(&losses, input, &tensors.saved(grad), options),
             None => Ok(losses),
+        }
+    }
+}
+
+/// The tensors of a call.
+pub(super) struct Tensors {
+    pub input: Tensor,
+    pub target: Tensor,
+    pub weight: Option<Tensor>,
+    pub alpha: Option<Tensor>,
+    /// The second class of each row, and the share of the first.
+    pub mixed: Option<(Tensor, Tensor)>,
+}
+
+impl Tensors {
+    /// In the order that [`Tensors::restored`] knows.
+    fn saved<'a>(&'a self, grad: &'a Tensor) -> [Option<&'a Tensor>; 7] {
+        let (second, share) = self.mixed.as_ref().map(|(second, share)| (second, share)).unzip();
+        let (weight, alpha) = (self.weight.as_ref(), self.alpha.as_ref());
+        [Some(&self.input), Some(&self.target), weight, alpha, second, share, Some(grad)]
+    }
+
+    /// The tensors, and the gradient.
+    fn restored(saved: Vec<Tensor>) -> (Tensors, Tensor) {
+        let Ok([input, target, weight, alpha, second, share, grad]) = <[Tensor; 7]>::try_from(saved) else {
+            unreachable!("what `compute` saved")
+        };
+        let some = |tensor: Tensor| tensor.defined().then_some(tensor);
+        let (weight, alpha, mixed) = (some(weight), some(alpha), some(second).zip(some(share)));
+        (Tensors { input, target, weight, alpha, mixed }, grad)
+    }
+
+    /// As they lie in memory; checks that all are on one device.
+    fn views(&self) -> Result<Views, Error> {
+        let Borrowed { view: input, device } = torch::view(&self.input, "input")?;
+        let on_device = |tensor: &Tensor, name: &str| {
+            let borrowed = torch::view(tensor, name)?;
+            if borrowed.device == device {
+                return Ok(borrowed.view);
+            }
+            Err(Error::r#type(format!(
+                "Expected argument `{name}` to be on {device}, the device of `input`, but got {}.",
+                borrowed.device
+            )))
+        };
+        let optional =
+            |tensor: Option<&Tensor>, name: &str| tensor.map(|tensor| on_device(tensor, name)).transpose();
+        let (second, share) = self.mixed.as_ref().map(|(second, share)| (second, share)).unzip();
+        Ok(Views {
+            input,
+            target: on_device(&self.target, if self.mixed.is_some() { "target_a" } else { "target" })?,
+            weight: optional(self.weight.as_ref(), "weight")?,
+            alpha: optional(self.alpha.as_ref(), "alpha")?,
+            second: optional(second, "target_b")?,
+            share: optional(share, "lam")?,
+            device,
+        })
+    }
+}
+
+/// The tensors of a call as they lie in memory.
+struct Views {
+    input: View,
+    target: View,
+    weight: Option<View>,
+    alpha: Option<View>,
+    second: Option<View>,
+    share: Option<View>,
+    device: Device,
+}
+
+impl Views {
+    fn arguments(&self, options: Options) -> Arguments<'_> {
+        Arguments {
+            input: self.input.clone(),
+            target: &self.target,
+            mixed: self.second.as_ref().zip(self.share.as_ref().map(Numbers::Each)),
+            weight: self.weight.as_ref(),
+            alpha: self.alpha.as_ref(),
+            dim: options.dim,
+            ignore_index: options.ignore_index,
         }
     }
 }
@@ -207,14 +334,11 @@ impl Options {
 
 impl Backward for Options {
     fn backward(&self, saved: Vec<Tensor>, upstream: &Tensor, pass: Pass) -> Result<Tensor, Error> {
-        let Ok([input, target, weight, mut grad]) = <[Tensor; 4]>::try_from(saved) else {
-            unreachable!("what `forward` saved")
-        };
-        let weight = weight.defined().then_some(weight);
+        let (tensors, mut grad) = Tensors::restored(saved);
         if pass.creates_graph {
             // Through a formula that autograd can differentiate again.
-            let losses = reference::loss(*self, &input, &target, weight.as_ref())?;
-            return torch::differentiable_gradient(&losses, &input, upstream);
+            let losses = reference::loss(*self, &tensors)?;
+            return torch::differentiable_gradient(&losses, &tensors.input, upstream);
         }
         if upstream.dim() > 0 {
             return Ok(grad.f_mul(&upstream.f_unsqueeze(self.dim)?)?.f_to_kind(grad.f_kind()?)?);
@@ -228,7 +352,7 @@ impl Backward for Options {
         }
         if grad.f_kind()? == Kind::Half {
             // A loss scale must enter before the rounding: the mean's small gradients would be 0 by now.
-            let batch = Arguments::new(&input, &target, weight.as_ref())?.batch(*self)?;
+            let batch = Batch::new(self.loss, tensors.views()?.arguments(*self))?;
             let loss = torch::allocate(batch.loss_type(), &[])?;
             let (out, grad_out) = (torch::view(&loss, "loss")?.view, torch::view(&grad, "gradient")?.view);
             // SAFETY: the loss is new; the gradient is like the input, and no one else wants it.
@@ -237,38 +361,6 @@ impl Backward for Options {
             let _ = grad.f_mul_scalar_(scale)?;
         }
         Ok(grad)
-    }
-}
-
-/// The arguments of a call as they lie in memory.
-struct Arguments {
-    input: View,
-    target: View,
-    weight: Option<View>,
-    device: Device,
-}
-
-impl Arguments {
-    /// Checks that all are on one device.
-    fn new(input: &Tensor, target: &Tensor, weight: Option<&Tensor>) -> Result<Arguments, Error> {
-        let Borrowed { view, device } = torch::view(input, "input")?;
-        let on_device = |tensor: &Tensor, name: &str| {
-            let borrowed = torch::view(tensor, name)?;
-            if borrowed.device == device {
-                return Ok(borrowed.view);
-            }
-            Err(Error::r#type(format!(
-                "Expected argument `{name}` to be on {device}, the device of `input`, but got {}.",
-                borrowed.device
-            )))
-        };
-        let target = on_device(target, "target")?;
-        let weight = weight.map(|weight| on_device(weight, "weight")).transpose()?;
-        Ok(Arguments { input: view, target, weight, device })
-    }
-
-    fn batch(self, options: Options) -> Result<Batch, Error> {
-        Batch::new(self.input, &self.target, self.weight.as_ref(), options.dim, options.ignore_index)
     }
 }
 

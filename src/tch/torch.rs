@@ -136,7 +136,7 @@ impl From<tch::TchError> for Error {
 }
 
 /// torch's scalar types, c10/core/ScalarType.h.
-const DTYPES: [(i32, Dtype); 12] = [
+const DTYPES: [(i32, Dtype); 13] = [
     (0, Dtype::U8),
     (1, Dtype::I8),
     (2, Dtype::I16),
@@ -145,6 +145,7 @@ const DTYPES: [(i32, Dtype); 12] = [
     (5, Dtype::F16),
     (6, Dtype::F32),
     (7, Dtype::F64),
+    (11, Dtype::Bool),
     (15, Dtype::Bf16),
     (27, Dtype::U16),
     (28, Dtype::U32),

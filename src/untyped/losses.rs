@@ -3,32 +3,79 @@
 use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
-use crate::kernels::pass::{Loss, Pass, Reduction};
+use crate::kernels::pass::{Loss, Pass, Reduction, Target};
 use crate::rows::{Error, Targets};
 use crate::simd::{Element, Real};
+
+/// The arguments of a loss, as they come.
+pub(crate) struct Arguments<'a> {
+    pub input: View,
+    pub target: &'a View,
+    /// The second class of each row, with the share of the first: label relaxation of a mixture.
+    pub mixed: Option<(&'a View, Numbers<'a>)>,
+    pub weight: Option<&'a View>,
+    /// An alpha for each row, in place of that of the loss.
+    pub alpha: Option<&'a View>,
+    pub dim: i64,
+    pub ignore_index: i64,
+}
+
+/// A number for all rows, or one for each.
+#[derive(Clone, Copy)]
+pub(crate) enum Numbers<'a> {
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    Same(f64),
+    Each(&'a View),
+}
 
 /// Predictions and their targets, checked against each other.
 pub(crate) struct Batch {
     input: View,
     class_axis: usize,
-    targets: Targets,
+    target: OwnTarget,
     /// A factor for each class.
     weight: Option<Vec<f64>>,
+    alpha: Option<Vec<f64>>,
+}
+
+enum OwnTarget {
+    Classes(Targets),
+    /// Sets, or distributions.
+    Dense(View),
+    Mixtures {
+        first: Targets,
+        second: Targets,
+        share: Vec<f64>,
+    },
 }
 
 impl Batch {
-    /// Checks types, shapes, and every target.
-    pub(crate) fn new(
-        input: View,
-        target: &View,
-        weight: Option<&View>,
-        dim: i64,
-        ignore_index: i64,
-    ) -> Result<Batch, Error> {
-        let class_axis = check(&input, target, weight, dim)?;
-        let targets = target.targets(input.shape[class_axis], Some(ignore_index))?;
+    /// Checks types, shapes, and every class.
+    pub(crate) fn new(loss: Loss, arguments: Arguments<'_>) -> Result<Batch, Error> {
+        let class_axis = check(loss, &arguments)?;
+        let Arguments { input, target, mixed, weight, alpha, ignore_index, .. } = arguments;
+        let n_classes = input.shape[class_axis];
+        let n_rows =
+            input.shape.iter().enumerate().filter(|&(axis, _)| axis != class_axis).map(|(_, n)| n).product();
+        let each_row = |view: &View| -> Result<Vec<f64>, Error> {
+            let numbers = view.to_f64()?;
+            Ok(if view.shape.is_empty() { vec![numbers[0]; n_rows] } else { numbers })
+        };
+        let target = match mixed {
+            Some((second, share)) => OwnTarget::Mixtures {
+                first: target.targets("target_a", n_classes, Some(ignore_index))?,
+                second: second.targets("target_b", n_classes, Some(ignore_index))?,
+                share: match share {
+                    Numbers::Same(share) => vec![share],
+                    Numbers::Each(view) => each_row(view)?,
+                },
+            },
+            None if target.is_dense() => OwnTarget::Dense(target.clone()),
+            None => OwnTarget::Classes(target.targets("target", n_classes, Some(ignore_index))?),
+        };
         let weight = weight.map(View::to_f64).transpose()?;
-        Ok(Batch { input, class_axis, targets, weight })
+        let alpha = alpha.map(each_row).transpose()?;
+        Ok(Batch { input, class_axis, target, weight, alpha })
     }
 
     pub(crate) fn input(&self) -> &View {
@@ -96,7 +143,19 @@ impl Call<'_> {
             let grad = self.grad.map(|grad| grad.rows_mut::<E>(batch.class_axis));
             (batch.input.rows::<E>(batch.class_axis), grad, self.losses.elements_mut::<E::Wide>())
         };
-        let mut pass = Pass::new(&rows, &batch.targets)?.upstream(self.upstream);
+        let dense;
+        let target = match &batch.target {
+            OwnTarget::Classes(targets) => Target::Classes(targets),
+            OwnTarget::Mixtures { first, second, share } => Target::Mixtures { first, second, share },
+            OwnTarget::Dense(view) => {
+                dense = view.any_rows(batch.class_axis);
+                if view.dtype == Dtype::Bool { Target::Sets(&dense) } else { Target::Distributions(&dense) }
+            }
+        };
+        let mut pass = Pass::new(&rows, target)?.upstream(self.upstream);
+        if let Some(alpha) = &batch.alpha {
+            pass = pass.alpha(alpha)?;
+        }
         if let Some(weight) = &batch.weight {
             pass = pass.weight(weight)?;
         }
@@ -112,28 +171,38 @@ impl Call<'_> {
 }
 
 /// Checks types and shapes, not reading any memory; returns the class axis.
-pub(crate) fn check(input: &View, target: &View, weight: Option<&View>, dim: i64) -> Result<usize, Error> {
+pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Error> {
+    let Arguments { input, target, mixed, weight, alpha, dim, .. } = arguments;
     if !input.dtype.is_float() {
         return Err(Error::r#type(format!(
             "Expected argument `input` to be of a floating-point type, but got {}.",
             input.type_name()
         )));
     }
-    let class_axis = class_axis(input, dim)?;
-    if target.dtype.is_float() || target.dtype == Dtype::Other {
-        return Err(Error::r#type(format!(
-            "Expected argument `target` to hold class indices of an integer type, but got {}.",
-            target.type_name()
-        )));
-    }
+    let class_axis = class_axis(input, *dim)?;
     let rows = without(&input.shape, class_axis);
-    if target.shape != rows {
-        return Err(Error::value(format!(
-            "Expected argument `target` to have shape {}, that of `input` {} without its classes, but got {}.",
-            tuple(&rows),
-            tuple(&input.shape),
-            tuple(&target.shape)
-        )));
+    match mixed {
+        Some((second, share)) => {
+            check_classes("target_a", target, input, &rows)?;
+            check_classes("target_b", second, input, &rows)?;
+            if let Numbers::Each(share) = share {
+                check_numbers("lam", share, &rows)?;
+            }
+        }
+        None if target.is_dense() && matches!(loss, Loss::LabelRelaxation(_)) => {
+            if target.shape != input.shape {
+                return Err(Error::value(format!(
+                    "Expected argument `target` of type {} to have shape {}, that of `input`, but got {}.",
+                    target.type_name(),
+                    tuple(&input.shape),
+                    tuple(&target.shape)
+                )));
+            }
+        }
+        None => check_classes("target", target, input, &rows)?,
+    }
+    if let Some(alpha) = alpha {
+        check_numbers("alpha", alpha, &rows)?;
     }
     let Some(weight) = weight else { return Ok(class_axis) };
     if !weight.dtype.is_float() {
@@ -150,6 +219,41 @@ pub(crate) fn check(input: &View, target: &View, weight: Option<&View>, dim: i64
         )));
     }
     Ok(class_axis)
+}
+
+fn check_classes(name: &str, target: &View, input: &View, rows: &[usize]) -> Result<(), Error> {
+    if target.is_dense() || target.dtype == Dtype::Other {
+        return Err(Error::r#type(format!(
+            "Expected argument `{name}` to hold class indices of an integer type, but got {}.",
+            target.type_name()
+        )));
+    }
+    if target.shape != rows {
+        return Err(Error::value(format!(
+            "Expected argument `{name}` to have shape {}, that of `input` {} without its classes, but got {}.",
+            tuple(rows),
+            tuple(&input.shape),
+            tuple(&target.shape)
+        )));
+    }
+    Ok(())
+}
+
+fn check_numbers(name: &str, numbers: &View, rows: &[usize]) -> Result<(), Error> {
+    if !numbers.dtype.is_float() {
+        return Err(Error::r#type(format!(
+            "Expected argument `{name}` to be of a floating-point type, but got {}.",
+            numbers.type_name()
+        )));
+    }
+    if numbers.shape != rows && !numbers.shape.is_empty() {
+        return Err(Error::value(format!(
+            "Expected argument `{name}` to have shape {}, a number for each row, but got {}.",
+            tuple(rows),
+            tuple(&numbers.shape)
+        )));
+    }
+    Ok(())
 }
 
 fn class_axis(input: &View, dim: i64) -> Result<usize, Error> {

@@ -33,7 +33,7 @@ pub(crate) fn calibration_bins(
             tuple(&target.shape)
         )));
     }
-    let targets = target.targets(n_classes, None)?;
+    let targets = target.targets("target", n_classes, None)?;
     // SAFETY: the types are those that are named.
     unsafe {
         match preds.dtype {

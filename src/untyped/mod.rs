@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 
 use half::{bf16, f16};
 
-use crate::rows::{Error, Rows, RowsMut, Targets};
+use crate::rows::{AnyRows, Error, Rows, RowsMut, Targets};
 use crate::simd::Element;
 
 /// The element types that the kernels take.
@@ -29,6 +29,7 @@ pub(crate) enum Dtype {
     U16,
     U32,
     U64,
+    Bool,
     /// One that they do not take.
     Other,
 }
@@ -36,7 +37,7 @@ pub(crate) enum Dtype {
 impl Dtype {
     pub(crate) fn size(self) -> usize {
         match self {
-            Dtype::I8 | Dtype::U8 | Dtype::Other => 1,
+            Dtype::I8 | Dtype::U8 | Dtype::Bool | Dtype::Other => 1,
             Dtype::F16 | Dtype::Bf16 | Dtype::I16 | Dtype::U16 => 2,
             Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
             Dtype::F64 | Dtype::I64 | Dtype::U64 => 8,
@@ -62,13 +63,14 @@ impl Dtype {
             Dtype::U16 => "torch.uint16",
             Dtype::U32 => "torch.uint32",
             Dtype::U64 => "torch.uint64",
+            Dtype::Bool => "torch.bool",
             Dtype::Other => "another type",
         }
     }
 }
 
 /// A borrowed array. Its owner keeps the memory alive while the call lasts.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct View {
     pub data: *mut u8,
     pub dtype: Dtype,
@@ -97,6 +99,26 @@ impl View {
     /// The name of the element type.
     fn type_name(&self) -> &str {
         if self.other.is_empty() { self.dtype.name() } else { &self.other }
+    }
+
+    /// Whether a target of this type holds something for every class: a set, or a distribution.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.dtype.is_float() || self.dtype == Dtype::Bool
+    }
+
+    /// The rows of a target that holds something for every class.
+    pub(crate) fn any_rows(&self, class_axis: usize) -> AnyRows<'_> {
+        // SAFETY: the types are those that are named.
+        unsafe {
+            match self.dtype {
+                Dtype::Bool => AnyRows::Bool(self.rows(class_axis)),
+                Dtype::F32 => AnyRows::F32(self.rows(class_axis)),
+                Dtype::F64 => AnyRows::F64(self.rows(class_axis)),
+                Dtype::F16 => AnyRows::F16(self.rows(class_axis)),
+                Dtype::Bf16 => AnyRows::Bf16(self.rows(class_axis)),
+                _ => unreachable!("asked for dense targets only"),
+            }
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -128,7 +150,7 @@ impl View {
     /// # Safety
     ///
     /// `E` is the type that `dtype` names.
-    pub(crate) unsafe fn rows<E: Element>(&self, class_axis: usize) -> Rows<'_, E> {
+    pub(crate) unsafe fn rows<E: Copy>(&self, class_axis: usize) -> Rows<'_, E> {
         // SAFETY: the owner describes its own memory.
         unsafe { Rows::from_raw(self.data.cast(), &self.shape, &self.strides, class_axis) }
     }
@@ -152,14 +174,20 @@ impl View {
     }
 
     /// The elements in order, as classes.
-    pub(crate) fn targets(&self, n_classes: usize, ignore_index: Option<i64>) -> Result<Targets, Error> {
+    pub(crate) fn targets(
+        &self,
+        name: &'static str,
+        n_classes: usize,
+        ignore_index: Option<i64>,
+    ) -> Result<Targets, Error> {
         macro_rules! read {
             ($($dtype:ident $t:ty),*) => {
                 match self.dtype {
                     // SAFETY: the type is the one that is named.
-                    $(Dtype::$dtype => Targets::from_iter(unsafe { self.elements::<$t>() }, n_classes, ignore_index),)*
+                    $(Dtype::$dtype => Targets::from_iter(unsafe { self.elements::<$t>() }, n_classes, ignore_index)
+                        .map_err(|error| error.named(name)),)*
                     _ => Err(Error::r#type(format!(
-                        "Expected argument `target` to hold class indices of an integer type, but got {}.",
+                        "Expected argument `{name}` to hold class indices of an integer type, but got {}.",
                         self.type_name()
                     ))),
                 }

@@ -199,7 +199,8 @@ def test_the_module_is_the_function(loss: Loss) -> None:
 @EACH
 def test_wrong_hyperparameters(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
     z, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    for wrong in (*loss.wrong, "0.1", None, torch.tensor([0.1, 0.2])):
+    no_number = () if loss.name == "label_relaxation" else (torch.tensor([0.1, 0.2]),)
+    for wrong in (*loss.wrong, "0.1", None, *no_number):
         error = ValueError if isinstance(wrong, float) else TypeError
         messages = set()
         with pytest.raises(error, match=f"`{loss.parameter}`") as native:
@@ -214,6 +215,10 @@ def test_wrong_hyperparameters(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> N
                 loss.function(z, y, wrong)
         messages.add(str(traced.value))
         assert len(messages) == 1
+    if loss.name != "label_relaxation":
+        for target in (torch.rand(4, 3), torch.rand(4, 3) > 0.5):
+            with pytest.raises(TypeError, match=r"`target` to hold class indices of an integer type"):
+                loss.function(z, target)
     with pytest.raises(IndexError, match=r"`target` to hold classes in \[0, 3\), but got 3 at row 1"):
         loss.function(z, torch.tensor([0, 3, 0, 0]))
 

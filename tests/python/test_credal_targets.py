@@ -1,0 +1,477 @@
+"""Label relaxation against sets, distributions and mixtures: a convex solver, the propositions, peers."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from lr_relax import LabelRelaxationLoss, functional, label_relaxation_loss, mixup_label_relaxation_loss
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+
+def value_and_grad(z: Tensor, target: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    leaf = z.detach().clone().requires_grad_()
+    loss = label_relaxation_loss(leaf, target, *args, **options)
+    loss.sum().backward()
+    assert leaf.grad is not None
+    return loss.detach(), leaf.grad
+
+
+def by_reference(z: Tensor, target: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "_runs_natively", lambda input: False)
+        return value_and_grad(z, target, *args, **options)
+
+
+PATHS = pytest.mark.parametrize("compute", [value_and_grad, by_reference], ids=["kernel", "reference"])
+
+
+def problem(seed: int) -> tuple[Tensor, Tensor, float]:
+    """Logits, a distribution and an alpha; with ties, with classes that have no probability in either."""
+    rng = np.random.default_rng(seed)
+    n_classes = int(rng.integers(2, 51))
+    z = rng.choice([1.0, 4.0]) * rng.standard_normal(n_classes)
+    t = rng.dirichlet(np.full(n_classes, rng.choice([0.1, 1.0, 5.0])))
+    kind = seed % 5
+    if kind == 1:  # ties
+        z, t = np.round(z), np.round(4 * rng.random(n_classes)) + 1
+    elif kind == 2:  # zeros in t
+        t[rng.random(n_classes) < 0.6] = 0
+        t[0] += 0.1
+    elif kind == 3:  # zeros in p
+        z[1:][rng.random(n_classes - 1) < 0.4] = -math.inf
+        t = np.where(np.isfinite(z), t + 1e-3, 0)
+    elif kind == 4:  # votes of annotators
+        t = np.bincount(rng.integers(0, n_classes, 7), minlength=n_classes).astype(float)
+    alpha = float(rng.choice([0.0, 0.05, 0.1, 0.3, 0.7]))
+    return torch.tensor(z), torch.tensor(t / t.sum()), alpha
+
+
+def solve(p: np.ndarray, bound: np.ndarray, alpha: float) -> tuple[float, np.ndarray]:
+    """The least divergence from p of a distribution that is at least `bound`, and where it is."""
+    some = p > 0
+
+    def divergence(q: np.ndarray) -> tuple[float, np.ndarray]:
+        ratio = np.log(np.maximum(q, 1e-300) / p[some])
+        return float(np.sum(q * ratio)), ratio + 1
+
+    solution = minimize(
+        divergence,
+        bound[some] + alpha * p[some],
+        jac=True,
+        method="SLSQP",
+        bounds=[(x, 1) for x in bound[some]],
+        constraints={"type": "eq", "fun": lambda q: q.sum() - 1, "jac": np.ones_like},
+        options={"ftol": 1e-15, "maxiter": 2000},
+    )
+    projection = np.zeros_like(p)
+    projection[some] = solution.x
+    return solution.fun, projection
+
+
+@PATHS
+@pytest.mark.parametrize("seed", range(60))
+def test_distributions_meet_a_convex_solver(compute: Any, seed: int) -> None:
+    z, t, alpha = problem(seed)
+    p = z.softmax(0)
+    value, projection = solve(p.numpy(), (1 - alpha) * t.numpy(), alpha)
+    loss, grad = compute(z[None], t[None], alpha, "none")
+    assert loss.item() == pytest.approx(value, abs=1e-8)
+    # The value is flat around its minimum: what the solver knows to 1e-10 fixes the place to its root.
+    torch.testing.assert_close(p - grad[0], torch.tensor(projection), rtol=0, atol=2e-5)
+    for probabilities in (p, 3 * p):
+        loss, grad = compute(probabilities[None], t[None], alpha, "none", from_logits=False)
+        assert loss.item() == pytest.approx(value, abs=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_projection_satisfies_the_conditions_of_the_minimum(seed: int) -> None:
+    """Karush, Kuhn, Tucker: q is at its bound, or the same multiple of p; and it is a distribution."""
+    z, t, alpha = problem(seed)
+    p, bound = z.softmax(0), (1 - alpha) * t
+    _, grad = value_and_grad(z[None], t[None], alpha)
+    q = p - grad[0]
+    assert q.sum().item() == pytest.approx(1, abs=1e-14)
+    assert (q >= bound - 1e-15).all()
+    free = q > bound + 1e-12
+    if free.any():
+        c = (q / p)[free]
+        torch.testing.assert_close(c, c[:1].expand_as(c), rtol=1e-10, atol=0)
+        assert (bound >= c[0] * p - 1e-12)[~free].all()
+
+
+@PATHS
+def test_exactly_zero_inside_the_set(compute: Any) -> None:
+    z = torch.randn(50, 8, dtype=torch.float64)
+    loss, grad = compute(z, z.softmax(1), 0.1, "none")
+    assert loss.eq(0).all()
+    assert grad.eq(0).all()
+    sets = z > z.median(1, keepdim=True).values
+    loss, grad = compute(20 * z, sets, 0.1, "none")
+    inside = (20 * z).softmax(1).where(sets, 0.0).sum(1) >= 0.9
+    assert inside.any()
+    assert loss[inside].eq(0).all()
+    assert grad[inside].eq(0).all()
+    assert compute(z, torch.ones(50, 8, dtype=torch.bool))[0] == 0  # anything may be right
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("n_classes", [2, 10, 32, 33, 300])
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_rows_of_one_class_are_class_targets_to_the_bit(
+    dtype: torch.dtype, n_classes: int, from_logits: bool
+) -> None:
+    z = 2 * torch.randn(40, n_classes)
+    z = (z if from_logits else z.softmax(1)).to(dtype)
+    y = torch.randint(n_classes, (40,))
+    weight = torch.rand(n_classes)
+    mixed = F.one_hot(y, n_classes).to(torch.float32)
+    mixed[::3] = 1 / n_classes  # beside rows that are none
+    for reduction in ("none", "mean"):
+        options = {"reduction": reduction, "weight": weight, "from_logits": from_logits}
+        loss, grad = value_and_grad(z, y, 0.1, **options)
+        for target in (F.one_hot(y, n_classes).to(dtype), F.one_hot(y, n_classes).bool()):
+            same_loss, same_grad = value_and_grad(z, target, 0.1, **options)
+            assert same_loss.equal(loss)
+            assert same_grad.equal(grad)
+    loss, grad = value_and_grad(z, y, 0.1, "none", from_logits=from_logits)
+    some_loss, some_grad = value_and_grad(z, mixed, 0.1, "none", from_logits=from_logits)
+    one = mixed.max(1).values == 1
+    assert some_loss[one].equal(loss[one])
+    assert some_grad[one].equal(grad[one])
+
+
+def targets(kind: str, n_classes: int, generator: torch.Generator) -> Any:
+    """The arguments after the logits, for rows of shape (4, 6), classes last."""
+    y = torch.randint(n_classes, (2, 4, 6), generator=generator)
+    if kind == "sets":
+        return (torch.rand(4, 6, n_classes, generator=generator) < 0.4) | F.one_hot(y[0], n_classes).bool()
+    if kind == "votes":
+        return F.one_hot(torch.randint(n_classes, (4, 6, 3), generator=generator), n_classes).float().mean(-2)
+    return torch.randn(4, 6, n_classes, generator=generator).softmax(-1)
+
+
+@pytest.mark.parametrize("kind", ["sets", "votes", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dim", [-1, 1, 0])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("n_classes", [5, 40])
+def test_options_against_the_reference(
+    kind: str,
+    dtype: torch.dtype,
+    reduction: str,
+    dim: int,
+    weighted: bool,
+    from_logits: bool,
+    n_classes: int,
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    z = 2 * torch.randn(4, 6, n_classes, generator=generator)
+    z = (z if from_logits else z.softmax(-1)).to(dtype)
+    target = targets(kind, n_classes, generator).movedim(-1, dim)
+    input = z.movedim(-1, dim).contiguous()
+    weight = (torch.rand(n_classes, generator=generator) + 0.5) if weighted else None
+    alphas: list[Any] = [0.0, 0.2, 0.5 * torch.rand(4, 6, generator=generator)]
+    for alpha in alphas:
+        options: Any = {"dim": dim, "weight": weight, "from_logits": from_logits}
+        loss, grad = value_and_grad(input, target, alpha, reduction, **options)
+        true_loss, true_grad = by_reference(input.double(), target, alpha, reduction, **options)
+        assert loss.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
+        assert (loss.shape, grad.dtype) == (true_loss.shape, dtype)
+        double = dtype == torch.float64
+        close = {"rtol": 1e-10, "atol": 1e-12} if double else {"rtol": 1e-5, "atol": 2e-6}
+        torch.testing.assert_close(loss.double(), true_loss, **close)
+        # p - q, by probabilities over p, is a difference: rounding is relative to its terms.
+        terms = 1.0 if from_logits else 1 / input.double()
+        budget = 3 * torch.finfo(dtype).eps * true_grad.abs() + (1e-13 if double else 5e-7) * terms
+        budget = budget + 1e-7 * (dtype == torch.float16)
+        same = grad == true_grad.to(dtype)  # 1 / p may be infinite in float16
+        assert (same | ((grad.double() - true_grad).abs() <= budget)).all()
+
+
+@PATHS
+def test_an_alpha_for_each_row(compute: Any) -> None:
+    z, y = torch.randn(5, 7, dtype=torch.float64), torch.randint(7, (5,))
+    alpha = torch.tensor([0.0, 0.1, 0.2, 0.5, 0.9])
+    loss, grad = compute(z, y, alpha, "none")
+    for i in range(5):
+        one_loss, one_grad = compute(z[i : i + 1], y[i : i + 1], alpha[i].item(), "none")
+        torch.testing.assert_close(loss[i], one_loss[0], rtol=1e-14, atol=0)
+        torch.testing.assert_close(grad[i], one_grad[0], rtol=1e-13, atol=1e-16)
+    assert compute(z, y, torch.tensor(0.25))[0] == compute(z, y, 0.25)[0]  # a scalar
+
+
+@pytest.mark.parametrize("kind", ["classes", "sets", "dense"])
+def test_the_gradient_of_alpha(kind: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(4, 6, 5, generator=generator, dtype=torch.float64)
+    target = targets(kind, 5, generator)
+    target = target.argmax(-1) if kind == "classes" else target
+    alpha = (0.1 + 0.2 * torch.rand(4, 6, generator=generator, dtype=torch.float64)).requires_grad_()
+    assert gradcheck(lambda x, a: label_relaxation_loss(x, target, a), (z.requires_grad_(), alpha))
+    loss = label_relaxation_loss(z, target, alpha, "sum")
+    (slope,) = torch.autograd.grad(loss, alpha)
+    assert (slope <= 1e-12).all()  # a larger set is not farther
+    if kind == "classes":  # the envelope theorem: only what the set itself changes counts
+        p = z.softmax(-1).gather(-1, target[..., None])[..., 0]
+        expected = (alpha / (1 - p)).log() - ((1 - alpha) / p).log()
+        torch.testing.assert_close(slope, expected.where(p < 1 - alpha, 0.0))
+
+
+@pytest.mark.parametrize("kind", ["sets", "votes", "dense"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_gradients_of_gradients(kind: str, reduction: str, from_logits: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    z = torch.randn(4, 6, 3, generator=generator, dtype=torch.float64)
+    z = (z if from_logits else z.softmax(-1)).requires_grad_()
+    target = targets(kind, 3, generator).double() if kind != "sets" else targets(kind, 3, generator)
+
+    def compute(x: Tensor) -> Tensor:
+        return label_relaxation_loss(x, target, 0.2, reduction, from_logits=from_logits)
+
+    assert gradcheck(compute, z)
+    assert gradgradcheck(compute, z)
+
+
+def test_everything_that_traces() -> None:
+    generator = torch.Generator().manual_seed(6)
+    z = torch.randn(4, 6, 5, generator=generator, dtype=torch.float64)
+    for kind in ("sets", "dense"):
+        target = targets(kind, 5, generator)
+
+        def compute(x: Tensor) -> Tensor:
+            return label_relaxation_loss(x, target, 0.2)
+
+        _, grad = value_and_grad(z, target, 0.2)
+        compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(z), compute(z))
+        torch.testing.assert_close(torch.func.grad(compute)(z), grad)
+        tangent = torch.randn_like(z)
+        torch.testing.assert_close(torch.func.jvp(compute, (z,), (tangent,))[1], (grad * tangent).sum())
+        torch.testing.assert_close(
+            torch.func.vmap(compute)(torch.stack([z, 2 * z])), torch.stack([compute(z), compute(2 * z)])
+        )
+        exported = torch.export.export(LabelRelaxationLoss(0.2), (z, target)).module()
+        torch.testing.assert_close(exported(z, target), compute(z))
+
+
+BAD_ROWS = {
+    "sums to 2": [0.0, 1.0, 1.0],
+    "negative": [1.2, -0.2, 0.0],
+    "nan": [math.nan, 0.5, 0.5],
+    "infinite": [math.inf, 0.0, 0.0],
+    "all zero": [0.0, 0.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_rows_that_are_no_distribution_are_named(row: list[float], reduction: str) -> None:
+    target = torch.full((2000, 3), 1 / 3)
+    target[1234] = torch.tensor(row)
+    target[1900] = torch.tensor(row)
+    with pytest.raises(ValueError, match=r"`target` to hold distributions.* row 1234 does not"):
+        label_relaxation_loss(torch.randn(2000, 3), target, 0.1, reduction)
+
+
+def test_empty_sets_are_named() -> None:
+    target = torch.ones(6, 3, dtype=torch.bool)
+    target[4] = False
+    with pytest.raises(ValueError, match=r"`target` to hold sets of at least one class, but row 4 does not"):
+        label_relaxation_loss(torch.randn(6, 3), target)
+
+
+@pytest.mark.parametrize("n_classes", [4, 50])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@PATHS
+def test_bad_logits_spoil_their_row_only(compute: Any, n_classes: int, bad: float) -> None:
+    z = torch.randn(5, n_classes)
+    z[1, 0], z[3, n_classes - 1] = bad, bad
+    uniform = torch.full((5, n_classes), 1 / n_classes)
+    halves = torch.arange(n_classes).expand(5, -1) % 2 == 0
+    for target in (uniform, halves):
+        loss, grad = compute(z, target, 0.01, "none")
+        assert loss.isnan().tolist() == [False, True, False, True, False]
+        assert grad.isnan().any(1).tolist() == [False, True, False, True, False]
+
+
+@PATHS
+def test_sets_that_are_nearly_impossible(compute: Any) -> None:
+    z = torch.zeros(1, 20)
+    z[0, :3] = -500.0  # far below what an exponential in single precision can hold
+    sets = torch.arange(20)[None] < 3
+    loss, grad = compute(z, sets)
+    expected = 0.9 * (math.log(0.9) + 500 + math.log(17 / 3)) + 0.1 * math.log(0.1)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(grad[0, :3], torch.full((3,), -0.3))
+
+
+# What holds for all inputs.
+
+rows = st.integers(2, 30).flatmap(
+    lambda c: st.tuples(
+        st.lists(st.floats(-20, 20), min_size=c, max_size=c),
+        st.lists(st.integers(0, 9), min_size=c, max_size=c),
+    )
+)
+alphas = st.floats(0, 0.9)
+
+
+@given(rows, alphas)
+def test_gradients_sum_to_zero_and_relabelling_commutes(
+    row: tuple[list[float], list[int]], alpha: float
+) -> None:
+    z, votes = torch.tensor([row[0]], dtype=torch.float64), torch.tensor([row[1]], dtype=torch.float64)
+    votes[0, 0] += 1
+    for target in (votes / votes.sum(), votes > 4, votes > 0):
+        if target.dtype == torch.bool and not target.any():
+            continue
+        loss, grad = value_and_grad(z, target, alpha)
+        assert grad.sum().abs() <= 1e-13
+        assert loss >= 0
+        assert (loss == 0) == grad.eq(0).all() or loss < 1e-14
+        flipped_loss, flipped_grad = value_and_grad(z.flip(1), target.flip(1), alpha)
+        torch.testing.assert_close(flipped_loss, loss, rtol=1e-11, atol=1e-14)
+        torch.testing.assert_close(flipped_grad.flip(1), grad, rtol=1e-9, atol=1e-13)
+        reference = by_reference(z, target, alpha)
+        torch.testing.assert_close((loss, grad), reference, rtol=1e-9, atol=1e-12)
+
+
+@given(rows, alphas, st.integers(0, 2**32 - 1))
+def test_no_member_of_the_set_is_nearer(row: tuple[list[float], list[int]], alpha: float, seed: int) -> None:
+    """The paper's Proposition 1."""
+    z, votes = torch.tensor([row[0]], dtype=torch.float64), torch.tensor([row[1]], dtype=torch.float64)
+    votes[0, 0] += 1
+    t = votes / votes.sum()
+    loss, _ = value_and_grad(z, t, alpha)
+    generator = torch.Generator().manual_seed(seed)
+    members = torch.randn(20, z.shape[1], generator=generator, dtype=torch.float64).softmax(1)
+    members = (1 - alpha) * t + alpha * members
+    divergence = (torch.special.xlogy(members, members) - members * z.log_softmax(1)).sum(1)
+    assert (divergence >= loss - 1e-12 * (1 + loss)).all()
+
+
+@given(rows, st.floats(0.01, 0.9), st.floats(0, 1))
+def test_the_loss_is_convex_in_the_probabilities(
+    row: tuple[list[float], list[int]], alpha: float, between: float
+) -> None:
+    """The paper's Proposition 3."""
+    a = torch.tensor([row[0]], dtype=torch.float64).clamp(-9, 9).softmax(1)
+    b = a.flip(1)
+    votes = torch.tensor([row[1]], dtype=torch.float64)
+    votes[0, 0] += 1
+    for target in (votes / votes.sum(), votes > 0, torch.tensor([0])):
+        loss = [
+            label_relaxation_loss(p, target, alpha, from_logits=False).item()
+            for p in (a, b, between * a + (1 - between) * b)
+        ]
+        assert loss[2] <= between * loss[0] + (1 - between) * loss[1] + 1e-11
+
+
+@given(rows)
+def test_without_imprecision_it_is_cross_entropy_less_the_entropy_of_the_target(
+    row: tuple[list[float], list[int]],
+) -> None:
+    z, votes = torch.tensor([row[0]], dtype=torch.float64), torch.tensor([row[1]], dtype=torch.float64)
+    votes[0, 0] += 1
+    t = votes / votes.sum()
+    expected = F.cross_entropy(z, t) + torch.special.xlogy(t, t).sum()
+    for alpha, tolerance in ((0.0, 1e-11), (1e-12, 1e-9)):
+        torch.testing.assert_close(label_relaxation_loss(z, t, alpha), expected, rtol=tolerance, atol=1e-10)
+
+
+# Mixtures of two classes, as in the package label-relaxation.
+
+
+def dense(a: Tensor, b: Tensor, lam: Any, n_classes: int) -> Tensor:
+    first, second = (F.one_hot(y, n_classes).double() for y in (a, b))
+    lam = lam[:, None].double() if isinstance(lam, Tensor) else lam
+    return lam * first + (1 - lam) * second
+
+
+@pytest.mark.parametrize("n_classes", [3, 10, 100])
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_mixtures_meet_the_package_and_the_dense_target(n_classes: int, alpha: float, reduction: str) -> None:
+    import label_relaxation
+
+    generator = torch.Generator().manual_seed(n_classes)
+    z = 2 * torch.randn(30, n_classes, generator=generator, dtype=torch.float64)
+    a, b = torch.randint(n_classes, (2, 30), generator=generator)
+    lams: list[Any] = [0.0, 0.3, 0.5, 1.0, torch.rand(30, generator=generator, dtype=torch.float64)]
+    for lam in lams:
+        leaves = [z.clone().requires_grad_() for _ in range(3)]
+        losses = [
+            mixup_label_relaxation_loss(leaves[0], a, b, lam, alpha, reduction),
+            label_relaxation_loss(leaves[1], dense(a, b, lam, n_classes), alpha, reduction),
+            label_relaxation.mixup_label_relaxation_loss(leaves[2], a, b, lam, alpha, reduction),
+        ]
+        grads = [torch.autograd.grad(loss.sum(), leaf)[0] for loss, leaf in zip(losses, leaves, strict=True)]
+        for loss, grad in zip(losses[1:], grads[1:], strict=True):
+            torch.testing.assert_close(losses[0], loss, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(grads[0], grad, rtol=1e-8, atol=1e-11)
+
+
+def test_the_limits_of_a_mixture_are_classes_to_the_bit() -> None:
+    z, a, b = torch.randn(20, 12), torch.randint(12, (20,)), torch.randint(12, (20,))
+    assert mixup_label_relaxation_loss(z, a, b, 1.0).equal(label_relaxation_loss(z, a))
+    assert mixup_label_relaxation_loss(z, a, b, 0.0).equal(label_relaxation_loss(z, b))
+    assert mixup_label_relaxation_loss(z, a, a, 0.3).equal(label_relaxation_loss(z, a))
+    near = mixup_label_relaxation_loss(z.double(), a, b, 1 - 1e-9)
+    torch.testing.assert_close(near, label_relaxation_loss(z.double(), a), rtol=1e-6, atol=1e-7)
+
+
+def test_mixtures_have_all_options() -> None:
+    z = torch.randn(2, 5, 8, dtype=torch.float64).requires_grad_()
+    a, b = torch.randint(5, (2, 2, 8))
+    a[0, 0] = b[1, 3] = -1
+    lam, alpha, weight = torch.rand(2, 8), 0.5 * torch.rand(2, 8), torch.rand(5)
+
+    def compute(x: Tensor) -> Tensor:
+        return mixup_label_relaxation_loss(x, a, b, lam, alpha, dim=1, ignore_index=-1, weight=weight)
+
+    (grad,) = torch.autograd.grad(compute(z), z)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "_runs_natively", lambda input: False)
+        torch.testing.assert_close(compute(z), compute(z))
+        (true_grad,) = torch.autograd.grad(compute(z), z)
+    torch.testing.assert_close(grad, true_grad, rtol=1e-6, atol=1e-9)  # lam is known in single precision
+    assert grad[0, :, 0].eq(0).all()
+    assert grad[1, :, 3].eq(0).all()
+    assert gradgradcheck(compute, z)
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "lam too large": ({"lam": 1.5}, ValueError, "`lam`.*1.5"),
+    "lam a word": ({"lam": "a"}, TypeError, "`lam`"),
+    "lam too long": ({"lam": torch.rand(3)}, ValueError, r"`lam`.*\(4,\).*\(3,\)"),
+    "lam an integer tensor": ({"lam": torch.ones(4).long()}, TypeError, "`lam`.*torch.int64"),
+    "target_b out of range": ({"target_b": torch.tensor([0, 1, 3, 0])}, IndexError, "`target_b`.*3 at row 2"),
+    "target_a a float": ({"target_a": torch.rand(4, 3)}, TypeError, "`target_a`"),
+    "target_b too short": ({"target_b": torch.tensor([0])}, ValueError, "`target_b`"),
+    "alpha too large": ({"alpha": torch.tensor([0.1, 1.0, 0.1, 0.1])}, ValueError, "`alpha`.*row 1"),
+    "alpha of integers": ({"alpha": torch.zeros(4).int()}, TypeError, "`alpha`.*torch.int32"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "match"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments_of_mixtures(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
+    y = torch.tensor([0, 1, 2, 0])
+    call: dict[str, Any] = {"logits": torch.randn(4, 3), "target_a": y, "target_b": y.flip(0), "lam": 0.3}
+    with pytest.raises(error, match=match) as native:
+        mixup_label_relaxation_loss(**{**call, **arguments})
+    if error is not IndexError and "row" not in match:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(functional, "_runs_natively", lambda input: False)
+            with pytest.raises(error) as traced:
+                mixup_label_relaxation_loss(**{**call, **arguments})
+        assert str(native.value) == str(traced.value)
