@@ -172,7 +172,7 @@ def water_fill(p: Tensor, bound: Tensor, alpha: float | Tensor) -> tuple[Tensor,
     return is_raised, c
 
 
-def _cross_entropy(rows: _Rows, label_smoothing: float) -> Tensor:
+def _cross_entropy(rows: _Rows, label_smoothing: float | Tensor) -> Tensor:
     """Szegedy et al. (2016), section 7, with class weights as torch has them."""
     losses = (1 - label_smoothing) * _label_relaxation(rows, 0.0, from_logits=True)
     if label_smoothing == 0:
@@ -184,7 +184,7 @@ def _cross_entropy(rows: _Rows, label_smoothing: float) -> Tensor:
     return losses + label_smoothing * smoothed
 
 
-def _focal(rows: _Rows, gamma: float) -> Tensor:
+def _focal(rows: _Rows, gamma: float | Tensor) -> Tensor:
     """Lin et al. (2017), eq. 4: ``-(1 - p_y)^g ln p_y``."""
     d, certain = _log_odds(rows)
     d = d.where(~certain, 0.0)
@@ -192,7 +192,7 @@ def _focal(rows: _Rows, gamma: float) -> Tensor:
     return losses.where(~certain, 0.0) * rows.factor
 
 
-def _confidence_penalty(rows: _Rows, beta: float) -> Tensor:
+def _confidence_penalty(rows: _Rows, beta: float | Tensor) -> Tensor:
     """Pereyra et al. (2017), section 3: cross-entropy minus ``b`` times the entropy of the prediction."""
     ln_p = rows.scores.log_softmax(-1)
     ln_p = ln_p.masked_fill(ln_p == -math.inf, 0.0)  # where p is 0, p ln p is

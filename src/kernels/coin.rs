@@ -229,10 +229,10 @@ fn write_gradient<E: Element>(
     }
     for (lane, i) in rows.enumerate() {
         let (excess, Some(y)) = (excesses[lane], classes[lane]) else { continue };
-        pass.put(i, &mut scratch.grad, |out| {
-            if excess == 0.0 {
-                return out.fill(E::ZERO);
-            }
+        let Some(out) = pass.out(i, &mut scratch.grad) else { continue };
+        if excess == 0.0 {
+            out.fill(E::ZERO);
+        } else {
             let mut own = -excess;
             match (&sums.columns, scores) {
                 (Some(columns), _) => columns.store(lane, out),
@@ -247,7 +247,8 @@ fn write_gradient<E: Element>(
                 }
             }
             out[y] = E::narrow(E::Wide::from_f64(own));
-        });
+        }
+        pass.finish(i, &scratch.grad);
     }
 }
 

@@ -215,13 +215,14 @@ fn set<E: Element>(
         let wide = E::Wide::from_f64;
         let (up, down) = (wide(excess / outside), wide(-excess / inside));
         let probabilities = loss.scores == Scores::Probabilities;
-        pass.put(i, &mut scratch.grad, |out| {
+        if let Some(out) = pass.out(i, &mut scratch.grad) {
             scratch.exps.write(out, |v, _, e| {
                 let slope = lanes::map(&target[v], |t| if t > zero { down } else { up });
                 // By the chain rule over z = ln p.
                 if probabilities { slope } else { lanes::zip(&slope, e, |slope, e| slope.mul(e)) }
             });
-        });
+            pass.finish(i, &scratch.grad);
+        }
     }
     losses[0] * weight
 }
@@ -236,26 +237,27 @@ fn distribution<E: Element>(
     sum: f64,
     scratch: &mut Scratch<E>,
 ) -> f64 {
-    let (zero, wide) = (E::Wide::ZERO, E::Wide::from_f64 as fn(f64) -> E::Wide);
+    let (zero, wide) = (E::Wide::ZERO, E::Wide::from_f64);
     let total = load(loss.scores, pass, i, scratch);
     let weight = pass.row_weight(&scratch.target, &scratch.weight);
     let factor = weight * pass.factor;
     if total.is_nan() {
-        pass.put(i, &mut scratch.grad, |out| out.fill(E::narrow(wide(f64::NAN))));
+        if let Some(out) = pass.out(i, &mut scratch.grad) {
+            out.fill(E::narrow(wide(f64::NAN)));
+            pass.finish(i, &scratch.grad);
+        }
         return f64::NAN;
     }
     let keep = (1.0 - alpha) / sum; // l = keep t
     let bound = wide(keep);
     let target = &scratch.target;
-    // l_k > c p_k, with p_k = e_k / total and level = c / total
-    let raised = |level: E::Wide, e: E::Wide, t: E::Wide| t.mul(bound) > e.mul(level);
     let (mut level, mut n_raised, mut rest, mut free) = (1.0 / total, 0.0, 0.0, 0.0);
     loop {
         let at = wide(level);
         let one = wide(1.0);
-        let n = scratch
-            .exps
-            .sum(|v, _, e| lanes::zip(e, &target[v], |e, t| if raised(at, e, t) { one } else { zero }));
+        let n = scratch.exps.sum(|v, _, e| {
+            lanes::zip(e, &target[v], |e, t| if raised(bound, at, e, t) { one } else { zero })
+        });
         if n == 0.0 {
             pass.no_gradient(i, scratch);
             return 0.0;
@@ -267,10 +269,10 @@ fn distribution<E: Element>(
         // What is left for the other classes, and what they have: sums of positive numbers, nothing cancels.
         let other = scratch
             .exps
-            .sum(|v, _, e| lanes::zip(&target[v], e, |t, e| if raised(at, e, t) { zero } else { t }));
+            .sum(|v, _, e| lanes::zip(&target[v], e, |t, e| if raised(bound, at, e, t) { zero } else { t }));
         free = scratch
             .exps
-            .sum(|v, _, e| lanes::zip(e, &target[v], |e, t| if raised(at, e, t) { zero } else { e }));
+            .sum(|v, _, e| lanes::zip(e, &target[v], |e, t| if raised(bound, at, e, t) { zero } else { e }));
         rest = alpha + keep * other;
         // Where nothing is left, or the classes that would get it have all underflowed, they get nothing.
         let next = if free > 0.0 { rest / free } else { 0.0 };
@@ -284,7 +286,7 @@ fn distribution<E: Element>(
     let mut divergence = [0.0; LANES];
     for (v, t) in target.iter().enumerate() {
         let (x, e) = (&scratch.exps.x[v], &scratch.exps.e[v]);
-        let l = lanes::zip(t, e, |t, e| if raised(at, e, t) { t } else { zero });
+        let l = lanes::zip(t, e, |t, e| if raised(bound, at, e, t) { t } else { zero });
         if !lanes::any_greater(&l, &[zero; LANES]) {
             continue;
         }
@@ -307,24 +309,27 @@ fn distribution<E: Element>(
     let (own, shrink) = (wide(factor / total), wide(factor * (1.0 / total - level)));
     let pull = wide(factor * keep);
     let probabilities = loss.scores == Scores::Probabilities;
-    pass.put(i, &mut scratch.grad, |out| {
+    if let Some(out) = pass.out(i, &mut scratch.grad) {
         scratch.exps.write(out, |v, _, e| {
             if probabilities {
                 // By the chain rule over z = ln p.
-                lanes::zip(
-                    e,
-                    &target[v],
-                    |e, t| {
-                        if raised(at, e, t) { own.sub(t.mul(pull).div(e)) } else { shrink }
-                    },
-                )
+                lanes::zip(e, &target[v], |e, t| {
+                    if raised(bound, at, e, t) { own.sub(t.mul(pull).div(e)) } else { shrink }
+                })
             } else {
                 lanes::zip(e, &target[v], |e, t| {
-                    if raised(at, e, t) { e.mul(own).sub(t.mul(pull)) } else { e.mul(shrink) }
+                    if raised(bound, at, e, t) { e.mul(own).sub(t.mul(pull)) } else { e.mul(shrink) }
                 })
             }
         });
-    });
+        pass.finish(i, &scratch.grad);
+    }
     // A divergence is not negative; rounded, it may be.
     weight * if value < 0.0 { 0.0 } else { value }
+}
+
+/// l_k > c p_k, with l = bound t, p = e / total, and level = c / total.
+#[inline(always)]
+fn raised<F: Real>(bound: F, level: F, e: F, t: F) -> bool {
+    t.mul(bound) > e.mul(level)
 }

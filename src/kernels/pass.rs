@@ -278,21 +278,30 @@ impl<'a, E: Element> Pass<'a, E> {
         self.grad.is_some()
     }
 
-    /// Lets `write` write the gradient of row `i`, if it is wanted.
+    /// Where the gradient of row `i` goes, if it is wanted; [`Pass::finish`] ends the writing.
+    ///
+    /// Not a function that takes a closure: what is not inlined is compiled for the baseline.
     #[inline(always)]
-    pub(super) fn put(&self, i: usize, scratch: &mut Vec<E>, write: impl FnOnce(&mut [E])) {
-        let Some(grad) = self.grad else { return };
+    pub(super) fn out<'s>(&'s self, i: usize, scratch: &'s mut Vec<E>) -> Option<&'s mut [E]> {
         // SAFETY: every row is in one tile, and every tile with one thread.
-        unsafe {
-            write(grad.row(i, scratch));
-            grad.finish(i, scratch);
+        self.grad.map(|grad| unsafe { grad.row(i, scratch) })
+    }
+
+    #[inline(always)]
+    pub(super) fn finish(&self, i: usize, scratch: &[E]) {
+        if let Some(grad) = self.grad {
+            // SAFETY: as above.
+            unsafe { grad.finish(i, scratch) };
         }
     }
 
     /// Gives row `i` no gradient.
     #[inline(always)]
     pub(super) fn no_gradient(&self, i: usize, scratch: &mut Scratch<E>) {
-        self.put(i, &mut scratch.grad, |out| out.fill(E::ZERO));
+        if let Some(out) = self.out(i, &mut scratch.grad) {
+            out.fill(E::ZERO);
+            self.finish(i, &scratch.grad);
+        }
     }
 
     fn tiles(&self) -> Tiles {

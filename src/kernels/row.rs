@@ -130,14 +130,15 @@ impl<F: Real> Row<F> {
         out: &mut [E],
         f: impl Fn(usize, &Lanes<F>, &Lanes<F>) -> Lanes<F>,
     ) {
-        let (vectors, tail) = out.as_chunks_mut();
-        for (v, out) in vectors.iter_mut().enumerate() {
-            narrow(&f(v, &self.x[v], &self.e[v]), out);
-        }
-        if !tail.is_empty() {
-            let (v, mut last) = (vectors.len(), [E::ZERO; LANES]);
-            narrow(&f(v, &self.x[v], &self.e[v]), &mut last);
-            tail.copy_from_slice(&last[..tail.len()]);
+        // One call of `f`: what is called once is inlined, and what is not is compiled for the baseline.
+        for (v, (x, e)) in self.x.iter().zip(&self.e).enumerate() {
+            let mut vector = [E::ZERO; LANES];
+            narrow(&f(v, x, e), &mut vector);
+            let rest = &mut out[v * LANES..];
+            match rest.first_chunk_mut() {
+                Some(out) => *out = vector,
+                None => rest.copy_from_slice(&vector[..rest.len()]),
+            }
         }
     }
 }
@@ -219,16 +220,16 @@ impl<L: RowLoss> Group for ByRow<L> {
             let [a, b, c] = outcome.coefficients.map(|x| E::Wide::from_f64(x * pass.factor));
             // A class that is impossible has x = -inf and e = 0; e^-1000 is 0 too.
             let least = E::Wide::from_f64(-1000.0);
-            pass.put(i, &mut scratch.grad, |out| {
-                scratch.exps.write(out, |v, x, e| {
-                    let g = lanes::zip(e, x, |e, x| e.mul(b.mul(if x < least { least } else { x }).add(a)));
-                    match weight {
-                        Some(weight) => lanes::zip(&g, &weight[v], |g, w| g.add(w.mul(c))),
-                        None => lanes::map(&g, |g| g.add(c)),
-                    }
-                });
-                out[y] = E::narrow(E::Wide::from_f64(outcome.own * pass.factor));
+            let Some(out) = pass.out(i, &mut scratch.grad) else { continue };
+            scratch.exps.write(out, |v, x, e| {
+                let g = lanes::zip(e, x, |e, x| e.mul(b.mul(if x < least { least } else { x }).add(a)));
+                match weight {
+                    Some(weight) => lanes::zip(&g, &weight[v], |g, w| g.add(w.mul(c))),
+                    None => lanes::map(&g, |g| g.add(c)),
+                }
             });
+            out[y] = E::narrow(E::Wide::from_f64(outcome.own * pass.factor));
+            pass.finish(i, &scratch.grad);
         }
         losses
     }
