@@ -11,7 +11,7 @@
 use crate::rows::Error;
 use crate::simd::{Real, lanes};
 
-use super::row::{Outcome, RowLoss, Summed};
+use super::row::{Outcome, RowLoss, Summed, sum};
 
 /// The loss with its hyperparameter.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ impl RowLoss for ConfidencePenalty {
         let Summed { q, ln_p, ln_q, others, ln_others, own_weight: weight, .. } = summed;
         let least = F::from_f64(-1000.0);
         let moment =
-            summed.row.sum(|_, x, e| lanes::zip(e, x, |e, x| e.mul(if x < least { least } else { x })));
+            sum!(summed.row, |_, x, e| lanes::zip(e, x, |e, x| e.mul(if x < least { least } else { x })));
         // Where something is impossible it adds nothing: 0 ln 0 is 0.
         let p_ln_p = if ln_p == f64::NEG_INFINITY { 0.0 } else { (1.0 - q) * ln_p };
         let (q_ln_q, q_entropy) =

@@ -25,7 +25,7 @@ use crate::simd::{Element, LANES, Lanes, Real};
 use super::coin::{Coin, CoinGroup, Coins, Scores, mass};
 use super::label_relaxation::LabelRelaxation;
 use super::pass::{Group, Pass, Scratch, Target};
-use super::row::{BLOCK, total};
+use super::row::{BLOCK, put, sum, total};
 
 /// What a row of a target is.
 enum Kind {
@@ -189,10 +189,7 @@ fn set<E: Element>(
             (max_in, max_out) = ([fold(max_in, larger); LANES], [fold(max_out, larger); LANES]);
             // An infinite logit has no softmax: inf - inf, as in PyTorch.
             spoiled = max_in[0].to_f64() * 0.0 + max_out[0].to_f64() * 0.0;
-            let target = &scratch.target;
-            scratch
-                .exps
-                .exps(|v| lanes::zip(&max_out, &target[v], |out, t| if t > zero { max_in[0] } else { out }));
+            scratch.exps.exps(&max_out, &max_in, Some(&scratch.target));
         }
         Scores::Probabilities => {
             let sum = load(loss.scores, pass, i, scratch);
@@ -202,9 +199,9 @@ fn set<E: Element>(
     }
     let target = &scratch.target;
     let inside =
-        scratch.exps.sum(|v, _, e| lanes::zip(e, &target[v], |e, t| if t > zero { e } else { zero }));
+        sum!(&mut scratch.exps, |v, _, e| lanes::zip(e, &target[v], |e, t| if t > zero { e } else { zero }));
     let outside =
-        scratch.exps.sum(|v, _, e| lanes::zip(e, &target[v], |e, t| if t > zero { zero } else { e }));
+        sum!(&mut scratch.exps, |v, _, e| lanes::zip(e, &target[v], |e, t| if t > zero { zero } else { e }));
     let d = (max_in[0].to_f64() - max_out[0].to_f64()) + ln(inside) - ln(outside) + spoiled;
     let (losses, excesses) = loss.losses(&Coins::new(&[d; LANES]), &[alpha; LANES]);
     let weight = pass.row_weight(&scratch.target, &scratch.weight);
@@ -216,7 +213,7 @@ fn set<E: Element>(
         let (up, down) = (wide(excess / outside), wide(-excess / inside));
         let probabilities = loss.scores == Scores::Probabilities;
         if let Some(out) = pass.out(i, &mut scratch.grad) {
-            scratch.exps.write(out, |v, _, e| {
+            put!(scratch.exps, out, |v, _, e| {
                 let slope = lanes::map(&target[v], |t| if t > zero { down } else { up });
                 // By the chain rule over z = ln p.
                 if probabilities { slope } else { lanes::zip(&slope, e, |slope, e| slope.mul(e)) }
@@ -255,7 +252,7 @@ fn distribution<E: Element>(
     loop {
         let at = wide(level);
         let one = wide(1.0);
-        let n = scratch.exps.sum(|v, _, e| {
+        let n = sum!(&mut scratch.exps, |v, _, e| {
             lanes::zip(e, &target[v], |e, t| if raised(bound, at, e, t) { one } else { zero })
         });
         if n == 0.0 {
@@ -267,12 +264,12 @@ fn distribution<E: Element>(
         }
         n_raised = n;
         // What is left for the other classes, and what they have: sums of positive numbers, nothing cancels.
-        let other = scratch
-            .exps
-            .sum(|v, _, e| lanes::zip(&target[v], e, |t, e| if raised(bound, at, e, t) { zero } else { t }));
-        free = scratch
-            .exps
-            .sum(|v, _, e| lanes::zip(e, &target[v], |e, t| if raised(bound, at, e, t) { zero } else { e }));
+        let other = sum!(&mut scratch.exps, |v, _, e| lanes::zip(&target[v], e, |t, e| {
+            if raised(bound, at, e, t) { zero } else { t }
+        }));
+        free = sum!(&mut scratch.exps, |v, _, e| lanes::zip(e, &target[v], |e, t| {
+            if raised(bound, at, e, t) { zero } else { e }
+        }));
         rest = alpha + keep * other;
         // Where nothing is left, or the classes that would get it have all underflowed, they get nothing.
         let next = if free > 0.0 { rest / free } else { 0.0 };
@@ -281,6 +278,7 @@ fn distribution<E: Element>(
     }
     let at = wide(level);
 
+    let probabilities = loss.scores == Scores::Probabilities;
     // The sum over the raised classes of l ln(l / p).
     let constant = ln(keep) + ln(total);
     let mut divergence = [0.0; LANES];
@@ -290,16 +288,28 @@ fn distribution<E: Element>(
         if !lanes::any_greater(&l, &[zero; LANES]) {
             continue;
         }
+        // Loops of one operation each: together they would not be vectorised.
+        let (mut wide_t, mut ln_t, mut ln_e) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
         for k in 0..LANES {
-            let is_raised = l[k] > zero;
-            let t = if is_raised { l[k].to_f64() } else { 1.0 };
-            let ln_e = match loss.scores {
-                Scores::Logits => x[k].to_f64(),
-                Scores::Probabilities => ln(e[k].to_f64()),
-            };
-            let term = t * (ln(t) + constant - ln_e);
-            divergence[k] += if is_raised { term } else { 0.0 };
+            wide_t[k] = l[k].to_f64();
         }
+        for k in 0..LANES {
+            ln_t[k] = ln(if wide_t[k] > 0.0 { wide_t[k] } else { 1.0 });
+        }
+        for k in 0..LANES {
+            ln_e[k] = if probabilities { e[k] } else { x[k] }.to_f64();
+        }
+        if probabilities {
+            for k in 0..LANES {
+                ln_e[k] = ln(ln_e[k]);
+            }
+        }
+        let mut terms = [0.0; LANES];
+        for k in 0..LANES {
+            let term = wide_t[k] * (ln_t[k] + constant - ln_e[k]);
+            terms[k] = if wide_t[k] > 0.0 { term } else { 0.0 };
+        }
+        divergence = lanes::add(&divergence, &terms);
     }
     let mut value = keep * fold(divergence, |a, b| a + b);
     if rest > 0.0 && free > 0.0 {
@@ -308,9 +318,8 @@ fn distribution<E: Element>(
 
     let (own, shrink) = (wide(factor / total), wide(factor * (1.0 / total - level)));
     let pull = wide(factor * keep);
-    let probabilities = loss.scores == Scores::Probabilities;
     if let Some(out) = pass.out(i, &mut scratch.grad) {
-        scratch.exps.write(out, |v, _, e| {
+        put!(scratch.exps, out, |v, _, e| {
             if probabilities {
                 // By the chain rule over z = ln p.
                 lanes::zip(e, &target[v], |e, t| {

@@ -11,7 +11,7 @@
 use crate::rows::Error;
 use crate::simd::{Real, lanes};
 
-use super::row::{Outcome, RowLoss, Summed};
+use super::row::{Outcome, RowLoss, Summed, sum};
 
 /// The loss with its hyperparameter.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,7 @@ impl RowLoss for CrossEntropy {
         let spread = self.label_smoothing / summed.n_classes as f64;
         let (own_weight, all) = (summed.own_weight, summed.weight_sum);
         // The sum over the other classes of w_k x_k.
-        let others = summed.row.sum(|v, x, _| match summed.weight {
+        let others = sum!(summed.row, |v, x, _| match summed.weight {
             Some(weight) => lanes::zip(x, &weight[v], |x, w| x.mul(w)),
             None => *x,
         });

@@ -28,7 +28,7 @@ pub(super) struct Row<F> {
     pub e: Vec<Lanes<F>>,
     /// Of the blocks, by way of memory: sums that stay in registers on their way to double precision make the
     /// compiler split the vectors.
-    sums: Vec<Lanes<F>>,
+    pub sums: Vec<Lanes<F>>,
 }
 
 /// The sum of the sums of blocks, in double precision.
@@ -85,7 +85,7 @@ impl<F: Real> Row<F> {
             max = lanes::max(&max, x);
         }
         let max = fold(max, |a, b| if b > a { b } else { a });
-        self.exps(|_| [max; LANES]);
+        self.exps(&[max; LANES], &[max; LANES], None);
         let n = row.len();
         if let Some(last) = self.x.last_mut().filter(|_| !n.is_multiple_of(LANES)) {
             last[n % LANES..].fill(F::ZERO);
@@ -93,52 +93,76 @@ impl<F: Real> Row<F> {
         if left_out < n {
             self.x[left_out / LANES][left_out % LANES] = F::ZERO;
         }
-        SumExp { max, sum: self.sum(|_, _, e| *e) }
+        SumExp { max, sum: sum!(self, |_, _, e| *e) }
     }
 
-    /// Turns the scores x into x - shift and its exponential.
+    /// Turns the scores x into x - shift and its exponential; where there is a `set`, classes in it have another
+    /// shift.
     #[inline(always)]
-    pub(super) fn exps(&mut self, shift: impl Fn(usize) -> Lanes<F>) {
+    pub(super) fn exps(&mut self, shift: &Lanes<F>, in_set: &Lanes<F>, set: Option<&[Lanes<F>]>) {
         let unbias = F::from_f64(1.0 / F::BIAS);
         self.e.resize(self.x.len(), [F::ZERO; LANES]);
         for (v, (x, e)) in self.x.iter_mut().zip(&mut self.e).enumerate() {
+            let mut shift = *shift;
+            if let Some(set) = set {
+                for k in 0..LANES {
+                    shift[k] = if set[v][k] > F::ZERO { in_set[k] } else { shift[k] };
+                }
+            }
             // By values: arrays that are changed where they lie are not vectorised.
-            let (z, shift) = (*x, shift(v));
+            let z = *x;
             *e = lanes::map(&lanes::exp_biased_sub(&z, &shift), |e| e.mul(unbias));
             *x = lanes::zip(&z, &shift, |z, shift| z.sub(shift));
         }
     }
+}
 
-    /// The sum of `f` of the vectors.
-    #[inline(always)]
-    pub(super) fn sum(&mut self, f: impl Fn(usize, &Lanes<F>, &Lanes<F>) -> Lanes<F>) -> f64 {
-        self.sums.clear();
-        for (i, (x, e)) in self.x.chunks(BLOCK).zip(self.e.chunks(BLOCK)).enumerate() {
-            let mut sum = [F::ZERO; LANES];
-            for (v, (x, e)) in x.iter().zip(e).enumerate() {
-                sum = lanes::add(&sum, &f(i * BLOCK + v, x, e));
+// Macros, not functions that take closures: what is not inlined is compiled for the baseline.
+
+/// The sum over all classes, `|v, x, e|` being the number of a vector, and its scores and exponentials.
+macro_rules! sum {
+    ($row:expr, |$v:pat_param, $x:pat_param, $e:pat_param| $body:expr) => {{
+        let row = &mut *$row;
+        row.sums.clear();
+        for (i, (x, e)) in row.x.chunks($crate::kernels::row::BLOCK).zip(row.e.chunks($crate::kernels::row::BLOCK)).enumerate() {
+            let mut sum = $crate::kernels::row::zeros(x);
+            for (j, ($x, $e)) in x.iter().zip(e).enumerate() {
+                let $v = i * $crate::kernels::row::BLOCK + j;
+                sum = $crate::simd::lanes::add(&sum, &$body);
             }
-            self.sums.push(sum);
+            row.sums.push(sum);
         }
-        total(&self.sums)
-    }
+        $crate::kernels::row::total(&row.sums)
+    }};
+}
 
-    /// Writes `f` of the vectors to `out`.
-    #[inline(always)]
-    pub(super) fn write<E: Element<Wide = F>>(
-        &self,
-        out: &mut [E],
-        f: impl Fn(usize, &Lanes<F>, &Lanes<F>) -> Lanes<F>,
-    ) {
-        // One call of `f`: what is called once is inlined, and what is not is compiled for the baseline.
-        for (v, (x, e)) in self.x.iter().zip(&self.e).enumerate() {
-            let mut vector = [E::ZERO; LANES];
-            narrow(&f(v, x, e), &mut vector);
-            let rest = &mut out[v * LANES..];
-            match rest.first_chunk_mut() {
-                Some(out) => *out = vector,
-                None => rest.copy_from_slice(&vector[..rest.len()]),
-            }
+/// Writes a number for each class to `out`; the rest as in `sum`.
+macro_rules! put {
+    ($row:expr, $out:expr, |$v:pat_param, $x:pat_param, $e:pat_param| $body:expr) => {{
+        let (row, out): (&_, &mut [_]) = (&$row, &mut *$out);
+        for (v, ($x, $e)) in row.x.iter().zip(&row.e).enumerate() {
+            let $v = v;
+            $crate::kernels::row::store(&$body, &mut out[v * LANES..]);
+        }
+    }};
+}
+
+pub(super) use {put, sum};
+
+#[inline(always)]
+pub(super) fn zeros<F: Real>(_: &[Lanes<F>]) -> Lanes<F> {
+    [F::ZERO; LANES]
+}
+
+/// Stores a vector at the beginning of `out`, which may be shorter.
+#[inline(always)]
+pub(super) fn store<E: Element>(vector: &Lanes<E::Wide>, out: &mut [E]) {
+    match out.first_chunk_mut() {
+        Some(out) => narrow(vector, out),
+        None => {
+            let mut short = [E::ZERO; LANES];
+            narrow(vector, &mut short);
+            out.copy_from_slice(&short[..out.len()]);
         }
     }
 }
@@ -221,7 +245,7 @@ impl<L: RowLoss> Group for ByRow<L> {
             // A class that is impossible has x = -inf and e = 0; e^-1000 is 0 too.
             let least = E::Wide::from_f64(-1000.0);
             let Some(out) = pass.out(i, &mut scratch.grad) else { continue };
-            scratch.exps.write(out, |v, x, e| {
+            put!(scratch.exps, out, |v, x, e| {
                 let g = lanes::zip(e, x, |e, x| e.mul(b.mul(if x < least { least } else { x }).add(a)));
                 match weight {
                     Some(weight) => lanes::zip(&g, &weight[v], |g, w| g.add(w.mul(c))),
