@@ -327,7 +327,12 @@ fn wrong_arguments_are_named() {
         &["`input`", "at least 2 classes", "(4, 1)"],
     );
     refused(label_relaxation(&z.get(0).get(0), &y, 0.1, mean), &["`input`", "class dimension", "()"]);
-    refused(label_relaxation(&z, &z, 0.1, mean), &["`target`", "integer", "torch.float32"]);
+    refused(focal(&z, &z, 2.0, mean), &["`target`", "integer", "torch.float32"]);
+    refused(label_relaxation(&z, &z.get(0), 0.1, mean), &["`target`", "(4, 3)", "(3,)"]);
+    let no_distribution = Tensor::from_slice(&[0.5_f32, 0.5, 0.5]).expand([4, 3], false);
+    let error = refused(label_relaxation(&z, &no_distribution, 0.1, mean), &["distributions", "row 0"]);
+    assert!(matches!(error, Error::Row { row: 0, .. }));
+    refused(label_relaxation(&z, &z.gt(1e9), 0.1, mean), &["`target`", "at least one class", "row 0"]);
     refused(label_relaxation(&z, &y.narrow(0, 0, 3), 0.1, mean), &["`target`", "(4,)", "(3,)"]);
     refused(label_relaxation(&z.to_sparse_sparse_dim(2), &y, 0.1, mean), &["`input`", "dense"]);
     refused(label_relaxation(&Tensor::new(), &y, 0.1, mean), &["`input`", "undefined"]);
