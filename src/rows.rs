@@ -191,6 +191,11 @@ impl<'a, E: Copy> Rows<'a, E> {
         self.layout.n_classes
     }
 
+    /// Whether rows are slices of the array.
+    pub(crate) fn has_slices(&self) -> bool {
+        self.layout.has_slices()
+    }
+
     /// Row `i` as a slice, gathered into `scratch` where the classes are not neighbours.
     #[inline(always)]
     pub(crate) fn row<'s>(&'s self, i: usize, scratch: &'s mut Vec<E>) -> &'s [E] {
@@ -208,15 +213,16 @@ impl<'a, E: Copy> Rows<'a, E> {
         }
     }
 
-    /// Row `i` into `out`, each element by `f`.
+    /// Row `i` from class `k` on into `out`, each element by `f`.
     #[inline(always)]
-    fn read<T>(&self, i: usize, out: &mut [T], f: impl Fn(E) -> T) {
-        assert!(i < self.len() && out.len() == self.n_classes());
+    fn read<T>(&self, i: usize, k: usize, out: &mut [T], f: impl Fn(E) -> T) {
+        assert!(i < self.len() && k <= self.n_classes() && out.len() <= self.n_classes() - k);
         // SAFETY: row i lies inside the array, by the contract of `from_raw`.
         unsafe {
-            let first = self.data.offset(self.layout.offset(i));
+            let first = self.data.offset(self.layout.offset(i) + k as isize * self.layout.class_stride);
             if self.layout.has_slices() {
-                for (out, &x) in out.iter_mut().zip(std::slice::from_raw_parts(first, self.n_classes())) {
+                let part = std::slice::from_raw_parts(first, out.len());
+                for (out, &x) in out.iter_mut().zip(part) {
                     *out = f(x);
                 }
             } else {
@@ -266,15 +272,15 @@ impl AnyRows<'_> {
         }
     }
 
-    /// Row `i` into `out`.
+    /// Row `i` from class `k` on into `out`.
     #[inline(always)]
-    pub(crate) fn read<F: Real>(&self, i: usize, out: &mut [F]) {
+    pub(crate) fn read<F: Real>(&self, i: usize, k: usize, out: &mut [F]) {
         match self {
-            AnyRows::Bool(rows) => rows.read(i, out, |x| F::from_f64(if x != 0 { 1.0 } else { 0.0 })),
-            AnyRows::F32(rows) => rows.read(i, out, |x| F::from_f64(f64::from(x))),
-            AnyRows::F64(rows) => rows.read(i, out, F::from_f64),
-            AnyRows::F16(rows) => rows.read(i, out, |x| F::from_f64(f64::from(x.widen()))),
-            AnyRows::Bf16(rows) => rows.read(i, out, |x| F::from_f64(f64::from(x.widen()))),
+            AnyRows::Bool(rows) => rows.read(i, k, out, |x| F::from_f64(if x != 0 { 1.0 } else { 0.0 })),
+            AnyRows::F32(rows) => rows.read(i, k, out, |x| F::from_f64(f64::from(x))),
+            AnyRows::F64(rows) => rows.read(i, k, out, F::from_f64),
+            AnyRows::F16(rows) => rows.read(i, k, out, |x| F::from_f64(f64::from(x.widen()))),
+            AnyRows::Bf16(rows) => rows.read(i, k, out, |x| F::from_f64(f64::from(x.widen()))),
         }
     }
 }

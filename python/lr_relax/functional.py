@@ -231,7 +231,7 @@ def _loss(input: Tensor, target: Tensor, weight: Tensor | None, options: Any, *m
         return _reference.loss(input, target, weight, options[0], parameter, *options[2:], *mixed)
     if input.requires_grad and torch.is_grad_enabled():
         return _apply(input, target, weight, options, *mixed)  # type: ignore[no-untyped-call, no-any-return]
-    return _native.loss(input, target, None, weight, *options, *mixed)[0]
+    return _native.loss(input, target, None, weight, False, *options, *mixed)[0]
 
 
 def _wants_gradient(parameter: Any) -> bool:
@@ -249,7 +249,7 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any, *mixed: Any
     ) -> Tensor:
-        loss, grad = _native.loss(input, target, 1.0, weight, *options, *mixed)
+        loss, grad = _native.loss(input, target, 1.0, weight, False, *options, *mixed)
         # All tensors are saved, so that torch notices where one of them has changed since.
         others = [x for x in (options[1], *mixed) if isinstance(x, Tensor)]
         ctx.save_for_backward(input, target, weight, grad, *others)
@@ -270,7 +270,7 @@ class _Fused(torch.autograd.Function):
             grad = grad * scale
         elif scale != 1.0 and grad.dtype == torch.float16:
             # A loss scale must enter before the rounding: the mean's small gradients would be 0 by now.
-            grad = _native.loss(input, target, scale, weight, *ctx.options)[1]
+            grad = _native.loss(input, target, scale, weight, False, *ctx.options)[1]
         elif scale != 1.0:
             grad.mul_(scale)
         return grad, *constants

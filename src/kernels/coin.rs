@@ -106,6 +106,9 @@ impl<F: Real> Sums<F> {
 }
 
 impl<C: Coin> Group for C {
+    // A group is read twice; it should still be in the second-level cache.
+    const CLASSES: usize = 32_768;
+
     #[inline(always)]
     fn group<E: Element>(
         &self,
@@ -227,6 +230,7 @@ fn write_gradient<E: Element>(
             }
         }
     }
+    let overwrites = pass.in_place && pass.rows.has_slices();
     for (lane, i) in rows.enumerate() {
         let (excess, Some(y)) = (excesses[lane], classes[lane]) else { continue };
         let Some(out) = pass.out(i, &mut scratch.grad) else { continue };
@@ -237,7 +241,8 @@ fn write_gradient<E: Element>(
             match (&sums.columns, scores) {
                 (Some(columns), _) => columns.store(lane, out),
                 (None, Scores::Logits) => {
-                    let row = pass.rows.row(i, &mut scratch.row);
+                    // The slices of a row and its gradient must not be the same.
+                    let row = (!overwrites).then(|| pass.rows.row(i, &mut scratch.row));
                     softmax(row, sums.max[lane], excess / sums.others[lane], out);
                 }
                 // By the chain rule over z = ln p.
@@ -281,25 +286,45 @@ fn unbiased<F: Real>(factor: f64) -> (F, F) {
     (F::from_f64(first), F::from_f64(second))
 }
 
-/// out_k = factor e^(z_k - max)
+/// out_k = factor e^(z_k - max); without a `row`, z lies in `out`.
 #[inline(always)]
-fn softmax<E: Element>(row: &[E], max: E::Wide, factor: f64, out: &mut [E]) {
+fn softmax<E: Element>(row: Option<&[E]>, max: E::Wide, factor: f64, out: &mut [E]) {
     let shift = [max; LANES];
-    let (first, second) = unbiased::<E::Wide>(factor);
-    let scaled = |z: &Lanes<E>, out: &mut Lanes<E>| {
-        let mut e = exp_biased_sub(&widen(z), &shift);
-        for e in &mut e {
-            *e = e.mul(first).mul(second);
+    let factors = unbiased::<E::Wide>(factor);
+    let Some(row) = row else {
+        let (vectors, tail) = out.as_chunks_mut();
+        for z in vectors {
+            *z = scaled_exp(z, &shift, factors);
         }
-        narrow(&e, out);
+        let mut padded = [E::ZERO; LANES];
+        padded[..tail.len()].copy_from_slice(tail);
+        tail.copy_from_slice(&scaled_exp(&padded, &shift, factors)[..tail.len()]);
+        return;
     };
     let ((rows, tail), (outs, _)) = (row.as_chunks(), out.as_chunks_mut());
     for (z, out) in rows.iter().zip(outs) {
-        scaled(z, out);
+        *out = scaled_exp(z, &shift, factors);
     }
     if !tail.is_empty() {
         // The last sixteen, some of them once more.
         let last = "few classes are taken in columns";
-        scaled(row.last_chunk().expect(last), out.last_chunk_mut().expect(last));
+        let z = row.last_chunk().expect(last);
+        *out.last_chunk_mut().expect(last) = scaled_exp(z, &shift, factors);
     }
+}
+
+/// e^(z - shift), times the two factors.
+#[inline(always)]
+fn scaled_exp<E: Element>(
+    z: &Lanes<E>,
+    shift: &Lanes<E::Wide>,
+    (first, second): (E::Wide, E::Wide),
+) -> Lanes<E> {
+    let mut e = exp_biased_sub(&widen(z), shift);
+    for e in &mut e {
+        *e = e.mul(first).mul(second);
+    }
+    let mut out = [E::ZERO; LANES];
+    narrow(&e, &mut out);
+    out
 }

@@ -9,9 +9,9 @@
 //! With q = 1 - p_y and the entropy H' of the other classes among themselves, H = -p_y ln p_y - q ln q + q H'.
 
 use crate::rows::Error;
-use crate::simd::{Real, lanes};
+use crate::simd::{LANES, Lanes, Real, lanes};
 
-use super::row::{Outcome, RowLoss, Summed, sum};
+use super::row::{Moment, Outcome, RowLoss, Summed};
 
 /// The loss with its hyperparameter.
 #[derive(Clone, Copy, Debug)]
@@ -31,24 +31,49 @@ impl ConfidencePenalty {
     }
 }
 
-impl RowLoss for ConfidencePenalty {
+/// The sum of e_k x_k.
+pub(super) struct MeanScore;
+
+impl Moment for MeanScore {
+    const KEEPS_SCORES: bool = true;
+
+    /// A class that is impossible has x = -inf and e = 0, whose product is to be 0; e^-1000 is 0 too.
     #[inline(always)]
-    fn row<F: Real>(&self, summed: Summed<'_, F>) -> Outcome {
-        let Summed { q, ln_p, ln_q, others, ln_others, own_weight: weight, .. } = summed;
+    fn score<F: Real>(x: F) -> F {
         let least = F::from_f64(-1000.0);
-        let moment =
-            sum!(summed.row, |_, x, e| lanes::zip(e, x, |e, x| e.mul(if x < least { least } else { x })));
-        // Where something is impossible it adds nothing: 0 ln 0 is 0.
-        let p_ln_p = if ln_p == f64::NEG_INFINITY { 0.0 } else { (1.0 - q) * ln_p };
-        let (q_ln_q, q_entropy) =
-            if q == 0.0 { (0.0, 0.0) } else { (q * ln_q, q * (ln_others - moment / others)) };
-        let entropy = q_entropy - p_ln_p - q_ln_q;
-        let scale = if q == 0.0 { 0.0 } else { weight * q / others };
-        let shift = if q == 0.0 { 0.0 } else { self.beta * (ln_q - ln_others + entropy) };
-        Outcome {
-            loss: weight * (-ln_p - self.beta * entropy),
-            own: weight * (self.beta * (p_ln_p + (1.0 - q) * entropy) - q),
-            coefficients: [scale * (1.0 + shift), scale * self.beta, 0.0],
+        if x < least { least } else { x }
+    }
+
+    #[inline(always)]
+    fn terms<F: Real>(x: &Lanes<F>, e: &Lanes<F>) -> Lanes<F> {
+        lanes::zip(e, x, F::mul)
+    }
+}
+
+impl RowLoss for ConfidencePenalty {
+    type Moment = MeanScore;
+    const IS_SPREAD: bool = false;
+
+    #[inline(always)]
+    fn losses(&self, summed: &Summed) -> Outcome {
+        let Summed { coins, others, ln_others, moment, own_weight: weight, .. } = summed;
+        let mut outcome =
+            Outcome { losses: [0.0; LANES], own: [0.0; LANES], coefficients: [[0.0; LANES]; 3] };
+        for i in 0..LANES {
+            let (q, ln_p, ln_q) = (coins.q[i], coins.ln_p[i], coins.ln_q[i]);
+            // Where something is impossible it adds nothing: 0 ln 0 is 0.
+            let certain = q == 0.0;
+            let p_ln_p = if ln_p == f64::NEG_INFINITY { 0.0 } else { (1.0 - q) * ln_p };
+            let q_ln_q = if certain { 0.0 } else { q * ln_q };
+            let q_entropy = if certain { 0.0 } else { q * (ln_others[i] - moment[i] / others[i]) };
+            let entropy = q_entropy - p_ln_p - q_ln_q;
+            let scale = if certain { 0.0 } else { weight[i] * q / others[i] };
+            let shift = if certain { 0.0 } else { self.beta * (ln_q - ln_others[i] + entropy) };
+            outcome.losses[i] = weight[i] * (-ln_p - self.beta * entropy);
+            outcome.own[i] = weight[i] * (self.beta * (p_ln_p + (1.0 - q) * entropy) - q);
+            outcome.coefficients[0][i] = scale * (1.0 + shift);
+            outcome.coefficients[1][i] = scale * self.beta;
         }
+        outcome
     }
 }

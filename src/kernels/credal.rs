@@ -15,6 +15,7 @@
 //!
 //! Starting with c = 1, the classes at their bound only become more and c only falls, so that the first c that adds
 //! no class is the solution: Newton's method for a convex piecewise linear equation, in practice two to four rounds.
+//! Mixtures of two classes need no round over the classes: [`super::mixture`].
 
 use std::ops::Range;
 
@@ -24,13 +25,16 @@ use crate::simd::{Element, LANES, Lanes, Real};
 
 use super::coin::{Coin, CoinGroup, Coins, Scores, mass};
 use super::label_relaxation::LabelRelaxation;
+use super::mixture::{Mixture, mixture};
 use super::pass::{Group, Pass, Scratch, Target};
-use super::row::{BLOCK, put, sum, total};
+use super::row::{BLOCK, NoMoment, exps, larger, store, total};
 
 /// What a row of a target is.
 enum Kind {
     /// One class, which is computed as such, to the bit.
     Class(usize),
+    /// Two of them.
+    Mixture(Mixture),
     /// A set of classes, of which there are some and not all.
     Set,
     /// The set of all classes.
@@ -47,6 +51,8 @@ enum Kind {
 pub(super) struct Credal(pub LabelRelaxation);
 
 impl Group for Credal {
+    const CLASSES: usize = 32_768;
+
     #[inline(always)]
     fn group<E: Element>(
         &self,
@@ -57,10 +63,12 @@ impl Group for Credal {
         let alphas = pass.parameters(self.0.parameter(), rows.clone());
         let (mut losses, mut classes) = ([0.0; LANES], [None; LANES]);
         for (lane, i) in rows.clone().enumerate() {
-            let kind = read(pass, i, scratch);
             let alpha = alphas[lane];
-            match kind {
+            match read(pass, i, scratch) {
                 Kind::Class(y) => classes[lane] = Some(y),
+                Kind::Mixture(classes) => {
+                    losses[lane] = mixture(self.0.scores, pass, i, alpha, classes, scratch);
+                }
                 Kind::Set => losses[lane] = set(&self.0, pass, i, alpha, scratch),
                 Kind::Distribution(sum) => {
                     losses[lane] = distribution(&self.0, pass, i, alpha, sum, scratch);
@@ -79,12 +87,9 @@ impl Group for Credal {
     }
 }
 
-/// Reads the target of row `i` into `scratch.target`.
+/// Reads the target of row `i`; one that is dense into `scratch.target`.
 #[inline(always)]
 fn read<E: Element>(pass: &Pass<'_, E>, i: usize, scratch: &mut Scratch<E>) -> Kind {
-    let n_classes = pass.rows.n_classes();
-    let target = &mut scratch.target;
-    target.resize(n_classes.div_ceil(LANES), [E::Wide::ZERO; LANES]);
     let (rows, is_set) = match pass.target {
         Target::Sets(rows) => (rows, true),
         Target::Distributions(rows) => (rows, false),
@@ -92,75 +97,84 @@ fn read<E: Element>(pass: &Pass<'_, E>, i: usize, scratch: &mut Scratch<E>) -> K
         Target::Mixtures { first, second, share } => {
             let (Some(a), Some(b)) = (first.class(i), second.class(i)) else { return Kind::Ignored };
             let share = if share.len() == 1 { share[0] } else { share[i] };
-            if a == b || share == 1.0 {
-                return Kind::Class(a);
+            return if a == b || share == 1.0 {
+                Kind::Class(a)
             } else if share == 0.0 {
-                return Kind::Class(b);
-            }
-            target.fill([E::Wide::ZERO; LANES]);
-            target.as_flattened_mut()[a] = E::Wide::from_f64(share);
-            target.as_flattened_mut()[b] = E::Wide::from_f64(1.0 - share);
-            return Kind::Distribution(1.0);
+                Kind::Class(b)
+            } else {
+                Kind::Mixture(Mixture { classes: [a, b], shares: [share, 1.0 - share] })
+            };
         }
     };
-    rows.read(i, &mut target.as_flattened_mut()[..n_classes]);
-    let (zero, one) = (E::Wide::ZERO, E::Wide::from_f64(1.0));
+    let n_classes = pass.rows.n_classes();
+    let (target, zero) = (&mut scratch.target, E::Wide::ZERO);
+    target.resize(n_classes.div_ceil(LANES), [zero; LANES]);
+    if is_set {
+        rows.read(i, 0, &mut target.as_flattened_mut()[..n_classes]);
+        return match count(target) {
+            0 => Kind::Wrong,
+            1 => only(target),
+            n if n == n_classes => Kind::Anything,
+            _ => Kind::Set,
+        };
+    }
     let (mut least, mut most) = ([zero; LANES], [zero; LANES]);
-    let mut positive = [zero; LANES]; // how many, exact up to 2^24 in each lane
-    scratch.sums.clear();
-    for block in target.chunks(BLOCK) {
+    scratch.sums.resize(target.len().div_ceil(BLOCK), [zero; LANES]);
+    for (j, (block, sums)) in target.chunks_mut(BLOCK).zip(&mut scratch.sums).enumerate() {
+        // Reading from memory and summing overlap.
+        let first = j * BLOCK * LANES;
+        let n = (n_classes - first).min(BLOCK * LANES);
+        rows.read(i, first, &mut block.as_flattened_mut()[..n]);
         let mut sum = [zero; LANES];
-        for t in block {
+        for t in &*block {
             sum = lanes::add(&sum, t);
             least = lanes::min(&least, t);
             most = lanes::max(&most, t);
-            positive = lanes::zip(&positive, t, |n, t| if t > zero { n.add(one) } else { n });
         }
-        scratch.sums.push(sum);
+        *sums = sum;
     }
     let sum = total(&scratch.sums);
-    let positive = fold(positive, |a, b| a.add(b)).to_f64();
-    let most = fold(most, |a, b| if b > a { b } else { a });
-    let is_row = if is_set {
-        positive > 0.0
-    } else {
-        (sum - 1.0).abs() <= rows.sum_tolerance() && fold(least, |a, b| if b < a { b } else { a }) == zero
-    };
-    if !is_row {
+    let negative = fold(least, |a, b| if b < a { b } else { a }) < zero;
+    let is_whole = (sum - 1.0).abs() <= rows.sum_tolerance(); // NaN is not
+    if negative || !is_whole {
         Kind::Wrong
-    } else if positive == 1.0 && most == one {
-        let y = scratch.target.as_flattened().iter().position(|&t| t > zero);
-        y.map_or(Kind::Wrong, Kind::Class)
-    } else if is_set && positive == n_classes as f64 {
-        Kind::Anything
-    } else if is_set {
-        Kind::Set
+    } else if fold(most, larger) == E::Wide::from_f64(1.0) && count(target) == 1 {
+        only(target)
     } else {
         Kind::Distribution(sum)
     }
+}
+
+/// How many classes have something.
+#[inline(always)]
+fn count<F: Real>(target: &[Lanes<F>]) -> usize {
+    let (zero, one) = (F::ZERO, F::from_f64(1.0));
+    let mut positive = [zero; LANES]; // exact up to 2^24 in each lane
+    for t in target {
+        positive = lanes::zip(&positive, t, |n, t| if t > zero { n.add(one) } else { n });
+    }
+    fold(positive, F::add).to_f64() as usize
+}
+
+/// The only class that has something.
+#[inline(always)]
+fn only<F: Real>(target: &[Lanes<F>]) -> Kind {
+    target.as_flattened().iter().position(|&t| t > F::ZERO).map_or(Kind::Wrong, Kind::Class)
+}
+
+/// Whether the target of row `i` is no target.
+pub(super) fn is_wrong<E: Element>(pass: &Pass<'_, E>, i: usize, scratch: &mut Scratch<E>) -> bool {
+    matches!(read(pass, i, scratch), Kind::Wrong)
 }
 
 /// What the loss of row `i` is multiplied by; 0 if it does not count.
 pub(super) fn weight_of_row<E: Element>(pass: &Pass<'_, E>, i: usize, scratch: &mut Scratch<E>) -> f64 {
     match read(pass, i, scratch) {
         Kind::Class(y) => pass.weight_of(y),
+        Kind::Mixture(mixture) => mixture.weight(pass),
         Kind::Wrong | Kind::Ignored => 0.0,
         _ => pass.row_weight(&scratch.target, &scratch.weight),
     }
-}
-
-/// Takes row `i` with its exponentials, or with its probabilities; their sum, NaN if there is none.
-#[inline(always)]
-fn load<E: Element>(scores: Scores, pass: &Pass<'_, E>, i: usize, scratch: &mut Scratch<E>) -> f64 {
-    let row = pass.rows.row(i, &mut scratch.row);
-    let sum = match scores {
-        Scores::Logits => scratch.exps.load(row, usize::MAX).sum,
-        Scores::Probabilities => {
-            scratch.exps.read_probabilities(row);
-            mass(row)
-        }
-    };
-    if sum > 0.0 && sum < f64::INFINITY { sum } else { f64::NAN }
 }
 
 /// The loss of a row against a set of classes.
@@ -172,56 +186,74 @@ fn set<E: Element>(
     alpha: f64,
     scratch: &mut Scratch<E>,
 ) -> f64 {
-    let zero = E::Wide::ZERO;
-    let (mut max_in, mut max_out) = ([E::Wide::LOWEST; LANES], [E::Wide::LOWEST; LANES]);
-    let mut spoiled = 0.0;
-    match loss.scores {
-        Scores::Logits => {
-            // Each part relative to its own maximum: either may be far below the other.
-            scratch.exps.read(pass.rows.row(i, &mut scratch.row));
-            for (z, t) in scratch.exps.x.iter().zip(&scratch.target) {
-                let inside = lanes::zip(z, t, |z, t| if t > zero { z } else { E::Wide::LOWEST });
-                let outside = lanes::zip(z, t, |z, t| if t > zero { E::Wide::LOWEST } else { z });
-                max_in = lanes::max(&max_in, &inside);
-                max_out = lanes::max(&max_out, &outside);
-            }
-            let larger = |a: E::Wide, b: E::Wide| if b > a { b } else { a };
-            (max_in, max_out) = ([fold(max_in, larger); LANES], [fold(max_out, larger); LANES]);
-            // An infinite logit has no softmax: inf - inf, as in PyTorch.
-            spoiled = max_in[0].to_f64() * 0.0 + max_out[0].to_f64() * 0.0;
-            scratch.exps.exps(&max_out, &max_in, Some(&scratch.target));
+    let (zero, lowest) = (E::Wide::ZERO, E::Wide::LOWEST);
+    let row = pass.rows.row(i, &mut scratch.row);
+    let (exponentials, target) = (&mut scratch.exps, &scratch.target);
+    let n_blocks = target.len().div_ceil(BLOCK);
+    // Each part relative to its own maximum: either may be far below the other.
+    let (mut max_in, mut max_out) = ([zero; LANES], [zero; LANES]);
+    let spoiled; // 0, or NaN
+    if loss.scores == Scores::Logits {
+        exponentials.read(row, E::Wide::from_f64(f64::NEG_INFINITY));
+        (max_in, max_out) = ([lowest; LANES], [lowest; LANES]);
+        for (z, t) in exponentials.x.iter().zip(target) {
+            let inside = lanes::zip(z, t, |z, t| if t > zero { z } else { lowest });
+            let outside = lanes::zip(z, t, |z, t| if t > zero { lowest } else { z });
+            max_in = lanes::max(&max_in, &inside);
+            max_out = lanes::max(&max_out, &outside);
         }
-        Scores::Probabilities => {
-            let sum = load(loss.scores, pass, i, scratch);
-            (max_in, max_out) = ([zero; LANES], [zero; LANES]);
-            spoiled += sum * 0.0;
-        }
+        (max_in, max_out) = ([fold(max_in, larger); LANES], [fold(max_out, larger); LANES]);
+        // An infinite logit has no softmax: inf - inf, as in PyTorch.
+        spoiled = max_in[0].to_f64() * 0.0 + max_out[0].to_f64() * 0.0;
+    } else {
+        exponentials.read(row, zero);
+        spoiled = positive(mass(row)) * 0.0;
     }
-    let target = &scratch.target;
-    let inside =
-        sum!(&mut scratch.exps, |v, _, e| lanes::zip(e, &target[v], |e, t| if t > zero { e } else { zero }));
-    let outside =
-        sum!(&mut scratch.exps, |v, _, e| lanes::zip(e, &target[v], |e, t| if t > zero { zero } else { e }));
+    if loss.scores == Scores::Logits {
+        for ((x, e), t) in exponentials.x.iter().zip(&mut exponentials.e).zip(target) {
+            (_, *e) = exps(x, &lanes::select(t, &max_in, &max_out));
+        }
+    } else {
+        exponentials.e.copy_from_slice(&exponentials.x);
+    }
+    for (i, (e, t)) in exponentials.e.chunks(BLOCK).zip(target.chunks(BLOCK)).enumerate() {
+        let (mut inside, mut outside) = ([zero; LANES], [zero; LANES]);
+        for (e, t) in e.iter().zip(t) {
+            let own = lanes::zip(e, t, E::Wide::mul); // t is 0 or 1
+            inside = lanes::add(&inside, &own);
+            outside = lanes::add(&outside, &lanes::zip(e, &own, E::Wide::sub));
+        }
+        (exponentials.sums[i], exponentials.moments[i]) = (inside, outside);
+    }
+    let (inside, outside) = (total(&exponentials.sums[..n_blocks]), total(&exponentials.moments[..n_blocks]));
     let d = (max_in[0].to_f64() - max_out[0].to_f64()) + ln(inside) - ln(outside) + spoiled;
     let (losses, excesses) = loss.losses(&Coins::new(&[d; LANES]), &[alpha; LANES]);
     let weight = pass.row_weight(&scratch.target, &scratch.weight);
     let excess = excesses[0] * weight * pass.factor;
     if excess == 0.0 {
         pass.no_gradient(i, scratch);
-    } else {
-        let wide = E::Wide::from_f64;
-        let (up, down) = (wide(excess / outside), wide(-excess / inside));
-        let probabilities = loss.scores == Scores::Probabilities;
-        if let Some(out) = pass.out(i, &mut scratch.grad) {
-            put!(scratch.exps, out, |v, _, e| {
-                let slope = lanes::map(&target[v], |t| if t > zero { down } else { up });
-                // By the chain rule over z = ln p.
-                if probabilities { slope } else { lanes::zip(&slope, e, |slope, e| slope.mul(e)) }
-            });
-            pass.finish(i, &scratch.grad);
+    } else if let Some(out) = pass.out(i, &mut scratch.grad) {
+        let (up, down) = (E::Wide::from_f64(excess / outside), E::Wide::from_f64(-excess / inside));
+        let slopes = scratch.target.iter().map(|t| lanes::select(t, &[down; LANES], &[up; LANES]));
+        if loss.scores == Scores::Logits {
+            for (v, (slope, e)) in slopes.zip(&scratch.exps.e).enumerate() {
+                store(&lanes::zip(&slope, e, E::Wide::mul), out, v);
+            }
+        } else {
+            // By the chain rule over z = ln p.
+            for (v, slope) in slopes.enumerate() {
+                store(&slope, out, v);
+            }
         }
+        pass.finish(i, &scratch.grad);
     }
     losses[0] * weight
+}
+
+/// A sum of probabilities; NaN if it is none that one can divide by.
+#[inline(always)]
+pub(super) fn positive(sum: f64) -> f64 {
+    if sum > 0.0 && sum < f64::INFINITY { sum } else { f64::NAN }
 }
 
 /// The loss of a row against a distribution whose sum is `sum`.
@@ -235,10 +267,25 @@ fn distribution<E: Element>(
     scratch: &mut Scratch<E>,
 ) -> f64 {
     let (zero, wide) = (E::Wide::ZERO, E::Wide::from_f64);
-    let total = load(loss.scores, pass, i, scratch);
-    let weight = pass.row_weight(&scratch.target, &scratch.weight);
+    let row = pass.rows.row(i, &mut scratch.row);
+    let (exponentials, target) = (&mut scratch.exps, &scratch.target);
+    let n_blocks = target.len().div_ceil(BLOCK);
+    let whole = positive(match loss.scores {
+        Scores::Logits => exponentials.load::<E, NoMoment<true>>(0, row, [usize::MAX; 2]).exps,
+        Scores::Probabilities => {
+            exponentials.read(row, zero);
+            for (x, e) in exponentials.x.iter_mut().zip(&mut exponentials.e) {
+                *e = *x;
+                for k in 0..LANES {
+                    x[k] = wide(ln(x[k].to_f64()));
+                }
+            }
+            mass(row)
+        }
+    });
+    let weight = pass.row_weight(target, &scratch.weight);
     let factor = weight * pass.factor;
-    if total.is_nan() {
+    if whole.is_nan() {
         if let Some(out) = pass.out(i, &mut scratch.grad) {
             out.fill(E::narrow(wide(f64::NAN)));
             pass.finish(i, &scratch.grad);
@@ -246,99 +293,103 @@ fn distribution<E: Element>(
         return f64::NAN;
     }
     let keep = (1.0 - alpha) / sum; // l = keep t
-    let bound = wide(keep);
-    let target = &scratch.target;
-    let (mut level, mut n_raised, mut rest, mut free) = (1.0 / total, 0.0, 0.0, 0.0);
-    loop {
-        let at = wide(level);
-        let one = wide(1.0);
-        let n = sum!(&mut scratch.exps, |v, _, e| {
-            lanes::zip(e, &target[v], |e, t| if raised(bound, at, e, t) { one } else { zero })
-        });
-        if n == 0.0 {
+    let mut level = 1.0 / whole; // c p = level e
+    let mut first = true;
+    let (rest, free) = loop {
+        let ratio = wide(keep / level);
+        let (sums, moments) = (&mut exponentials.sums[..n_blocks], &mut exponentials.moments[..n_blocks]);
+        let blocks = exponentials.e.chunks(BLOCK).zip(target.chunks(BLOCK));
+        for ((e, t), (other_sum, free_sum)) in blocks.zip(sums.iter_mut().zip(moments.iter_mut())) {
+            let (mut other, mut free) = ([zero; LANES], [zero; LANES]);
+            for (e, t) in e.iter().zip(t) {
+                other =
+                    lanes::add(&other, &lanes::zip(t, e, |t, e| if raised(ratio, e, t) { zero } else { t }));
+                free =
+                    lanes::add(&free, &lanes::zip(e, t, |e, t| if raised(ratio, e, t) { zero } else { e }));
+            }
+            (*other_sum, *free_sum) = (other, free);
+        }
+        // What is left for the other classes, and what they have: sums of positive numbers, nothing cancels.
+        let (other, free) = (total(sums), total(moments));
+        // Unless a sum shows that some are, make sure that none is raised: inside the set, all is exactly 0.
+        if first && other == sum && !any_raised(ratio, &exponentials.e, target) {
             pass.no_gradient(i, scratch);
             return 0.0;
         }
-        if n == n_raised {
-            break;
-        }
-        n_raised = n;
-        // What is left for the other classes, and what they have: sums of positive numbers, nothing cancels.
-        let other = sum!(&mut scratch.exps, |v, _, e| lanes::zip(&target[v], e, |t, e| {
-            if raised(bound, at, e, t) { zero } else { t }
-        }));
-        free = sum!(&mut scratch.exps, |v, _, e| lanes::zip(e, &target[v], |e, t| {
-            if raised(bound, at, e, t) { zero } else { e }
-        }));
-        rest = alpha + keep * other;
+        first = false;
+        let rest = alpha + keep * other;
         // Where nothing is left, or the classes that would get it have all underflowed, they get nothing.
         let next = if free > 0.0 { rest / free } else { 0.0 };
-        // It only falls; rounded, it might not.
-        level = if next < level { next } else { level };
-    }
-    let at = wide(level);
+        if next < level {
+            level = next;
+        } else {
+            break (rest, free);
+        }
+    };
 
-    let probabilities = loss.scores == Scores::Probabilities;
-    // The sum over the raised classes of l ln(l / p).
-    let constant = ln(keep) + ln(total);
-    let mut divergence = [0.0; LANES];
-    for (v, t) in target.iter().enumerate() {
-        let (x, e) = (&scratch.exps.x[v], &scratch.exps.e[v]);
-        let l = lanes::zip(t, e, |t, e| if raised(bound, at, e, t) { t } else { zero });
-        if !lanes::any_greater(&l, &[zero; LANES]) {
-            continue;
-        }
-        // Loops of one operation each: together they would not be vectorised.
-        let (mut wide_t, mut ln_t, mut ln_e) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-        for k in 0..LANES {
-            wide_t[k] = l[k].to_f64();
-        }
-        for k in 0..LANES {
-            ln_t[k] = ln(if wide_t[k] > 0.0 { wide_t[k] } else { 1.0 });
-        }
-        for k in 0..LANES {
-            ln_e[k] = if probabilities { e[k] } else { x[k] }.to_f64();
-        }
-        if probabilities {
+    let ratio = wide(keep / level);
+    // The sum over the raised classes of t ln(l / p).
+    let constant = wide(ln(keep) + ln(whole));
+    let vectors = exponentials.x.chunks(BLOCK).zip(exponentials.e.chunks(BLOCK)).zip(target.chunks(BLOCK));
+    for (sums, ((x, e), t)) in exponentials.sums.iter_mut().zip(vectors) {
+        let mut sum = [zero; LANES];
+        for ((x, e), t) in x.iter().zip(e).zip(t) {
+            let ln_ratio = lanes::zip(t, x, |t, x| t.ln_normal().add(constant.sub(x)));
+            let terms = lanes::zip(t, &ln_ratio, E::Wide::mul);
+            let mut own = terms;
             for k in 0..LANES {
-                ln_e[k] = ln(ln_e[k]);
+                own[k] = if raised(ratio, e[k], t[k]) { terms[k] } else { zero };
             }
+            sum = lanes::add(&sum, &own);
         }
-        let mut terms = [0.0; LANES];
-        for k in 0..LANES {
-            let term = wide_t[k] * (ln_t[k] + constant - ln_e[k]);
-            terms[k] = if wide_t[k] > 0.0 { term } else { 0.0 };
-        }
-        divergence = lanes::add(&divergence, &terms);
+        *sums = sum;
     }
-    let mut value = keep * fold(divergence, |a, b| a + b);
+    let mut value = keep * total(&exponentials.sums[..n_blocks]);
     if rest > 0.0 && free > 0.0 {
-        value += rest * ln(rest * total / free);
+        value += rest * ln(rest * whole / free);
     }
 
-    let (own, shrink) = (wide(factor / total), wide(factor * (1.0 / total - level)));
+    let (own, shrink) = (wide(factor / whole), wide(factor * (1.0 / whole - level)));
     let pull = wide(factor * keep);
     if let Some(out) = pass.out(i, &mut scratch.grad) {
-        put!(scratch.exps, out, |v, _, e| {
-            if probabilities {
-                // By the chain rule over z = ln p.
-                lanes::zip(e, &target[v], |e, t| {
-                    if raised(bound, at, e, t) { own.sub(t.mul(pull).div(e)) } else { shrink }
-                })
-            } else {
-                lanes::zip(e, &target[v], |e, t| {
-                    if raised(bound, at, e, t) { e.mul(own).sub(t.mul(pull)) } else { e.mul(shrink) }
-                })
+        let vectors = exponentials.e.iter().zip(target).enumerate();
+        if loss.scores == Scores::Logits {
+            for (v, (e, t)) in vectors {
+                let mut g = *e;
+                for k in 0..LANES {
+                    let (up, down) = (e[k].mul(own).sub(t[k].mul(pull)), e[k].mul(shrink));
+                    g[k] = if raised(ratio, e[k], t[k]) { up } else { down };
+                }
+                store(&g, out, v);
             }
-        });
+        } else {
+            // By the chain rule over z = ln p.
+            for (v, (e, t)) in vectors {
+                let mut g = *e;
+                for k in 0..LANES {
+                    let up = own.sub(t[k].mul(pull).div(e[k]));
+                    g[k] = if raised(ratio, e[k], t[k]) { up } else { shrink };
+                }
+                store(&g, out, v);
+            }
+        }
         pass.finish(i, &scratch.grad);
     }
     // A divergence is not negative; rounded, it may be.
     weight * if value < 0.0 { 0.0 } else { value }
 }
 
-/// l_k > c p_k, with l = bound t, p = e / total, and level = c / total.
 #[inline(always)]
-fn raised<F: Real>(bound: F, level: F, e: F, t: F) -> bool {
-    t.mul(bound) > e.mul(level)
+fn any_raised<F: Real>(ratio: F, e: &[Lanes<F>], target: &[Lanes<F>]) -> bool {
+    let mut most = [F::ZERO; LANES];
+    for (e, t) in e.iter().zip(target) {
+        most = lanes::max(&most, &lanes::zip(t, e, |t, e| if raised(ratio, e, t) { t } else { F::ZERO }));
+    }
+    fold(most, larger) > F::ZERO
+}
+
+/// l > c p, with l = keep t, c p = level e, and ratio = keep / level.
+#[inline(always)]
+fn raised<F: Real>(ratio: F, e: F, t: F) -> bool {
+    t.mul(ratio) > e
 }

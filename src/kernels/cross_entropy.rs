@@ -9,9 +9,9 @@
 //! ```
 
 use crate::rows::Error;
-use crate::simd::{Real, lanes};
+use crate::simd::{LANES, Lanes, Real};
 
-use super::row::{Outcome, RowLoss, Summed, sum};
+use super::row::{Moment, Outcome, RowLoss, Summed};
 
 /// The loss with its hyperparameter.
 #[derive(Clone, Copy, Debug)]
@@ -31,29 +31,40 @@ impl CrossEntropy {
     }
 }
 
-impl RowLoss for CrossEntropy {
+/// The sum of x_k.
+pub(super) struct Score;
+
+impl Moment for Score {
+    const KEEPS_SCORES: bool = false;
+
     #[inline(always)]
-    fn row<F: Real>(&self, summed: Summed<'_, F>) -> Outcome {
-        let keep = (1.0 - self.label_smoothing) * summed.own_weight;
+    fn terms<F: Real>(x: &Lanes<F>, _: &Lanes<F>) -> Lanes<F> {
+        *x
+    }
+}
+
+impl RowLoss for CrossEntropy {
+    type Moment = Score;
+    const IS_SPREAD: bool = true;
+
+    #[inline(always)]
+    fn losses(&self, summed: &Summed) -> Outcome {
         let spread = self.label_smoothing / summed.n_classes as f64;
-        let (own_weight, all) = (summed.own_weight, summed.weight_sum);
-        // The sum over the other classes of w_k x_k.
-        let others = sum!(summed.row, |v, x, _| match summed.weight {
-            Some(weight) => lanes::zip(x, &weight[v], |x, w| x.mul(w)),
-            None => *x,
-        });
-        // -ln p_k = (ln of the sum over all classes) - x_k, of which -ln p_y is known best.
-        let ln_sum = summed.own - summed.ln_p;
-        let smoothed = -own_weight * summed.ln_p + (all - own_weight) * ln_sum - others;
-        let slope = keep + spread * all;
-        Outcome {
-            loss: -keep * summed.ln_p + spread * smoothed,
-            own: spread * (all - own_weight) - slope * summed.q,
-            coefficients: [
-                if summed.q == 0.0 { 0.0 } else { slope * summed.q / summed.others },
-                0.0,
-                -spread,
-            ],
+        let all = summed.weight_sum;
+        let mut outcome =
+            Outcome { losses: [0.0; LANES], own: [0.0; LANES], coefficients: [[0.0; LANES]; 3] };
+        for i in 0..LANES {
+            let (own_weight, q, ln_p) = (summed.own_weight[i], summed.coins.q[i], summed.coins.ln_p[i]);
+            let keep = (1.0 - self.label_smoothing) * own_weight;
+            // -ln p_k = (ln of the sum over all classes) - x_k, of which -ln p_y is known best.
+            let ln_sum = summed.own[i] - ln_p;
+            let smoothed = -own_weight * ln_p + (all - own_weight) * ln_sum - summed.moment[i];
+            let slope = keep + spread * all;
+            outcome.losses[i] = -keep * ln_p + spread * smoothed;
+            outcome.own[i] = spread * (all - own_weight) - slope * q;
+            outcome.coefficients[0][i] = if q == 0.0 { 0.0 } else { slope * q / summed.others[i] };
+            outcome.coefficients[2][i] = -spread;
         }
+        outcome
     }
 }

@@ -7,6 +7,7 @@ mod credal;
 pub mod cross_entropy;
 pub mod focal;
 pub mod label_relaxation;
+mod mixture;
 pub mod pass;
 mod row;
 mod sum_exp;

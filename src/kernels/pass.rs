@@ -17,7 +17,7 @@ use super::credal::{self, Credal};
 use super::cross_entropy::CrossEntropy;
 use super::focal::Focal;
 use super::label_relaxation::LabelRelaxation;
-use super::row::{ByRow, Row};
+use super::row::{ByRow, Exps};
 
 /// A loss with its hyperparameters.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +94,8 @@ pub struct Pass<'a, E: Element> {
     /// The hyperparameter of each row, in place of that of the loss.
     parameters: Option<&'a [f64]>,
     grad: Option<&'a RowsMut<'a, E>>,
+    /// Whether the gradient goes where the rows are.
+    pub(super) in_place: bool,
     /// What the gradient of every row is multiplied by.
     pub(super) factor: f64,
     isa: Isa,
@@ -130,7 +132,7 @@ impl<'a, E: Element> Pass<'a, E> {
             }
         }
         let (weight, parameters, grad) = (None, None, None);
-        Ok(Pass { rows, target, weight, parameters, grad, factor: 1.0, isa: Isa::best() })
+        Ok(Pass { rows, target, weight, parameters, grad, in_place: false, factor: 1.0, isa: Isa::best() })
     }
 
     /// An `alpha` for each row, in place of that of the loss. Label relaxation only.
@@ -161,6 +163,15 @@ impl<'a, E: Element> Pass<'a, E> {
             )));
         }
         Ok(Pass { grad: Some(grad), ..self })
+    }
+
+    /// As [`Pass::gradient`], where `grad` is the memory of the rows themselves. No row is written if the call fails.
+    ///
+    /// # Safety
+    ///
+    /// `grad` has the layout of the rows and their memory, which nothing else reads or writes meanwhile.
+    pub unsafe fn gradient_in_place(self, grad: &'a RowsMut<'a, E>) -> Result<Self, Error> {
+        Ok(Pass { in_place: true, ..self.gradient(grad)? })
     }
 
     /// Multiplies gradients by `upstream` before they are rounded to the type of the scores.
@@ -222,11 +233,20 @@ impl<'a, E: Element> Pass<'a, E> {
 
     fn check(&self, loss: Loss) -> Result<Loss, Error> {
         match (loss, self.target, self.parameters) {
-            (Loss::LabelRelaxation(_), ..) | (_, Target::Classes(_), None) => Ok(loss),
-            _ => Err(Error::r#type(
-                "Only label relaxation takes targets that are no classes, or an alpha for each row.",
-            )),
+            (Loss::LabelRelaxation(_), ..) | (_, Target::Classes(_), None) => {}
+            _ => {
+                return Err(Error::r#type(
+                    "Only label relaxation takes targets that are no classes, or an alpha for each row.",
+                ));
+            }
         }
+        if self.in_place && matches!(self.target, Target::Sets(_) | Target::Distributions(_)) {
+            // Before the first row is overwritten.
+            let mut scratch = Scratch::new(self);
+            let wrong = (0..self.rows.len()).find(|&i| credal::is_wrong(self, i, &mut scratch));
+            self.check_rows(AtomicUsize::new(wrong.unwrap_or(usize::MAX)))?;
+        }
+        Ok(loss)
     }
 
     fn check_rows(&self, wrong_row: AtomicUsize) -> Result<(), Error> {
@@ -356,6 +376,9 @@ fn check_parameters(
 
 /// What a pass asks of a loss.
 pub(super) trait Group {
+    /// How many numbers the rows of a group may have, if there is more than one.
+    const CLASSES: usize;
+
     /// The weighted losses of up to sixteen rows; their gradients, times the factor, go to their places.
     fn group<E: Element>(
         &self,
@@ -369,8 +392,8 @@ pub(super) trait Group {
 pub(super) struct Scratch<E: Element> {
     pub row: Vec<E>,
     pub grad: Vec<E>,
-    /// A row with its exponentials.
-    pub exps: Row<E::Wide>,
+    /// Rows with their exponentials.
+    pub exps: Exps<E::Wide>,
     /// The factors of the classes, as vectors.
     pub weight: Vec<Lanes<E::Wide>>,
     /// The target of a row, as vectors.
@@ -386,7 +409,7 @@ impl<E: Element> Scratch<E> {
         let mut last = [0.0; LANES];
         last[..tail.len()].copy_from_slice(tail);
         let weight = vectors.iter().chain([&last]).map(|w| w.map(E::Wide::from_f64)).collect();
-        let (row, grad, exps) = (Vec::new(), Vec::new(), Row::new());
+        let (row, grad, exps) = (Vec::new(), Vec::new(), Exps::new());
         Scratch { row, grad, exps, weight, target: Vec::new(), sums: Vec::new(), wrong_row: usize::MAX }
     }
 }
@@ -428,10 +451,9 @@ impl<E: Element> Kernel for Task<'_, E> {
 
 impl<E: Element> Task<'_, E> {
     #[inline(always)]
-    fn groups(mut self, loss: &impl Group) -> usize {
+    fn groups<G: Group>(mut self, loss: &G) -> usize {
         let mut scratch = Scratch::new(&self.pass);
-        // A group of rows is read twice; it should still be in the second-level cache.
-        let step = (32_768 / self.pass.rows.n_classes()).clamp(1, LANES);
+        let step = (G::CLASSES / self.pass.rows.n_classes()).clamp(1, LANES);
         let first_row = self.tiles.rows(self.range.clone()).start;
         for tile in self.range.clone() {
             let rows = self.tiles.rows(tile..tile + 1);

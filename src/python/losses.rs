@@ -11,7 +11,7 @@ use crate::kernels::focal::Focal;
 use crate::kernels::label_relaxation::LabelRelaxation;
 use crate::kernels::pass::{Loss, Reduction};
 use crate::memory;
-use crate::untyped::losses::{Arguments, Batch, Numbers};
+use crate::untyped::losses::{Arguments, Batch, Gradient, Numbers};
 use crate::untyped::{Dtype, View};
 
 use super::tensors;
@@ -22,11 +22,11 @@ const QUICK: usize = 10_000;
 type Tensor<'py> = Bound<'py, PyAny>;
 
 /// The loss of that name; and, where `upstream` is a number, the gradient of the reduced loss (of the sum, for
-/// "none") times that number.
+/// "none") times that number: a new tensor or, with `inplace`, over `input`.
 ///
 /// Of label relaxation, with `target_b` the classes are mixed, `target` with the share `lam`.
 #[pyfunction]
-#[pyo3(signature = (input, target, upstream, weight, name, parameter, reduction, dim, ignore_index, from_logits, target_b=None, lam=None))]
+#[pyo3(signature = (input, target, upstream, weight, inplace, name, parameter, reduction, dim, ignore_index, from_logits, target_b=None, lam=None))]
 #[allow(clippy::too_many_arguments)] // each by its position: what a call costs counts
 pub(super) fn loss<'py>(
     py: Python<'py>,
@@ -34,6 +34,7 @@ pub(super) fn loss<'py>(
     target: &Tensor<'py>,
     upstream: Option<f64>,
     weight: Option<&Tensor<'py>>,
+    inplace: bool,
     name: &str,
     parameter: &Bound<'py, PyAny>,
     reduction: &Bound<'py, PyAny>,
@@ -68,15 +69,25 @@ pub(super) fn loss<'py>(
     let arguments = Arguments { input: view, target: &target, mixed, weight, alpha, dim, ignore_index };
     let batch = Batch::new(loss, arguments)?;
 
-    let grad = upstream.map(|_| gradient(input, batch.input())).transpose()?;
-    let (grad, grad_view) = grad.unzip();
+    let (grad, grad_view) = match upstream {
+        Some(_) if inplace => {
+            batch.check_in_place()?;
+            (None, None)
+        }
+        Some(_) => Some(gradient(input, batch.input())?).unzip(),
+        None => (None, None),
+    };
+    let to = match &grad_view {
+        Some(view) => Gradient::To(view),
+        None if upstream.is_some() => Gradient::InPlace,
+        None => Gradient::None,
+    };
     let (out, losses) = match reduction {
         Some(_) => tensors::empty_scalar(py, batch.loss_type())?,
         None => tensors::allocate(py, batch.loss_type(), &batch.rows())?,
     };
-    // SAFETY: both are new, and of the types and shapes that the batch asks for.
-    let work =
-        || unsafe { batch.compute(loss, upstream.unwrap_or(1.0), reduction, &losses, grad_view.as_ref()) };
+    // SAFETY: both are new, and of the types and shapes that the batch asks for; or the caller gave the input away.
+    let work = || unsafe { batch.compute(loss, upstream.unwrap_or(1.0), reduction, &losses, to) };
     if batch.input().len() < QUICK { work() } else { py.allow_threads(work) }?;
     Ok((out, grad))
 }

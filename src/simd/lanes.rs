@@ -49,6 +49,18 @@ pub(crate) fn zip<F: Copy, G: Copy>(a: &Lanes<F>, b: &Lanes<G>, f: impl Fn(F, G)
     out
 }
 
+/// a where the mask is positive, else b.
+#[inline(always)]
+pub(crate) fn select<F: Real>(mask: &Lanes<F>, a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
+    let mut out = *a;
+    for i in 0..LANES {
+        // Both are loaded: a load on a condition is a branch.
+        let (a, b) = (a[i], b[i]);
+        out[i] = if mask[i] > F::ZERO { a } else { b };
+    }
+    out
+}
+
 /// The larger of each pair; the left one where the right one is NaN.
 #[inline(always)]
 pub(crate) fn max<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
@@ -113,14 +125,19 @@ pub(crate) fn exp_biased_sub<F: Real>(x: &Lanes<F>, shift: &Lanes<F>) -> Lanes<F
 }
 
 /// Folds sixteen values to one, always in the same order: halves onto halves.
+///
+/// By way of memory: of what stays in registers until it is folded, the compiler makes short vectors, all the way
+/// back through the loop that it comes from.
 #[inline(always)]
-pub(crate) fn fold<T: Copy>(mut x: Lanes<T>, f: impl Fn(T, T) -> T) -> T {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            x[i] = f(x[i], x[i + width]);
-        }
-        width /= 2;
+pub(crate) fn fold<T: Copy>(x: Lanes<T>, f: impl Fn(T, T) -> T) -> T {
+    let x = std::hint::black_box(x);
+    let mut eight = [x[0]; 8];
+    for i in 0..8 {
+        eight[i] = f(x[i], x[i + 8]);
     }
-    x[0]
+    let mut four = [x[0]; 4];
+    for i in 0..4 {
+        four[i] = f(eight[i], eight[i + 4]);
+    }
+    f(f(four[0], four[2]), f(four[1], four[3]))
 }

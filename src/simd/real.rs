@@ -1,4 +1,4 @@
-//! The types that kernels compute in, `f32` and `f64`, and their exponential.
+//! The types that kernels compute in, `f32` and `f64`, with their exponential and logarithm.
 //!
 //! Method: Cody-Waite reduction x = n ln 2 + r with |r| <= ln(2)/2, a polynomial for e^r, a power of two by
 //! its bits. No table and no branch, so that a loop over lanes becomes vector code. Multiplications and
@@ -25,6 +25,9 @@ pub trait Real: Copy + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
     /// Error against the exact value: `f32` at most 1.2 + |x| / 40 units in the last place, `f64` at most 1.2.
     /// Exactly 0 for x = -inf, NaN for NaN.
     fn exp_biased(self) -> Self;
+
+    /// ln(x) for normal x, within two units in the last place; for others some value, never a trap.
+    fn ln_normal(self) -> Self;
 
     /// Rounds to nearest, ties to even.
     fn from_f64(x: f64) -> Self;
@@ -104,6 +107,29 @@ impl Real for f32 {
         if self < LEAST { 0.0 } else { e }
     }
 
+    #[inline(always)]
+    fn ln_normal(self) -> f32 {
+        // As `log::ln`, with m in [sqrt(1/2), sqrt(2)), x = 2^k m.
+        const SQRT_HALF: u32 = 0x3F35_04F3;
+        const ONE: u32 = 0x3F80_0000;
+        let shifted = self.to_bits().wrapping_add(ONE - SQRT_HALF);
+        let k = (shifted >> 23) as i32 - 127;
+        let f = f32::from_bits((shifted & 0x007F_FFFF) + SQRT_HALF) - 1.0;
+        // ln(1 + f) = f + f^2 q(f); q is the minimax fit, within a tenth of a unit of the logarithm.
+        let q = f.polynomial([
+            -0.5,
+            3.333_333e-1,
+            -2.500_082e-1,
+            2.000_122_7e-1,
+            -1.662_335_7e-1,
+            1.420_175_7e-1,
+            -1.316_018_3e-1,
+            1.276_157_8e-1,
+            -7.634_497e-2,
+        ]);
+        (k as f32).mul_add(std::f32::consts::LN_2, q.mul_add(f * f, f))
+    }
+
     arithmetic!();
 }
 
@@ -143,6 +169,11 @@ impl Real for f64 {
         if self < LEAST { 0.0 } else { e }
     }
 
+    #[inline(always)]
+    fn ln_normal(self) -> f64 {
+        super::log::ln(self)
+    }
+
     arithmetic!();
 }
 
@@ -152,7 +183,7 @@ mod tests {
 
     /// Distance in units in the last place of the exact value, where that is a normal number.
     fn ulps(got: f64, exact: f64, unit: f64) -> f64 {
-        (got - exact).abs() / (exact * unit)
+        (got - exact).abs() / (exact.abs() * unit)
     }
 
     #[test]
@@ -176,6 +207,22 @@ mod tests {
             worst = worst.max(ulps(x.exp_biased() / f64::BIAS, x.exp(), f64::EPSILON));
         }
         assert!(worst <= 1.2, "{worst}"); // the oracle, libm's, is within half a unit itself
+    }
+
+    #[test]
+    fn f32_logarithm_is_within_its_budget() {
+        let mut worst = 0.0_f64;
+        for i in 0..2_000_000 {
+            let t = f64::from(i) / 2_000_000.0;
+            for x in [(170.0 * (t - 0.5)).exp() as f32, (0.5 + t) as f32, (1.0 + 1e-3 * (t - 0.5)) as f32] {
+                let exact = f64::from(x).ln();
+                if exact != 0.0 {
+                    worst = worst.max(ulps(f64::from(x.ln_normal()), exact, f64::from(f32::EPSILON)));
+                }
+            }
+        }
+        assert!(worst <= 2.0, "{worst}");
+        assert_eq!(1.0_f32.ln_normal(), 0.0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::kernels::pass::{Loss, Reduction as Reduced};
 use crate::memory;
 use crate::rows::Error;
 use crate::untyped::View;
-use crate::untyped::losses::{Arguments, Batch, Numbers, check};
+use crate::untyped::losses::{Arguments, Batch, Gradient, Numbers, check};
 
 /// The divergence of the prediction from the set of distributions with `p[target] >= 1 - alpha`.
 ///
@@ -230,7 +230,15 @@ impl Criterion {
         let out = torch::view(&losses, "losses")?.view;
         let grad_out = grad.as_ref().map(|grad| torch::view(grad, "gradient")).transpose()?.map(|b| b.view);
         // SAFETY: both are new, and of the types and shapes that the batch asks for.
-        unsafe { batch.compute(options.loss, 1.0, reduction, &out, grad_out.as_ref()) }?;
+        unsafe {
+            batch.compute(
+                options.loss,
+                1.0,
+                reduction,
+                &out,
+                grad_out.as_ref().map_or(Gradient::None, Gradient::To),
+            )
+        }?;
         match &grad {
             Some(grad) => torch::attach(&losses, input, &tensors.saved(grad), options),
             None => Ok(losses),
@@ -356,7 +364,7 @@ impl Backward for Options {
             let loss = torch::allocate(batch.loss_type(), &[])?;
             let (out, grad_out) = (torch::view(&loss, "loss")?.view, torch::view(&grad, "gradient")?.view);
             // SAFETY: the loss is new; the gradient is like the input, and no one else wants it.
-            unsafe { batch.compute(self.loss, scale, self.reduction()?, &out, Some(&grad_out)) }?;
+            unsafe { batch.compute(self.loss, scale, self.reduction()?, &out, Gradient::To(&grad_out)) }?;
         } else {
             let _ = grad.f_mul_scalar_(scale)?;
         }

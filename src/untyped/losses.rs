@@ -92,13 +92,33 @@ impl Batch {
         without(&self.input.shape, self.class_axis)
     }
 
+    /// That the gradient can be written over the input: no element of it stands for several, the target does not
+    /// lie in its memory (classes and numbers have been copied), and no loss scale comes later.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn check_in_place(&self) -> Result<(), Error> {
+        if self.input.dtype == Dtype::F16 {
+            return Err(Error::r#type(
+                "Expected argument `inplace` to be False for torch.float16, \
+                 whose gradient is computed again where a loss is scaled.",
+            ));
+        }
+        let shared = matches!(&self.target, OwnTarget::Dense(target) if self.input.overlaps(target));
+        if shared || self.input.repeats() {
+            return Err(Error::value(
+                "Expected argument `inplace` to be False for an `input` that shares memory, \
+                 with `target` or with itself (as expanded tensors do).",
+            ));
+        }
+        Ok(())
+    }
+
     /// The loss into `losses`, reduced or (`None`) one for each row; with `grad`, also its gradient, times
     /// `upstream`.
     ///
     /// # Safety
     ///
-    /// `losses` and `grad` are memory of no one else; `losses` is contiguous, of the type that
-    /// [`Batch::loss_type`] tells and of the shape of the rows, or a scalar if it is reduced; `grad` has type
+    /// `losses` and the gradient are memory of no one else; `losses` is contiguous, of the type that
+    /// [`Batch::loss_type`] tells and of the shape of the rows, or a scalar if it is reduced; the gradient has type
     /// and shape of the input.
     pub(crate) unsafe fn compute(
         &self,
@@ -106,7 +126,7 @@ impl Batch {
         upstream: f64,
         reduction: Option<Reduction>,
         losses: &View,
-        grad: Option<&View>,
+        grad: Gradient<'_>,
     ) -> Result<(), Error> {
         let call = Call { batch: self, loss, upstream, reduction, losses, grad };
         // SAFETY: the types are those that are named; the rest is this function's contract.
@@ -122,6 +142,18 @@ impl Batch {
     }
 }
 
+/// Where the gradient of a loss goes.
+#[derive(Clone, Copy)]
+pub(crate) enum Gradient<'a> {
+    /// It is not wanted.
+    None,
+    /// To an array of its own.
+    To(&'a View),
+    /// Over the input, which [`Batch::check_in_place`] has let pass.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    InPlace,
+}
+
 /// The arguments of [`Batch::compute`].
 struct Call<'a> {
     batch: &'a Batch,
@@ -129,7 +161,7 @@ struct Call<'a> {
     upstream: f64,
     reduction: Option<Reduction>,
     losses: &'a View,
-    grad: Option<&'a View>,
+    grad: Gradient<'a>,
 }
 
 impl Call<'_> {
@@ -140,7 +172,11 @@ impl Call<'_> {
         let batch = self.batch;
         // SAFETY: by this function's contract.
         let (rows, grad, losses) = unsafe {
-            let grad = self.grad.map(|grad| grad.rows_mut::<E>(batch.class_axis));
+            let grad = match self.grad {
+                Gradient::None => None,
+                Gradient::To(grad) => Some(grad.rows_mut::<E>(batch.class_axis)),
+                Gradient::InPlace => Some(batch.input.rows_mut::<E>(batch.class_axis)),
+            };
             (batch.input.rows::<E>(batch.class_axis), grad, self.losses.elements_mut::<E::Wide>())
         };
         let dense;
@@ -160,7 +196,11 @@ impl Call<'_> {
             pass = pass.weight(weight)?;
         }
         if let Some(grad) = &grad {
-            pass = pass.gradient(grad)?;
+            pass = match self.grad {
+                // SAFETY: the memory of the input is no one else's, by this function's contract.
+                Gradient::InPlace => unsafe { pass.gradient_in_place(grad) },
+                _ => pass.gradient(grad),
+            }?;
         }
         match self.reduction {
             Some(reduction) => losses[0] = E::Wide::from_f64(pass.reduce(self.loss, reduction)?),

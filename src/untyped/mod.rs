@@ -7,6 +7,7 @@ pub(crate) mod losses;
 pub(crate) mod metrics;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use half::{bf16, f16};
@@ -123,6 +124,45 @@ impl View {
 
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Whether an element may stand for several, such as in an expanded array.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn repeats(&self) -> bool {
+        let mut axes: Vec<_> = self
+            .shape
+            .iter()
+            .zip(&self.strides)
+            .filter(|&(&n, _)| n > 1)
+            .map(|(&n, s)| (s.unsigned_abs(), n))
+            .collect();
+        axes.sort_unstable();
+        // From the innermost axis outwards, each step must lead past all that the steps before can reach.
+        let mut reach = 0;
+        axes.iter().any(|&(stride, n)| {
+            let inside = stride <= reach;
+            reach += stride * (n - 1);
+            inside
+        })
+    }
+
+    /// Whether two arrays may share memory: the ranges of their addresses do.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn overlaps(&self, other: &View) -> bool {
+        let (a, b) = (self.addresses(), other.addresses());
+        a.start < b.end && b.start < a.end
+    }
+
+    fn addresses(&self) -> Range<usize> {
+        if self.len() == 0 {
+            return 0..0;
+        }
+        let (mut first, mut last) = (self.data.addr(), self.data.addr());
+        for (&n, &stride) in self.shape.iter().zip(&self.strides) {
+            let reach = stride.unsigned_abs() * (n - 1) * self.dtype.size();
+            if stride < 0 { first -= reach } else { last += reach }
+        }
+        first..last + self.dtype.size()
     }
 
     /// A tensor may only stand for its shape.
