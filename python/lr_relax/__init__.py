@@ -24,10 +24,13 @@ from lr_relax import _native  # noqa: E402
 _native.connect(torch)  # before it is used
 
 from lr_relax._native import empty_cache  # noqa: E402
+from lr_relax.ambiguation import RobustDataAmbiguationLoss  # noqa: E402
 from lr_relax.functional import (  # noqa: E402
     confidence_penalty_loss,
+    credal_projection,
     cross_entropy_loss,
     focal_loss,
+    in_credal_set,
     label_relaxation_loss,
     mixup_label_relaxation_loss,
 )
@@ -47,11 +50,14 @@ __all__ = [
     "FocalLoss",
     "LabelRelaxationLoss",
     "MixupLabelRelaxationLoss",
+    "RobustDataAmbiguationLoss",
     "__version__",
     "confidence_penalty_loss",
+    "credal_projection",
     "cross_entropy_loss",
     "empty_cache",
     "focal_loss",
+    "in_credal_set",
     "label_relaxation_loss",
     "mixup_label_relaxation_loss",
 ]

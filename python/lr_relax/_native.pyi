@@ -18,6 +18,7 @@ def loss(
     target: Tensor,
     upstream: float | None,
     weight: Tensor | None,
+    inplace: bool,
     name: str,
     parameter: float | Tensor,
     reduction: str,

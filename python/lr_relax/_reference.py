@@ -55,13 +55,12 @@ def loss(
     lam: float | Tensor | None = None,
 ) -> Tensor:
     """The loss of that name, of which `parameter` is the hyperparameter."""
-    scores = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-    scores = scores.movedim(dim, -1)
-    if isinstance(parameter, Tensor):
-        parameter = parameter.to(scores.dtype)
+    scores, parameter = _scores(input, dim, parameter)
     weight = None if weight is None else weight.detach().to(scores.dtype)
     rows = _rows(scores, target, weight, dim, ignore_index, target_b, lam)
-    if name != "label_relaxation":
+    if name == "uniform_penalty":
+        losses = _uniform_penalty(rows, parameter, from_logits)
+    elif name != "label_relaxation":
         losses = _OF_LOGITS[name](rows, parameter)
     elif rows.target is None or rows.target.dtype == torch.bool:
         losses = _label_relaxation(rows, parameter, from_logits)
@@ -70,6 +69,47 @@ def loss(
     if reduction == "none":
         return losses
     return losses.sum() / rows.factor.sum() if reduction == "mean" else losses.sum()
+
+
+def projection(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | Tensor,
+    dim: int,
+    ignore_index: int,
+    from_logits: bool,
+) -> tuple[Tensor, Tensor]:
+    """The nearest member of each row's set, and whether the row is a member itself."""
+    scores, alpha = _scores(input, dim, alpha)
+    rows = _rows(scores, target, None, dim, ignore_index, None, None)
+    ln_p = scores.log_softmax(-1) if from_logits else _ln_probabilities(scores)
+    alphas = _of_rows(alpha)
+    p = ln_p.exp()
+    if rows.target is None or rows.target.dtype == torch.bool:
+        own, others = (_shares(ln_p, mask) for mask in (rows.is_own, ~rows.is_own))
+        q = (1 - alphas) * own + alphas * others
+        rest = p.masked_fill(rows.is_own, 0.0).sum(-1)
+        inside = rest <= alpha
+    else:
+        bound = (1 - alphas) * rows.target / rows.target.sum(-1, keepdim=True)
+        raised, c = water_fill(p, bound, alpha)
+        q = bound.where(raised, c.unsqueeze(-1) * p)
+        inside = ~raised.any(-1)
+    spoiled = ln_p.isnan().any(-1)
+    inside = (inside | ~rows.counted) & ~spoiled
+    q = p.where(inside.unsqueeze(-1), q).masked_fill(spoiled.unsqueeze(-1), math.nan)
+    return q.movedim(-1, dim), inside
+
+
+def _scores(input: Tensor, dim: int, parameter: float | Tensor) -> tuple[Tensor, float | Tensor]:
+    """The scores with the classes last, in float32 or better, and the hyperparameter of the same type."""
+    scores = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    return scores.movedim(dim, -1), parameter.to(scores.dtype) if isinstance(parameter, Tensor) else parameter
+
+
+def _of_rows(numbers: float | Tensor) -> float | Tensor:
+    """Numbers for each row, to compute with numbers for each class."""
+    return numbers.unsqueeze(-1) if isinstance(numbers, Tensor) and numbers.dim() > 0 else numbers
 
 
 def _rows(
@@ -134,7 +174,7 @@ def _of_distributions(rows: _Rows, target: Tensor, alpha: float | Tensor, from_l
     """The divergence of the prediction from its projection, which is found by water-filling."""
     ln_p = rows.scores.log_softmax(-1) if from_logits else _ln_probabilities(rows.scores)
     valid = ~ln_p.isnan().any(-1)
-    keep = 1 - (alpha.unsqueeze(-1) if isinstance(alpha, Tensor) and alpha.dim() > 0 else alpha)
+    keep = 1 - _of_rows(alpha)
     bound = keep * target / target.sum(-1, keepdim=True)
     raised, _ = water_fill(ln_p.detach().exp(), bound.detach(), alpha)
     pulled = bound * (bound.where(raised, 1.0).log() - ln_p.where(raised, 0.0))
@@ -161,7 +201,7 @@ def water_fill(p: Tensor, bound: Tensor, alpha: float | Tensor) -> tuple[Tensor,
     # If the classes before this one are raised, the others have `free` and are to have `left`.
     free = p_sorted.flip(-1).cumsum(-1).flip(-1)
     left = bound_sorted.flip(-1).cumsum(-1).flip(-1)
-    left = left + (alpha.unsqueeze(-1) if isinstance(alpha, Tensor) and alpha.dim() > 0 else alpha)
+    left = left + _of_rows(alpha)
     is_raised = (bound_sorted * free > left * p_sorted).scatter(
         -1, order, bound_sorted * free > left * p_sorted
     )
@@ -170,6 +210,19 @@ def water_fill(p: Tensor, bound: Tensor, alpha: float | Tensor) -> tuple[Tensor,
     free = p.where(~is_raised, 0.0).sum(-1)
     c = (left / free.where(free > 0, 1.0)).where(is_raised.any(-1), 1.0)
     return is_raised, c
+
+
+def _uniform_penalty(rows: _Rows, alpha: float | Tensor, from_logits: bool) -> Tensor:
+    """``(1 - a - p_y) KL(u || p)`` outside the set, with u the smoothed target: 1 - a, and a / (C - 1)."""
+    ln_p = rows.scores.log_softmax(-1) if from_logits else _ln_probabilities(rows.scores)
+    ln_own, each = rows.own(ln_p), alpha / (ln_p.shape[-1] - 1)
+    others = ln_p.masked_fill(rows.is_own, 0.0).sum(-1)
+    divergence = (1 - alpha) * (_ln(1 - alpha) - ln_own) + alpha * _ln(each) - each * others
+    distance = 1 - alpha - ln_own.exp()
+    outside = rows.counted & ~(distance <= 0)  # NaN counts as outside
+    if isinstance(alpha, Tensor) or alpha == 0:
+        outside = outside & (torch.as_tensor(alpha, device=ln_p.device) > 0)  # as in the paper's code
+    return (distance * divergence.where(outside, 0.0)).where(outside, 0.0) * rows.factor
 
 
 def _cross_entropy(rows: _Rows, label_smoothing: float | Tensor) -> Tensor:
@@ -229,6 +282,13 @@ def _ln_sum(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     sum = (scores - max.where(~none, 0.0)).exp().sum(-1)
     none = none.squeeze(-1)
     return (sum.where(~none, 1.0).log() + max.squeeze(-1)), none
+
+
+def _shares(ln_p: Tensor, mask: Tensor) -> Tensor:
+    """What each class in the mask has of the mask's probability; if that is 0, all have the same."""
+    scores = ln_p.masked_fill(~mask, -math.inf)
+    nothing = (scores == -math.inf).all(-1, keepdim=True)
+    return scores.masked_fill(nothing & mask, 0.0).softmax(-1).masked_fill(~mask, 0.0)
 
 
 def _split(rows: _Rows, x: Tensor) -> tuple[Tensor, Tensor]:

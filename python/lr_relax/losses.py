@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lr_relax._arguments import check_hyperparameters
 from lr_relax.functional import (
-    check_hyperparameters,
     confidence_penalty_loss,
     cross_entropy_loss,
     focal_loss,
@@ -42,7 +42,7 @@ class _Loss(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(module)` shows: the hyperparameters, defaults left out but for the first two."""
-        defaults = {"dim": -1, "ignore_index": -100, "from_logits": True}
+        defaults = {"dim": -1, "ignore_index": -100, "from_logits": True, "inplace": False}
         values = {name: getattr(self, name) for name in self._names}
         return ", ".join(f"{k}={v!r}" for k, v in values.items() if k not in defaults or v != defaults[k])
 
@@ -75,6 +75,7 @@ class LabelRelaxationLoss(_Loss):
         ignore_index: int = -100,
         weight: Tensor | None = None,
         from_logits: bool = True,
+        inplace: bool = False,
     ) -> None:
         check_hyperparameters("label_relaxation", alpha, reduction)
         super().__init__(
@@ -84,6 +85,7 @@ class LabelRelaxationLoss(_Loss):
             dim=dim,
             ignore_index=ignore_index,
             from_logits=from_logits,
+            inplace=inplace,
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -119,9 +121,12 @@ class MixupLabelRelaxationLoss(_Loss):
         dim: int = -1,
         ignore_index: int = -100,
         weight: Tensor | None = None,
+        inplace: bool = False,
     ) -> None:
         check_hyperparameters("label_relaxation", alpha, reduction)
-        super().__init__(weight, alpha=alpha, reduction=reduction, dim=dim, ignore_index=ignore_index)
+        super().__init__(
+            weight, alpha=alpha, reduction=reduction, dim=dim, ignore_index=ignore_index, inplace=inplace
+        )
 
     def forward(self, logits: Tensor, target_a: Tensor, target_b: Tensor, lam: float | Tensor) -> Tensor:
         """The loss of `logits`, (..., C), for the classes `target_a` with share `lam`, and `target_b`."""
@@ -151,10 +156,16 @@ class CrossEntropyLoss(_Loss):
         dim: int = -1,
         ignore_index: int = -100,
         weight: Tensor | None = None,
+        inplace: bool = False,
     ) -> None:
         check_hyperparameters("cross_entropy", label_smoothing, reduction)
         super().__init__(
-            weight, label_smoothing=label_smoothing, reduction=reduction, dim=dim, ignore_index=ignore_index
+            weight,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            dim=dim,
+            ignore_index=ignore_index,
+            inplace=inplace,
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -183,9 +194,12 @@ class FocalLoss(_Loss):
         dim: int = -1,
         ignore_index: int = -100,
         weight: Tensor | None = None,
+        inplace: bool = False,
     ) -> None:
         check_hyperparameters("focal", gamma, reduction)
-        super().__init__(weight, gamma=gamma, reduction=reduction, dim=dim, ignore_index=ignore_index)
+        super().__init__(
+            weight, gamma=gamma, reduction=reduction, dim=dim, ignore_index=ignore_index, inplace=inplace
+        )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of `input`, (..., C), for the classes `target`, (...)."""
@@ -214,9 +228,12 @@ class ConfidencePenaltyLoss(_Loss):
         dim: int = -1,
         ignore_index: int = -100,
         weight: Tensor | None = None,
+        inplace: bool = False,
     ) -> None:
         check_hyperparameters("confidence_penalty", beta, reduction)
-        super().__init__(weight, beta=beta, reduction=reduction, dim=dim, ignore_index=ignore_index)
+        super().__init__(
+            weight, beta=beta, reduction=reduction, dim=dim, ignore_index=ignore_index, inplace=inplace
+        )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of `input`, (..., C), for the classes `target`, (...)."""

@@ -34,7 +34,7 @@ pub(super) fn loss<'py>(
     target: &Tensor<'py>,
     upstream: Option<f64>,
     weight: Option<&Tensor<'py>>,
-    inplace: bool,
+    inplace: &Bound<'py, PyAny>,
     name: &str,
     parameter: &Bound<'py, PyAny>,
     reduction: &Bound<'py, PyAny>,
@@ -47,7 +47,7 @@ pub(super) fn loss<'py>(
     // What is no number may be a tensor with an alpha for each row.
     let each_alpha = name == "label_relaxation" && is_tensor(parameter)?;
     let loss = parse_loss(name, (!each_alpha).then_some(parameter), from_logits)?;
-    let reduction = parse_reduction(reduction)?;
+    let (reduction, inplace) = (parse_reduction(reduction)?, boolean(inplace, "inplace")?);
     let (dim, ignore_index) = (integer(dim, "dim")?, integer(ignore_index, "ignore_index")?);
     let view = tensors::borrow(input, "input")?;
     let target_name = if target_b.is_some() { "target_a" } else { "target" };
@@ -138,11 +138,7 @@ fn parse_loss(
     parameter: Option<&Bound<'_, PyAny>>,
     from_logits: &Bound<'_, PyAny>,
 ) -> PyResult<Loss> {
-    let from_logits = from_logits.downcast::<PyBool>().map_err(|_| {
-        let got = shown(from_logits);
-        PyTypeError::new_err(format!("Expected argument `from_logits` to be a bool, but got {got}."))
-    });
-    let scores = if from_logits?.is_true() { Scores::Logits } else { Scores::Probabilities };
+    let scores = if boolean(from_logits, "from_logits")? { Scores::Logits } else { Scores::Probabilities };
     let Some(parameter) = parameter else { return Ok(LabelRelaxation::new(0.0, scores)?.into()) };
     let number = if is_tensor(parameter)? { None } else { parameter.extract::<f64>().ok() };
     let value = number.unwrap_or(f64::NAN); // which is in no range
@@ -158,6 +154,14 @@ fn parse_loss(
         let message = error.to_string().replace(&format!("{value:?}."), &format!("{}.", shown(parameter)));
         if number.is_some() { PyValueError::new_err(message) } else { PyTypeError::new_err(message) }
     })
+}
+
+fn boolean(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {
+    let boolean = value.downcast::<PyBool>().map_err(|_| {
+        let got = shown(value);
+        PyTypeError::new_err(format!("Expected argument `{name}` to be a bool, but got {got}."))
+    });
+    Ok(boolean?.is_true())
 }
 
 fn integer(value: &Bound<'_, PyAny>, name: &str) -> PyResult<i64> {

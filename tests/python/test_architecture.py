@@ -13,10 +13,13 @@ ROOT = Path(__file__).parents[2]
 # Each layer may import the layers behind it only.
 PYTHON = {
     "study": ["losses", "functional", "metrics", "plots", "study", "_root"],
-    "plots": ["metrics"],
-    "losses": ["functional"],
-    "functional": ["_native", "_reference"],
+    "plots": ["functional", "metrics", "plots"],
+    "ambiguation": ["losses", "functional", "_autograd", "_arguments"],
+    "losses": ["functional", "_arguments"],
+    "functional": ["_autograd", "_arguments"],
+    "_autograd": ["_native", "_reference", "_arguments"],
     "metrics": ["_native"],
+    "_arguments": [],
     "_reference": [],
     "_torch_release": ["_native"],
 }

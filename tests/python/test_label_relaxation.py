@@ -79,6 +79,49 @@ def test_a_saturated_wrong_prediction_has_the_true_gradient() -> None:
     torch.testing.assert_close(grad, torch.tensor([[0.9, -0.9, 0.0]]), atol=1e-6, rtol=0)
 
 
+def test_the_uniform_penalty_of_the_original_code() -> None:
+    (case,) = [case for case in ORACLE["cases"] if case["loss"] == "lr_uniform_penalty"]
+    alpha, rows = case["param"], torch.tensor(ORACLE["probs"], dtype=torch.float64)
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "reduction": "none",
+        "from_logits": False,
+        "uniform_penalty": 1.0,
+    }
+    target = torch.tensor(ORACLE["probs_classes"])
+    loss, grad = loss_and_grad(rows, target, **options)
+    p = rows / rows.sum(1, keepdim=True)
+    value, slope = (torch.tensor(case[key], dtype=torch.float64) for key in ("value", "grad"))
+    unclipped = (p > 1e-5).all(1)
+    assert unclipped.sum() > 6
+    torch.testing.assert_close(loss[unclipped], value[unclipped], rtol=1e-5, atol=3e-6)
+    torch.testing.assert_close(grad[unclipped], slope[unclipped], rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_uniform_penalty_is_its_line_of_mathematics(reduction: str) -> None:
+    z, y = torch.randn(8, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, -100, 1, 0])
+    weight = torch.rand(5, dtype=torch.float64)
+    z[0, 0] = 9.0  # inside
+
+    def penalised(x: torch.Tensor, **options: Any) -> torch.Tensor:
+        return label_relaxation_loss(x, y, 0.2, reduction, weight=weight, **options)
+
+    u = torch.full((8, 5), 0.05, dtype=torch.float64).scatter(1, y.clamp(min=0)[:, None], 0.8)
+    p = z.softmax(1).gather(1, y.clamp(min=0)[:, None])[:, 0]
+    each = weight[y.clamp(min=0)] * (y >= 0)
+    penalty = (0.8 - p).clamp(min=0) * (u * (u.log() - z.log_softmax(1))).sum(1) * each
+    total = {"mean": penalty.sum() / each.sum(), "sum": penalty.sum(), "none": penalty}[reduction]
+    torch.testing.assert_close(penalised(z, uniform_penalty=0.7), penalised(z) + 0.7 * total)
+    assert torch.autograd.gradcheck(lambda x: penalised(x, uniform_penalty=0.7), z.requires_grad_())
+    assert label_relaxation_loss(z, y, 0.0, uniform_penalty=1) == label_relaxation_loss(z, y, 0.0)
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="`uniform_penalty`"):
+            penalised(z, uniform_penalty=wrong)
+    with pytest.raises(TypeError, match="`target`"):
+        label_relaxation_loss(z, z.softmax(1), uniform_penalty=1.0)
+
+
 # A 60-digit oracle.
 
 mpmath.mp.dps = 60

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from lr_relax import functional
+from lr_relax import _autograd, functional
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -134,7 +134,7 @@ def test_options_against_the_reference(
 
         value, grad = value_and_grad(compute, input)
         with monkeypatch.context() as patch:
-            patch.setattr(functional, "_runs_natively", lambda input: False)
+            patch.setattr(_autograd, "runs_natively", lambda input: False)
             true_value, true_grad = value_and_grad(compute, input.double())
         assert value.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
         assert (value.shape, grad.dtype) == (true_value.shape, dtype)
@@ -210,7 +210,7 @@ def test_wrong_hyperparameters(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> N
             loss.module(wrong)
         messages.add(str(module.value))
         with monkeypatch.context() as patch:
-            patch.setattr(functional, "_runs_natively", lambda input: False)
+            patch.setattr(_autograd, "runs_natively", lambda input: False)
             with pytest.raises(error) as traced:
                 loss.function(z, y, wrong)
         messages.add(str(traced.value))
@@ -246,7 +246,7 @@ def test_classes_that_are_impossible(
     loss: Loss, native: bool, n_classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:
-        monkeypatch.setattr(functional, "_runs_natively", lambda input: False)
+        monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
     z = torch.randn(5, n_classes, dtype=torch.float64)
     z[:, 7:10] = -math.inf
     z[4, 1:] = -math.inf  # nothing but its own class
@@ -295,7 +295,7 @@ def test_kernel_and_reference_agree_on_extreme_logits(row: list[float], data: st
             # Every one of them is a function of the softmax: moving all logits changes nothing.
             assert grad.sum().abs() <= 1e-12 * (1 + grad.abs().max())
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(functional, "_runs_natively", lambda input: False)
+                patch.setattr(_autograd, "runs_natively", lambda input: False)
                 reference = value_and_grad(lambda x, p=parameter, f=loss.function: f(x, y, p), z)
             torch.testing.assert_close((value, grad), reference, rtol=1e-9, atol=1e-11)
 

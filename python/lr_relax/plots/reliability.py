@@ -1,4 +1,4 @@
-"""Pictures of calibration: the reliability diagram. Matplotlib is only imported when one is drawn."""
+"""The reliability diagram: how accurate predictions of each confidence are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .metrics import ReliabilityCurve
+    from ..metrics import ReliabilityCurve
 
 ACCURACY = "#3b6ea8"
 OVERCONFIDENT = "#d1495b"

@@ -1,0 +1,152 @@
+"""What is checked of the arguments of a loss where no kernel does it: types, shapes, ranges of numbers.
+
+The kernels' own checks are in src/untyped, with the same words.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# The hyperparameter of each loss, what it is to be, and whether a number is that.
+_PARAMETERS: dict[str, tuple[str, str, Callable[[float], bool]]] = {
+    "label_relaxation": ("alpha", "a number in [0, 1)", lambda x: 0 <= x < 1),
+    "cross_entropy": ("label_smoothing", "a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "focal": ("gamma", "a finite number of at least 0", lambda x: 0 <= x < math.inf),
+    "confidence_penalty": ("beta", "a finite number of at least 0", lambda x: 0 <= x < math.inf),
+}
+
+
+def check_hyperparameters(name: str, parameter: object, reduction: object) -> None:
+    """Raises what the kernel would raise for the loss of that name."""
+    if name != "label_relaxation" or not isinstance(parameter, Tensor):
+        check_number(*_PARAMETERS[name], parameter)
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
+        raise ValueError(
+            f"Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {reduction!r}."
+        )
+
+
+def check_number(name: str, expected: str, in_range: Callable[[float], bool], number: object) -> None:
+    error: type[Exception] | None
+    try:
+        if isinstance(number, str | Tensor):
+            raise TypeError
+        error = None if in_range(float(number)) else ValueError  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        error = TypeError
+    if error:
+        raise error(f"Expected argument `{name}` to be {expected}, but got {number!r}.")
+
+
+def check(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    loss: str,
+    parameter: float | Tensor,
+    reduction: str,
+    dim: int,
+    ignore_index: int,
+    from_logits: bool,
+    *mixed: Any,
+    inplace: bool = False,
+) -> None:
+    """Raises what the kernel would raise, but for the values in tensors."""
+    check_hyperparameters(loss, parameter, reduction)
+    for name, integer in (("dim", dim), ("ignore_index", ignore_index)):
+        if not isinstance(integer, int):
+            raise TypeError(f"Expected argument `{name}` to be an integer, but got {integer!r}.")
+        if not -(2**63) <= integer < 2**63:
+            raise ValueError(f"Expected argument `{name}` to fit in 64 bits, but got {integer!r}.")
+    for name, flag in (("from_logits", from_logits), ("inplace", inplace)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"Expected argument `{name}` to be a bool, but got {flag!r}.")
+    tensors = {"input": input, "target_a" if mixed else "target": target}
+    numbers = {}
+    if weight is not None:
+        tensors["weight"] = weight
+    if isinstance(parameter, Tensor):
+        numbers["alpha"] = parameter
+    if mixed:
+        tensors["target_b"], lam = mixed
+        if isinstance(lam, Tensor):
+            numbers["lam"] = lam
+        else:
+            check_number("lam", "a number in [0, 1]", lambda x: 0 <= x <= 1, lam)
+    for name, tensor in (tensors | numbers).items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(tensor).__name__}.")
+        if tensor.device != input.device:
+            raise TypeError(
+                f"Expected argument `{name}` to be on {input.device}, the device of `input`, "
+                f"but got {tensor.device}."
+            )
+    shape = tuple(input.shape)
+    if input.dtype not in FLOATS:
+        raise TypeError(f"Expected argument `input` to be of a floating-point type, but got {input.dtype}.")
+    if not shape:
+        raise ValueError("Expected argument `input` to have a class dimension, but got shape ().")
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(
+            f"Expected argument `dim` to be in [{-len(shape)}, {len(shape) - 1}], but got {dim}."
+        )
+    n_classes = shape[dim]
+    if n_classes < 2:
+        raise ValueError(
+            f"Expected argument `input` to have at least 2 classes in dimension {dim}, but got shape {shape}."
+        )
+    rows = shape[:dim] + shape[dim:][1:]
+    for name in ("target_a", "target_b") if mixed else ("target",):
+        target = tensors[name]
+        if target.dtype in (*FLOATS, torch.bool) and loss == "label_relaxation" and not mixed:
+            if tuple(target.shape) != shape:
+                raise ValueError(
+                    f"Expected argument `target` of type {target.dtype} to have shape {shape}, that of "
+                    f"`input`, but got {tuple(target.shape)}."
+                )
+        elif target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise TypeError(
+                f"Expected argument `{name}` to hold class indices of an integer type, "
+                f"but got {target.dtype}."
+            )
+        elif tuple(target.shape) != rows:
+            raise ValueError(
+                f"Expected argument `{name}` to have shape {rows}, that of `input` {shape} without its "
+                f"classes, but got {tuple(target.shape)}."
+            )
+    for name, tensor in numbers.items():
+        if tensor.dtype not in FLOATS:
+            raise TypeError(
+                f"Expected argument `{name}` to be of a floating-point type, but got {tensor.dtype}."
+            )
+        if tuple(tensor.shape) not in (rows, ()):
+            raise ValueError(
+                f"Expected argument `{name}` to have shape {rows}, a number for each row, "
+                f"but got {tuple(tensor.shape)}."
+            )
+    if weight is not None:
+        if weight.dtype not in FLOATS:
+            raise TypeError(
+                f"Expected argument `weight` to be of a floating-point type, but got {weight.dtype}."
+            )
+        if tuple(weight.shape) != (n_classes,):
+            raise ValueError(
+                f"Expected argument `weight` to have shape ({n_classes},), a number for each class, "
+                f"but got {tuple(weight.shape)}."
+            )
+
+
+def check_classes(target: Tensor, n_classes: int, ignore_index: int) -> None:
+    """Raises what the kernel would raise for a class that there is not; reads the values."""
+    wrong = ((target < 0) | (target >= n_classes)) & (target != ignore_index)
+    if wrong.any():
+        row = int(wrong.flatten().int().argmax())
+        raise IndexError(
+            f"Expected argument `target` to hold classes in [0, {n_classes}), "
+            f"but got {target.flatten()[row].item()} at row {row}."
+        )

@@ -1,0 +1,148 @@
+"""Robust data ambiguation: label relaxation that doubts a label where the model is sure of another class."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lr_relax._arguments import check, check_classes, check_hyperparameters, check_number
+from lr_relax._autograd import runs_natively
+from lr_relax.functional import label_relaxation_loss
+from lr_relax.losses import _Loss
+
+__all__ = ["RobustDataAmbiguationLoss", "ambiguous_target", "cosine_threshold"]
+
+
+def ambiguous_target(
+    input: Tensor,
+    target: Tensor,
+    threshold: float = 0.75,
+    *,
+    dim: int = -1,
+    ignore_index: int = -100,
+    from_logits: bool = True,
+) -> Tensor:
+    """The label together with all classes that the prediction gives more than `threshold`.
+
+    Equivalent to, for logits of shape (N, C)::
+
+        F.one_hot(target, C).bool() | (softmax(input, 1) > threshold)
+
+    Args:
+        input: Logits of shape (..., C), or probabilities.
+        target: Class indices in [0, C), of the shape of `input` without its classes.
+        threshold: In [0, 1]; with 1, nothing is added.
+        ignore_index: For rows with this class, the set is that of all classes, against which the loss is 0.
+
+    Returns:
+        A bool for each class, of the shape of `input`: a set target of `label_relaxation_loss`.
+
+    Raises:
+        As `label_relaxation_loss`.
+
+    Source: Lienen & Hüllermeier, "Mitigating Label Noise through Data Ambiguation", AAAI 2024.
+
+    >>> ambiguous_target(torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([1]), threshold=0.75)
+    tensor([[ True,  True, False]])
+    """
+    _check_threshold(threshold)
+    check(input, target, None, "cross_entropy", 0.0, "none", dim, ignore_index, from_logits)
+    if runs_natively(input):
+        check_classes(target, input.shape[dim], ignore_index)
+    p = input.detach()
+    p = p.float() if p.dtype in (torch.float16, torch.bfloat16) else p
+    p = p.softmax(dim) if from_logits else p / p.sum(dim, keepdim=True)
+    ignored = target == ignore_index
+    y = target.long().where(~ignored, 0).unsqueeze(dim)
+    return (p > threshold).scatter(dim, y, True) | ignored.unsqueeze(dim)
+
+
+def cosine_threshold(epoch: float, epochs: int, start: float = 0.75, end: float = 0.6) -> float:
+    """The threshold of an epoch, which falls along half a cosine from `start` to `end`.
+
+    Equivalent to ``end + (start - end) * (1 + cos(pi * epoch / epochs)) / 2``. The more the model has learnt,
+    the less sure it has to be to doubt a label. The defaults are the paper's for CIFAR-10.
+
+    >>> [round(cosine_threshold(epoch, 10), 3) for epoch in (0, 5, 10)]
+    [0.75, 0.675, 0.6]
+    """
+    if not 0 <= epoch <= epochs or not epochs > 0:
+        raise ValueError(f"Expected argument `epoch` to be in [0, {epochs}], but got {epoch!r}.")
+    return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+class RobustDataAmbiguationLoss(_Loss):
+    """Label relaxation of a set target that grows by the classes of which the model is sure.
+
+    A label that is wrong does not pull a model away from a class to which it gives more than `threshold`: the
+    target is the set of both, see `ambiguous_target`, and inside the relaxed set there is no gradient.
+
+    The threshold is an attribute to set before each epoch::
+
+        criterion = RobustDataAmbiguationLoss()
+        for epoch in range(epochs):
+            criterion.threshold = cosine_threshold(epoch, epochs)
+
+    Args:
+        alpha: The imprecision in [0, 1): the probability that is left to the classes outside of the set.
+        threshold: In [0, 1].
+        reduction, dim, ignore_index, from_logits, inplace: As in `lr_relax.functional.label_relaxation_loss`.
+
+    Shape:
+        input: (..., C), logits with the classes in dimension `dim`.
+        target: (...), class indices in [0, C).
+        output: scalar, or (...) for ``reduction="none"``.
+
+    Source: Lienen & Hüllermeier, "Mitigating Label Noise through Data Ambiguation", AAAI 2024, eq. 5-7.
+
+    >>> import torch
+    >>> RobustDataAmbiguationLoss()(torch.tensor([[4.0, 0.0, 0.0]]), torch.tensor([1]))
+    tensor(0.)
+    """
+
+    alpha: float
+    threshold: float
+    reduction: str
+    dim: int
+    ignore_index: int
+    from_logits: bool
+    inplace: bool
+
+    def __init__(
+        self,
+        alpha: float = 0.05,
+        threshold: float = 0.75,
+        reduction: str = "mean",
+        *,
+        dim: int = -1,
+        ignore_index: int = -100,
+        from_logits: bool = True,
+        inplace: bool = False,
+    ) -> None:
+        check_hyperparameters("label_relaxation", alpha, reduction)
+        _check_threshold(threshold)
+        super().__init__(
+            None,
+            alpha=alpha,
+            threshold=threshold,
+            reduction=reduction,
+            dim=dim,
+            ignore_index=ignore_index,
+            from_logits=from_logits,
+            inplace=inplace,
+        )
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of `input`, (..., C), for the classes `target`, (...)."""
+        options: dict[str, Any] = {"dim": self.dim, "from_logits": self.from_logits}
+        sets = ambiguous_target(input, target, self.threshold, ignore_index=self.ignore_index, **options)
+        options["inplace"] = self.inplace
+        if self.reduction != "mean":
+            return label_relaxation_loss(input, sets, self.alpha, self.reduction, **options)
+        loss = label_relaxation_loss(input, sets, self.alpha, "sum", **options)
+        return loss / (target != self.ignore_index).sum()
+
+
+def _check_threshold(threshold: object) -> None:
+    check_number("threshold", "a number in [0, 1]", lambda x: 0 <= x <= 1, threshold)
