@@ -18,6 +18,7 @@ import ctypes
 import gc
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -37,11 +38,14 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 from label_relaxation import label_relaxation_loss as label_relaxation_package
+from label_relaxation import mixup_label_relaxation_loss as mixup_package
+from lr_relax import RobustDataAmbiguationLoss
 from lr_relax.functional import (
     confidence_penalty_loss,
     cross_entropy_loss,
     focal_loss,
     label_relaxation_loss,
+    mixup_label_relaxation_loss,
 )
 from lr_relax.metrics import expected_calibration_error
 from torch import Tensor
@@ -52,7 +56,7 @@ ALPHA = 0.1
 
 Inputs = tuple[Tensor, ...]
 Contender = Callable[..., object]  # takes the row's inputs
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]  # takes logits, and what they are compared with
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,27 @@ def classification(rows: int, classes: int, dtype: torch.dtype = torch.float32) 
     return torch.randn(rows, classes).to(dtype).requires_grad_(), torch.randint(classes, (rows,))
 
 
+def with_sets(rows: int, classes: int) -> Inputs:
+    """A second target: the class, and about every tenth of the others."""
+    x, y = classification(rows, classes)
+    return x, y, (torch.rand(rows, classes) < 0.1).scatter(1, y[:, None], True)
+
+
+def with_distributions(rows: int, classes: int) -> Inputs:
+    """A second target: what a teacher would say, dense and far from the logits."""
+    return *classification(rows, classes), torch.randn(rows, classes).softmax(1)
+
+
+def with_mixed_rows(rows: int, classes: int) -> Inputs:
+    """A second target: rows of mixup, dense."""
+    x, y, other = with_second_class(rows, classes)
+    return x, y, 0.3 * F.one_hot(y, classes).float() + 0.7 * F.one_hot(other, classes).float()
+
+
+def with_second_class(rows: int, classes: int) -> Inputs:
+    return *classification(rows, classes), torch.randint(classes, (rows,))
+
+
 def predictions(rows: int, classes: int, probabilities: bool) -> Inputs:
     """Confident predictions, about two thirds of them right."""
     logits = 3 * torch.randn(rows, classes)
@@ -94,11 +119,25 @@ def predictions(rows: int, classes: int, probabilities: bool) -> Inputs:
 def step(loss: Loss) -> Contender:
     """Forward and backward, the gradient freed at the end."""
 
-    def run(x: Tensor, y: Tensor) -> None:
-        loss(x, y).backward()  # type: ignore[no-untyped-call]
+    def run(x: Tensor, *targets: Tensor) -> None:
+        loss(x, *targets).backward()  # type: ignore[no-untyped-call]
         x.grad = None
 
     return run
+
+
+def first_target(loss: Loss) -> Loss:
+    return lambda x, y, _: loss(x, y)
+
+
+def second_target(loss: Loss) -> Loss:
+    return lambda x, _, target: loss(x, target)
+
+
+def step_in_place(x: Tensor, y: Tensor) -> None:
+    """The gradient over the logits: those of a layer, here the leaf itself by another name."""
+    label_relaxation_loss(x.view_as(x), y, ALPHA, inplace=True).backward()  # type: ignore[no-untyped-call]
+    x.grad = None
 
 
 def no_grad(function: Contender) -> Contender:
@@ -131,6 +170,21 @@ def confidence_penalty(logits: Tensor, target: Tensor) -> Tensor:
     """The confidence penalty as one writes it in PyTorch."""
     ln_p = F.log_softmax(logits, 1)
     return F.nll_loss(ln_p, target) + 0.1 * (ln_p.exp() * ln_p).sum(1).mean()
+
+
+def set_relaxation(logits: Tensor, target: Tensor) -> Tensor:
+    """Label relaxation of a set as one writes it in PyTorch."""
+    ln_in = logits.masked_fill(~target, -torch.inf).logsumexp(1)
+    ln_out = logits.masked_fill(target, -torch.inf).logsumexp(1)
+    d = ln_in - ln_out
+    losses = (1 - ALPHA) * (math.log(1 - ALPHA) + F.softplus(-d)) + ALPHA * (math.log(ALPHA) + F.softplus(d))
+    return torch.where(torch.sigmoid(d) >= 1 - ALPHA, 0.0, losses).mean()
+
+
+def ambiguation(logits: Tensor, target: Tensor) -> Tensor:
+    """Robust data ambiguation as one writes it in PyTorch."""
+    p = logits.detach().softmax(1)
+    return set_relaxation(logits, (p > 0.75).scatter(1, target[:, None], True))
 
 
 def pyo3_tch() -> Loss:
@@ -175,6 +229,32 @@ OTHER_LOSSES: list[tuple[str, Loss, float, tuple[str, Loss]]] = [
     ),
     ("Focal", focal_loss, 1.3, ("torch", focal)),
     ("Confidence penalty", confidence_penalty_loss, 1.15, ("torch", confidence_penalty)),
+]
+
+# Name, inputs, ours, the most that it may take in times of our label relaxation of a class, the closest peer.
+OTHER_TARGETS: list[tuple[str, Callable[[int, int], Inputs], Loss, float, tuple[str, Loss]]] = [
+    (
+        "LR of distributions",
+        with_distributions,
+        second_target(ours),
+        2.0,
+        ("F.cross_entropy", second_target(F.cross_entropy)),
+    ),
+    (
+        "LR of dense mixup",
+        with_mixed_rows,
+        second_target(ours),
+        2.0,
+        ("F.cross_entropy", second_target(F.cross_entropy)),
+    ),
+    ("LR of sets", with_sets, second_target(ours), 2.0, ("torch", second_target(set_relaxation))),
+    (
+        "Mixup LR",
+        with_second_class,
+        partial(mixup_label_relaxation_loss, lam=0.3, alpha=ALPHA),
+        2.0,
+        ("label-relaxation", partial(mixup_package, lam=0.3, alpha=ALPHA)),
+    ),
 ]
 
 ROWS = [
@@ -237,6 +317,40 @@ ROWS = [
         )
         for size in [(4096, 1000), (1024, 32000)]
         for name, loss, target, (peer_name, peer) in OTHER_LOSSES
+    ),
+    *(
+        Row(
+            f"{name} forward + backward {size}",
+            partial(inputs, *size),
+            ours=step(loss),
+            yardstick=("our LR", step(first_target(ours))),
+            target=target,
+            peers={peer_name: step(peer)},
+        )
+        for size in [(4096, 1000), (1024, 32000)]
+        for name, inputs, loss, target, (peer_name, peer) in OTHER_TARGETS
+    ),
+    Row(
+        "Ambiguation forward + backward (4096, 1000)",
+        partial(classification, 4096, 1000),
+        ours=step(RobustDataAmbiguationLoss(ALPHA)),
+        yardstick=("torch", step(ambiguation)),
+        target=0.5,
+    ),
+    Row(
+        "LR in place, forward + backward (1024, 32000)",
+        partial(classification, 1024, 32000),
+        ours=step_in_place,
+        yardstick=("our LR", step(ours)),
+        target=1.0,
+    ),
+    Row(
+        "LR in place, peak extra memory (1024, 32000)",
+        partial(classification, 1024, 32000),
+        ours=step_in_place,
+        yardstick=CLONE,
+        target=0.05,
+        unit="MiB",
     ),
     Row(
         "LR peak extra memory (1024, 32000)",

@@ -430,6 +430,61 @@ def test_the_limits_of_a_mixture_are_classes_to_the_bit() -> None:
     torch.testing.assert_close(near, label_relaxation_loss(z.double(), a), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dim", [-1, 1, 0])
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_classes", [3, 40, 131])
+def test_mixtures_against_the_reference(
+    dtype: torch.dtype, reduction: str, dim: int, ignore_index: int, weighted: bool, n_classes: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    z = 3 * torch.randn(4, 6, n_classes, generator=generator)
+    input = z.to(dtype).movedim(-1, dim).contiguous()
+    a, b = torch.randint(n_classes, (2, 4, 6), generator=generator)
+    options: Any = {
+        "reduction": reduction,
+        "dim": dim,
+        "ignore_index": ignore_index,
+        "weight": (torch.rand(n_classes, generator=generator) + 0.5) if weighted else None,
+    }
+    lams: list[Any] = [0.0, 0.4, torch.rand(4, 6, generator=generator).to(torch.float64)]
+    for lam in lams:
+        for alpha in (0.0, 0.2, 0.5 * torch.rand(4, 6, generator=generator)):
+            results = []
+            for native in (True, False):
+                leaf = (input if native else input.double()).clone().requires_grad_()
+                with pytest.MonkeyPatch.context() as patch:
+                    if not native:
+                        patch.setattr(_autograd, "runs_natively", lambda input: False)
+                    loss = mixup_label_relaxation_loss(leaf, a, b, lam, alpha, **options)
+                    (grad,) = torch.autograd.grad(loss.sum(), leaf)
+                results.append((loss.detach(), grad))
+            (loss, grad), (true_loss, true_grad) = results
+            assert loss.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
+            assert (loss.shape, grad.dtype) == (true_loss.shape, dtype)
+            double = dtype == torch.float64
+            close = {"rtol": 1e-10, "atol": 1e-12} if double else {"rtol": 1e-5, "atol": 2e-6}
+            torch.testing.assert_close(loss.double(), true_loss, **close)
+            budget = 3 * torch.finfo(dtype).eps * true_grad.abs() + (1e-13 if double else 5e-7)
+            assert ((grad.double() - true_grad).abs() <= budget).all()
+
+
+def test_numbers_broadcast_to_the_rows() -> None:
+    z, (a, b) = torch.randn(4, 6, 5), torch.randint(5, (2, 4, 6))
+    lam, alpha = torch.rand(6), 0.5 * torch.rand(4, 1)
+    for compute in (mixup_label_relaxation_loss, torch.compile(mixup_label_relaxation_loss, backend="eager")):
+        loss = compute(z, a, b, lam, alpha, "none")
+        full = mixup_label_relaxation_loss(
+            z, a, b, lam.expand(4, 6).clone(), alpha.expand(4, 6).clone(), "none"
+        )
+        torch.testing.assert_close(loss, full)
+    leaf = alpha.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(label_relaxation_loss(z, a, leaf, "sum"), leaf)
+    assert slope.shape == (4, 1)
+
+
 def test_mixtures_have_all_options() -> None:
     z = torch.randn(2, 5, 8, dtype=torch.float64).requires_grad_()
     a, b = torch.randint(5, (2, 2, 8))
