@@ -4,7 +4,7 @@ The kernels' own checks are in src/untyped, with the same words.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,10 @@ def check_hyperparameters(name: str, parameter: object, reduction: object) -> No
     """Raises what the kernel would raise for the loss of that name."""
     if name != "label_relaxation" or not isinstance(parameter, Tensor):
         check_number(*_PARAMETERS[name], parameter)
+    elif not parameter.is_floating_point():
+        raise TypeError(
+            f"Expected argument `alpha` to be of a floating-point type, but got {parameter.dtype}."
+        )
     if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(
             f"Expected argument `reduction` to be 'mean', 'sum' or 'none', but got {reduction!r}."
@@ -124,7 +128,7 @@ def check(
             raise TypeError(
                 f"Expected argument `{name}` to be of a floating-point type, but got {tensor.dtype}."
             )
-        if tuple(tensor.shape) not in (rows, ()):
+        if tensor.dim() > 0 and not _same(tensor.shape, rows):
             raise ValueError(
                 f"Expected argument `{name}` to have shape {rows}, a number for each row, "
                 f"but got {tuple(tensor.shape)}."
@@ -141,8 +145,14 @@ def check(
             )
 
 
+def _same(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes are the same; size by size, as `torch.compile` may not know them."""
+    return len(shape) == len(other) and all(n == m for n, m in zip(shape, other, strict=True))
+
+
 def check_classes(target: Tensor, n_classes: int, ignore_index: int) -> None:
     """Raises what the kernel would raise for a class that there is not; reads the values."""
+    target = target.long()
     wrong = ((target < 0) | (target >= n_classes)) & (target != ignore_index)
     if wrong.any():
         row = int(wrong.flatten().int().argmax())

@@ -27,15 +27,18 @@ def loss(
         options = (name, parameter, reduction, dim, *others)
     if mixed:
         mixed = (mixed[0], for_each_row(mixed[1], input, dim))
-    if not runs_natively(input) or (type(parameter) is not float and _wants_gradient(parameter)):
+    natively = runs_natively(input)
+    if not natively or (type(parameter) is not float and _wants_gradient(parameter)):
+        if natively:  # the kernel has no gradient of alpha, but checks the values too
+            _native.loss(input, target, None, weight, inplace, *options, *mixed)
         check(input, target, weight, *options, *mixed, inplace=inplace)
         parameter = parameter if isinstance(parameter, Tensor) else float(parameter)
         return _reference.loss(input, target, weight, name, parameter, *options[2:], *mixed)
     if input.requires_grad and torch.is_grad_enabled():
-        if inplace is True and input.is_leaf:
+        if inplace is True and (input.is_leaf or (input._is_view() and _is_leaf(input._base))):
             raise ValueError(
                 "Expected argument `inplace` to be False for a leaf that requires a gradient, "
-                "whose values the gradient would replace."
+                "or a view of one, whose values the gradient would replace."
             )
         apply = _apply(input, target, weight, inplace, options, *mixed)  # type: ignore[no-untyped-call]
         return apply  # type: ignore[no-any-return]
@@ -57,8 +60,8 @@ def uniform_penalty(
 
 def projection(
     input: Tensor, target: Tensor, alpha: Any, dim: int, ignore_index: int, from_logits: bool
-) -> tuple[Tensor, Tensor]:
-    """The projection of each row onto its set, and whether it is a member."""
+) -> Tensor:
+    """The projection of each row onto its set."""
     alpha = for_each_row(alpha, input, dim)
     options = ("label_relaxation", alpha, "none", dim, ignore_index, from_logits)
     if runs_natively(input):
@@ -79,6 +82,10 @@ def for_each_row(numbers: Any, input: Any, dim: Any) -> Any:
     sizes = zip(reversed(numbers.shape), reversed(rows), strict=False)
     fits = numbers.dim() <= len(rows) and all(size in (1, n) for size, n in sizes)
     return numbers.broadcast_to(rows) if fits and numbers.shape != rows else numbers
+
+
+def _is_leaf(base: Tensor | None) -> bool:
+    return base is not None and base.is_leaf and base.requires_grad
 
 
 def _wants_gradient(parameter: Any) -> bool:
@@ -123,7 +130,9 @@ class _Fused(torch.autograd.Function):
             return *torch.autograd.grad(loss, input, upstream, create_graph=True), *constants
         scale = _native.scalar(upstream)
         if scale is None:  # one for each row, or one that stands for several (is_grads_batched)
-            grad = grad * (upstream.unsqueeze(ctx.options[3]) if upstream.dim() > 0 else upstream)
+            upstream = upstream.unsqueeze(ctx.options[3]) if upstream.dim() > 0 else upstream
+            own = not _keeps_graph() and type(upstream) is Tensor and not _is_batched(upstream)
+            grad = grad.mul_(upstream) if own else grad * upstream
         elif _keeps_graph():  # another backward wants the same gradient
             grad = grad * scale
         elif scale != 1.0 and grad.dtype == torch.float16:
@@ -136,6 +145,7 @@ class _Fused(torch.autograd.Function):
 
 # `Function.apply` without what it does for functorch, whose transforms do not come here: 3 us.
 _apply = super(torch.autograd.Function, _Fused).apply
+_is_batched = torch._C._functorch.is_batchedtensor
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 

@@ -66,6 +66,7 @@ def loss(
         losses = _label_relaxation(rows, parameter, from_logits)
     else:
         losses = _of_distributions(rows, rows.target, parameter, from_logits)
+    losses = _spoil(losses, rows, from_logits)
     if reduction == "none":
         return losses
     return losses.sum() / rows.factor.sum() if reduction == "mean" else losses.sum()
@@ -78,8 +79,8 @@ def projection(
     dim: int,
     ignore_index: int,
     from_logits: bool,
-) -> tuple[Tensor, Tensor]:
-    """The nearest member of each row's set, and whether the row is a member itself."""
+) -> Tensor:
+    """The nearest member of each row's set."""
     scores, alpha = _scores(input, dim, alpha)
     rows = _rows(scores, target, None, dim, ignore_index, None, None)
     ln_p = scores.log_softmax(-1) if from_logits else _ln_probabilities(scores)
@@ -88,17 +89,15 @@ def projection(
     if rows.target is None or rows.target.dtype == torch.bool:
         own, others = (_shares(ln_p, mask) for mask in (rows.is_own, ~rows.is_own))
         q = (1 - alphas) * own + alphas * others
-        rest = p.masked_fill(rows.is_own, 0.0).sum(-1)
-        inside = rest <= alpha
+        inside = p.masked_fill(rows.is_own, 0.0).sum(-1) <= alpha
     else:
         bound = (1 - alphas) * rows.target / rows.target.sum(-1, keepdim=True)
         raised, c = water_fill(p, bound, alpha)
         q = bound.where(raised, c.unsqueeze(-1) * p)
         inside = ~raised.any(-1)
-    spoiled = ln_p.isnan().any(-1)
-    inside = (inside | ~rows.counted) & ~spoiled
-    q = p.where(inside.unsqueeze(-1), q).masked_fill(spoiled.unsqueeze(-1), math.nan)
-    return q.movedim(-1, dim), inside
+    q = p.where((inside | ~rows.counted).unsqueeze(-1), q)
+    q = q.masked_fill(~_is_valid(scores, from_logits).unsqueeze(-1), math.nan)
+    return q.movedim(-1, dim)
 
 
 def _scores(input: Tensor, dim: int, parameter: float | Tensor) -> tuple[Tensor, float | Tensor]:
@@ -130,8 +129,10 @@ def _rows(
         dense = share * first.to(scores.dtype) + (1 - share) * second.to(scores.dtype)
     elif target.dtype == torch.bool or target.is_floating_point():
         dense = target.detach().movedim(dim, -1)
-        dense = dense if dense.dtype == torch.bool else dense.to(scores.dtype)
-        counted = scores.new_ones(scores.shape[:-1], dtype=torch.bool)
+        if dense.dtype == torch.bool:
+            counted = ~dense.all(-1)  # a set of all classes asks for nothing
+        else:
+            dense, counted = dense.to(scores.dtype), dense.new_ones(scores.shape[:-1], dtype=torch.bool)
     else:
         target = target.long()
         counted = target != ignore_index
@@ -142,7 +143,7 @@ def _rows(
         # In rows without loss nothing infinite may reach the gradient, not even as 0 * inf.
         scores = scores.where(counted.unsqueeze(-1), 0.0)
         return _Rows(scores, y.unsqueeze(-1), None, counted, weight, factor)
-    factor = counted.to(scores.dtype)
+    factor = (counted if target_b is not None else torch.ones_like(counted)).to(scores.dtype)
     if weight is not None:
         factor = factor * (dense * weight).sum(-1) / dense.sum(-1)
     return _Rows(scores.where(counted.unsqueeze(-1), 0.0), None, dense, counted, weight, factor)
@@ -160,33 +161,42 @@ def _label_relaxation(rows: _Rows, alpha: float | Tensor, from_logits: bool) -> 
     else:
         own, rest = _split(rows, rows.scores)
         total = own + rest
-        valid = (rows.scores >= 0).all(-1) & (total > 0) & (total < math.inf)
+        valid = _is_valid(rows.scores, from_logits)
         outside = rows.counted & ~(valid & (rest <= alpha * total))
-        own, rest = (part.where(outside, 1.0).where(valid, math.nan) for part in (own, rest))
+        own, rest = (part.where(outside & valid, 1.0) for part in (own, rest))
         d = own.log() - rest.log()
-    d = d.where(outside, 0.0)
+    impossible = (d == -math.inf) & from_logits
+    d = d.where(outside & ~impossible, 0.0)
     losses = (1 - alpha) * (_ln(1 - alpha) + _softplus(-d)) + alpha * (_ln(alpha) + _softplus(d))
     losses = losses + (-losses).clamp_min(0.0).detach()  # a divergence is not negative; rounded, it may be
+    if from_logits:
+        losses = losses.where(~impossible, (1 - alpha) * _infinite(rows))
     return losses.where(outside, 0.0) * rows.factor
 
 
 def _of_distributions(rows: _Rows, target: Tensor, alpha: float | Tensor, from_logits: bool) -> Tensor:
     """The divergence of the prediction from its projection, which is found by water-filling."""
-    ln_p = rows.scores.log_softmax(-1) if from_logits else _ln_probabilities(rows.scores)
-    valid = ~ln_p.isnan().any(-1)
+    if from_logits:
+        ln_p = rows.scores.log_softmax(-1)
+        p = ln_p.exp()
+    else:
+        total = rows.scores.sum(-1, keepdim=True)
+        total = total.where(total > 0, 1.0)
+        p = rows.scores / total
     keep = 1 - _of_rows(alpha)
     bound = keep * target / target.sum(-1, keepdim=True)
-    raised, _ = water_fill(ln_p.detach().exp(), bound.detach(), alpha)
+    raised, _ = water_fill(p.detach(), bound.detach(), alpha)
+    if not from_logits:  # of the raised classes only: the logarithm of 0 has no gradient that one could use
+        ln_p = rows.scores.where(raised, 1.0).log() - total.log()
     pulled = bound * (bound.where(raised, 1.0).log() - ln_p.where(raised, 0.0))
     left = alpha + bound.where(~raised, 0.0).sum(-1)  # for the other classes, which have:
-    free = ln_p.exp().where(~raised, 0.0).sum(-1)
+    free = p.where(~raised, 0.0).sum(-1)
     some = (left > 0) & (free > 0)
     left, free = (x.where(some, 1.0) for x in (left, free))
     spread = (left * (left.log() - free.log())).where(some, 0.0)
     losses = pulled.where(raised, 0.0).sum(-1) + spread
     losses = losses + (-losses).clamp_min(0.0).detach()  # as above
-    losses = losses.where(raised.any(-1), 0.0).where(valid, ln_p.sum(-1))
-    return losses.where(rows.counted, 0.0) * rows.factor
+    return losses.where(raised.any(-1) & rows.counted, 0.0) * rows.factor
 
 
 def water_fill(p: Tensor, bound: Tensor, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -202,9 +212,8 @@ def water_fill(p: Tensor, bound: Tensor, alpha: float | Tensor) -> tuple[Tensor,
     free = p_sorted.flip(-1).cumsum(-1).flip(-1)
     left = bound_sorted.flip(-1).cumsum(-1).flip(-1)
     left = left + _of_rows(alpha)
-    is_raised = (bound_sorted * free > left * p_sorted).scatter(
-        -1, order, bound_sorted * free > left * p_sorted
-    )
+    raised_sorted = bound_sorted * free > left * p_sorted
+    is_raised = raised_sorted.scatter(-1, order, raised_sorted)
     is_raised = is_raised & (bound > p).any(-1, keepdim=True)
     left = (bound.where(~is_raised, 0.0).sum(-1)) + alpha
     free = p.where(~is_raised, 0.0).sum(-1)
@@ -227,9 +236,10 @@ def _uniform_penalty(rows: _Rows, alpha: float | Tensor, from_logits: bool) -> T
 
 def _cross_entropy(rows: _Rows, label_smoothing: float | Tensor) -> Tensor:
     """Szegedy et al. (2016), section 7, with class weights as torch has them."""
-    losses = (1 - label_smoothing) * _label_relaxation(rows, 0.0, from_logits=True)
+    losses = _label_relaxation(rows, 0.0, from_logits=True)
     if label_smoothing == 0:
         return losses
+    losses = losses * (1 - label_smoothing) if label_smoothing < 1 else torch.zeros_like(losses)
     surprise = -rows.scores.log_softmax(-1)
     if rows.weight is not None:
         surprise = surprise * rows.weight
@@ -240,8 +250,10 @@ def _cross_entropy(rows: _Rows, label_smoothing: float | Tensor) -> Tensor:
 def _focal(rows: _Rows, gamma: float | Tensor) -> Tensor:
     """Lin et al. (2017), eq. 4: ``-(1 - p_y)^g ln p_y``."""
     d, certain = _log_odds(rows)
-    d = d.where(~certain, 0.0)
+    impossible = d == -math.inf
+    d = d.where(~certain & ~impossible, 0.0)
     losses = (-gamma * _softplus(d)).exp() * _softplus(-d)
+    losses = losses.where(~impossible, _infinite(rows))
     return losses.where(~certain, 0.0) * rows.factor
 
 
@@ -262,16 +274,38 @@ _OF_LOGITS = {
 
 def _log_odds(rows: _Rows) -> tuple[Tensor, Tensor]:
     """``ln(p / (1 - p))``, and where it is infinite because nothing else is possible."""
-    if rows.y is None:
-        inside, _ = _ln_sum(rows.scores, rows.is_own)
-        outside, none = _ln_sum(rows.scores, ~rows.is_own)
-        return inside - outside, none & ~inside.isnan()
     # Relative to the maximum, so that what all logits have in common does not cancel digits.
     scores = rows.scores - rows.scores.detach().amax(-1, keepdim=True)
+    if rows.y is None:
+        inside, impossible = _ln_sum(scores, rows.is_own)
+        outside, none = _ln_sum(scores, ~rows.is_own)
+        d = (inside - outside).masked_fill(impossible, -math.inf)
+        return d, none & ~inside.isnan()
     rest = scores.exp().masked_fill(rows.is_own, 0.0).sum(-1)
     own = rows.own(scores)
     certain = (rest == 0) & ~own.isnan()
     return own - rest.where(rest != 0, 1.0).log(), certain
+
+
+def _infinite(rows: _Rows) -> Tensor:
+    """The mean surprise of y, or of a set, that is impossible: infinite, but its gradient is not."""
+    surprise = -rows.scores.log_softmax(-1)
+    return surprise.where(rows.is_own, 0.0).sum(-1) / rows.is_own.sum(-1)
+
+
+def _is_valid(scores: Tensor, from_logits: bool) -> Tensor:
+    """Which rows have a softmax, or can be divided by their sum."""
+    if from_logits:
+        return (scores < math.inf).all(-1) & (scores > -math.inf).any(-1)
+    total = scores.sum(-1)
+    return (scores >= 0).all(-1) & (total > 0) & (total < math.inf)
+
+
+def _spoil(losses: Tensor, rows: _Rows, from_logits: bool) -> Tensor:
+    """NaN, and a gradient of NaN, for rows that are not valid."""
+    spoiled = rows.counted & ~_is_valid(rows.scores, from_logits)
+    nan = torch.zeros_like(losses).masked_fill(spoiled, math.nan)
+    return losses.where(~spoiled, 0.0) + rows.scores.where(spoiled.unsqueeze(-1), 0.0).sum(-1) * nan
 
 
 def _ln_sum(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,7 +334,7 @@ def _split(rows: _Rows, x: Tensor) -> tuple[Tensor, Tensor]:
 def _ln_probabilities(scores: Tensor) -> Tensor:
     """Of rows that are divided by their sum; NaN where they cannot be."""
     total = scores.sum(-1, keepdim=True)
-    valid = (scores >= 0).all(-1, keepdim=True) & (total > 0) & (total < math.inf)
+    valid = _is_valid(scores, from_logits=False).unsqueeze(-1)
     # The logarithm of 0 has no gradient that one could use.
     positive = scores > 0
     ln_p = scores.where(positive, 1.0).log().where(positive, -math.inf) - total.where(valid, 1.0).log()

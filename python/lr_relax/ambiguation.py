@@ -53,8 +53,9 @@ def ambiguous_target(
     p = input.detach()
     p = p.float() if p.dtype in (torch.float16, torch.bfloat16) else p
     p = p.softmax(dim) if from_logits else p / p.sum(dim, keepdim=True)
+    target = target.long()
     ignored = target == ignore_index
-    y = target.long().where(~ignored, 0).unsqueeze(dim)
+    y = target.where(~ignored, 0).unsqueeze(dim)
     return (p > threshold).scatter(dim, y, True) | ignored.unsqueeze(dim)
 
 
@@ -67,8 +68,10 @@ def cosine_threshold(epoch: float, epochs: int, start: float = 0.75, end: float 
     >>> [round(cosine_threshold(epoch, 10), 3) for epoch in (0, 5, 10)]
     [0.75, 0.675, 0.6]
     """
-    if not 0 <= epoch <= epochs or not epochs > 0:
-        raise ValueError(f"Expected argument `epoch` to be in [0, {epochs}], but got {epoch!r}.")
+    check_number("epochs", "a finite number above 0", lambda x: 0 < x < math.inf, epochs)
+    check_number("epoch", f"a number in [0, {epochs}]", lambda x: 0 <= x <= epochs, epoch)
+    _check_threshold(start, "start")
+    _check_threshold(end, "end")
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
@@ -141,8 +144,8 @@ class RobustDataAmbiguationLoss(_Loss):
         if self.reduction != "mean":
             return label_relaxation_loss(input, sets, self.alpha, self.reduction, **options)
         loss = label_relaxation_loss(input, sets, self.alpha, "sum", **options)
-        return loss / (target != self.ignore_index).sum()
+        return loss / (target.long() != self.ignore_index).sum()
 
 
-def _check_threshold(threshold: object) -> None:
-    check_number("threshold", "a number in [0, 1]", lambda x: 0 <= x <= 1, threshold)
+def _check_threshold(threshold: object, name: str = "threshold") -> None:
+    check_number(name, "a number in [0, 1]", lambda x: 0 <= x <= 1, threshold)

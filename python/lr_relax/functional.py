@@ -48,7 +48,8 @@ def label_relaxation_loss(
         target: Class indices in [0, C), of the shape of `input` without its classes and any integer type; or,
             of the shape of `input`, sets of classes (bool: those that may be right, at least one; together
             they have at least ``1 - alpha``) or distributions (floating-point: rows without negative numbers
-            that sum to 1; every class has at least ``(1 - alpha) * target``).
+            that sum to 1; every class has at least ``(1 - alpha) * target``). Taken as constant. A set of all
+            classes asks for nothing: its row has loss and gradient 0, whatever the logits are.
         alpha: The imprecision in [0, 1): the probability that the set leaves to the other classes. 0 is
             cross-entropy. Or a tensor with a number for each row, one that broadcasts to the rows; it may ask
             for a gradient.
@@ -74,9 +75,9 @@ def label_relaxation_loss(
 
     Raises:
         ValueError: `alpha`, `reduction`, `dim` or a shape is wrong; a row of `target` is an empty set or no
-            distribution (names the first one, where nothing traces).
+            distribution (names the first one, on the CPU where nothing traces).
         TypeError: an argument is of a wrong type, or not on the device of `input`.
-        IndexError: a target is no class; names the first one (where nothing traces).
+        IndexError: a target is no class; names the first one (on the CPU where nothing traces).
 
     Source: Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021, eq. 5-7; sets as in
     Lienen & Hüllermeier, "Mitigating Label Noise through Data Ambiguation", AAAI 2024.
@@ -85,7 +86,7 @@ def label_relaxation_loss(
     tensor([0.0018, 0.0000])
     """
     options = ("label_relaxation", alpha, reduction, dim, ignore_index, from_logits)
-    if type(uniform_penalty) is float and uniform_penalty == 0:
+    if isinstance(uniform_penalty, float | int) and uniform_penalty == 0:
         return _autograd.loss(input, target, weight, inplace, options)
     check_number(
         "uniform_penalty", "a finite number of at least 0", lambda x: 0 <= x < math.inf, uniform_penalty
@@ -121,7 +122,8 @@ def mixup_label_relaxation_loss(
 
     Args:
         target_a, target_b: Class indices in [0, C), of the shape of `logits` without its classes.
-        lam: The share of `target_a`, in [0, 1]: a number, or a tensor that broadcasts to the rows.
+        lam: The share of `target_a`, in [0, 1]: a number, or a tensor that broadcasts to the rows, taken as
+            constant.
         logits, alpha, reduction, dim, ignore_index, weight, inplace: As in
             `label_relaxation_loss`, as are the result and the errors.
 
@@ -270,7 +272,7 @@ def credal_projection(
     >>> credal_projection(torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([0]), 0.1, from_logits=False)
     tensor([[0.9000, 0.0600, 0.0400]])
     """
-    return _autograd.projection(input, target, alpha, dim, ignore_index, from_logits)[0]
+    return _autograd.projection(input, target, alpha, dim, ignore_index, from_logits)
 
 
 def in_credal_set(
@@ -304,4 +306,7 @@ def in_credal_set(
     >>> in_credal_set(p, torch.tensor([0, 0]), from_logits=False)
     tensor([False,  True])
     """
-    return _autograd.projection(input, target, alpha, dim, ignore_index, from_logits)[1]
+    alpha = alpha.detach() if isinstance(alpha, Tensor) else alpha
+    options = ("label_relaxation", alpha, "none", dim, ignore_index, from_logits)
+    input = input.detach() if isinstance(input, Tensor) else input
+    return _autograd.loss(input, target, None, False, options) == 0

@@ -34,7 +34,12 @@ class _Loss(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         for name, value in options.items():
-            setattr(self, name, value)
+            if isinstance(value, Tensor) and not value.is_meta and not ((value >= 0) & (value < 1)).all():
+                raise ValueError(f"Expected argument `{name}` to hold numbers in [0, 1), but got {value!r}.")
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)  # moves with .to()
+            else:
+                setattr(self, name, value)
         self._names = tuple(options)
 
     def _options(self) -> dict[str, Any]:
@@ -44,7 +49,11 @@ class _Loss(nn.Module):
         """What `print(module)` shows: the hyperparameters, defaults left out but for the first two."""
         defaults = {"dim": -1, "ignore_index": -100, "from_logits": True, "inplace": False}
         values = {name: getattr(self, name) for name in self._names}
-        return ", ".join(f"{k}={v!r}" for k, v in values.items() if k not in defaults or v != defaults[k])
+        shown = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
+        return ", ".join(
+            f"{k}={f'tensor of shape {tuple(v.shape)}' if isinstance(v, Tensor) else repr(v)}"
+            for k, v in shown.items()
+        )
 
 
 class LabelRelaxationLoss(_Loss):

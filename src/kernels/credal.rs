@@ -27,7 +27,7 @@ use super::coin::{Coin, CoinGroup, Coins, Scores, mass};
 use super::label_relaxation::LabelRelaxation;
 use super::mixture::{Mixture, mixture};
 use super::pass::{Group, Pass, Scratch, Target};
-use super::row::{BLOCK, NoMoment, exps, larger, store, total};
+use super::row::{BLOCK, Exps, NoMoment, exps, larger, store, total};
 
 /// What a row of a target is.
 enum Kind {
@@ -225,8 +225,16 @@ fn set<E: Element>(
         }
         (exponentials.sums[i], exponentials.moments[i]) = (inside, outside);
     }
-    let (inside, outside) = (total(&exponentials.sums[..n_blocks]), total(&exponentials.moments[..n_blocks]));
+    let (mut inside, outside) =
+        (total(&exponentials.sums[..n_blocks]), total(&exponentials.moments[..n_blocks]));
     let d = (max_in[0].to_f64() - max_out[0].to_f64()) + ln(inside) - ln(outside) + spoiled;
+    if inside == 0.0 && loss.scores == Scores::Logits {
+        // All of the set is impossible: its projection is the same for each of its classes.
+        for (e, t) in exponentials.e.iter_mut().zip(target) {
+            *e = lanes::add(e, t);
+        }
+        inside = count(target) as f64;
+    }
     let (losses, excesses) = loss.losses(&Coins::new(&[d; LANES]), &[alpha; LANES]);
     let weight = pass.row_weight(&scratch.target, &scratch.weight);
     let excess = excesses[0] * weight * pass.factor;
@@ -269,7 +277,6 @@ fn distribution<E: Element>(
     let (zero, wide) = (E::Wide::ZERO, E::Wide::from_f64);
     let row = pass.rows.row(i, &mut scratch.row);
     let (exponentials, target) = (&mut scratch.exps, &scratch.target);
-    let n_blocks = target.len().div_ceil(BLOCK);
     let whole = positive(match loss.scores {
         Scores::Logits => exponentials.load::<E, NoMoment<true>>(0, row, [usize::MAX; 2]).exps,
         Scores::Probabilities => {
@@ -293,58 +300,13 @@ fn distribution<E: Element>(
         return f64::NAN;
     }
     let keep = (1.0 - alpha) / sum; // l = keep t
-    let mut level = 1.0 / whole; // c p = level e
-    let mut first = true;
-    let (rest, free) = loop {
-        let ratio = wide(keep / level);
-        let (sums, moments) = (&mut exponentials.sums[..n_blocks], &mut exponentials.moments[..n_blocks]);
-        let blocks = exponentials.e.chunks(BLOCK).zip(target.chunks(BLOCK));
-        for ((e, t), (other_sum, free_sum)) in blocks.zip(sums.iter_mut().zip(moments.iter_mut())) {
-            let (mut other, mut free) = ([zero; LANES], [zero; LANES]);
-            for (e, t) in e.iter().zip(t) {
-                other =
-                    lanes::add(&other, &lanes::zip(t, e, |t, e| if raised(ratio, e, t) { zero } else { t }));
-                free =
-                    lanes::add(&free, &lanes::zip(e, t, |e, t| if raised(ratio, e, t) { zero } else { e }));
-            }
-            (*other_sum, *free_sum) = (other, free);
-        }
-        // What is left for the other classes, and what they have: sums of positive numbers, nothing cancels.
-        let (other, free) = (total(sums), total(moments));
-        // Unless a sum shows that some are, make sure that none is raised: inside the set, all is exactly 0.
-        if first && other == sum && !any_raised(ratio, &exponentials.e, target) {
-            pass.no_gradient(i, scratch);
-            return 0.0;
-        }
-        first = false;
-        let rest = alpha + keep * other;
-        // Where nothing is left, or the classes that would get it have all underflowed, they get nothing.
-        let next = if free > 0.0 { rest / free } else { 0.0 };
-        if next < level {
-            level = next;
-        } else {
-            break (rest, free);
-        }
+    let Some(water) = fill(exponentials, target, whole, sum, keep, alpha) else {
+        pass.no_gradient(i, scratch);
+        return 0.0;
     };
-
-    let ratio = wide(keep / level);
-    // The sum over the raised classes of t ln(l / p).
-    let constant = wide(ln(keep) + ln(whole));
-    let vectors = exponentials.x.chunks(BLOCK).zip(exponentials.e.chunks(BLOCK)).zip(target.chunks(BLOCK));
-    for (sums, ((x, e), t)) in exponentials.sums.iter_mut().zip(vectors) {
-        let mut sum = [zero; LANES];
-        for ((x, e), t) in x.iter().zip(e).zip(t) {
-            let ln_ratio = lanes::zip(t, x, |t, x| t.ln_normal().add(constant.sub(x)));
-            let terms = lanes::zip(t, &ln_ratio, E::Wide::mul);
-            let mut own = terms;
-            for k in 0..LANES {
-                own[k] = if raised(ratio, e[k], t[k]) { terms[k] } else { zero };
-            }
-            sum = lanes::add(&sum, &own);
-        }
-        *sums = sum;
-    }
-    let mut value = keep * total(&exponentials.sums[..n_blocks]);
+    let Water { level, ratio, rest, free } = water;
+    let ln_keep = ln(keep) + ln(whole);
+    let mut value = keep * divergence(exponentials, target, ratio, wide(ln_keep));
     if rest > 0.0 && free > 0.0 {
         value += rest * ln(rest * whole / free);
     }
@@ -377,6 +339,83 @@ fn distribution<E: Element>(
     }
     // A divergence is not negative; rounded, it may be.
     weight * if value < 0.0 { 0.0 } else { value }
+}
+
+/// What water-filling found.
+struct Water<F> {
+    /// c p = level e
+    level: f64,
+    /// keep / level: where t ratio > e, a class is raised to its bound.
+    ratio: F,
+    /// What is left for the other classes together.
+    rest: f64,
+    /// What these have: the sum of e.
+    free: f64,
+}
+
+/// The level of the water over a row with its exponentials, whose sum is `whole`; none inside the set.
+#[inline(always)]
+fn fill<F: Real>(
+    exponentials: &mut Exps<F>,
+    target: &[Lanes<F>],
+    whole: f64,
+    sum: f64,
+    keep: f64,
+    alpha: f64,
+) -> Option<Water<F>> {
+    let zero = F::ZERO;
+    let n_blocks = target.len().div_ceil(BLOCK);
+    let (mut level, mut first) = (1.0 / whole, true);
+    loop {
+        let ratio = F::from_f64(keep / level);
+        let (sums, moments) = (&mut exponentials.sums[..n_blocks], &mut exponentials.moments[..n_blocks]);
+        let blocks = exponentials.e.chunks(BLOCK).zip(target.chunks(BLOCK));
+        for ((e, t), (other_sum, free_sum)) in blocks.zip(sums.iter_mut().zip(moments.iter_mut())) {
+            let (mut other, mut free) = ([zero; LANES], [zero; LANES]);
+            for (e, t) in e.iter().zip(t) {
+                let not_raised = |own, t, e| if raised(ratio, e, t) { zero } else { own };
+                other = lanes::add(&other, &lanes::zip(t, e, |t, e| not_raised(t, t, e)));
+                free = lanes::add(&free, &lanes::zip(e, t, |e, t| not_raised(e, t, e)));
+            }
+            (*other_sum, *free_sum) = (other, free);
+        }
+        // Sums of positive numbers: nothing cancels.
+        let (other, free) = (total(sums), total(moments));
+        // Unless a sum shows that some are, make sure that none is raised: inside the set, all is exactly 0.
+        if first && other == sum && !any_raised(ratio, &exponentials.e, target) {
+            return None;
+        }
+        first = false;
+        let rest = alpha + keep * other;
+        // Where nothing is left, or the classes that would get it have all underflowed, they get nothing.
+        let next = if free > 0.0 { rest / free } else { 0.0 };
+        if next < level {
+            level = next;
+        } else {
+            return Some(Water { level, ratio, rest, free });
+        }
+    }
+}
+
+/// The sum over the raised classes of t ln(l / p), of which `constant` is what all have in common.
+#[inline(always)]
+fn divergence<F: Real>(exponentials: &mut Exps<F>, target: &[Lanes<F>], ratio: F, constant: F) -> f64 {
+    let Exps { x, e, sums, .. } = exponentials;
+    let vectors = x.chunks(BLOCK).zip(e.chunks(BLOCK)).zip(target.chunks(BLOCK));
+    for (sums, ((x, e), t)) in sums.iter_mut().zip(vectors) {
+        let mut sum = [F::ZERO; LANES];
+        for ((x, e), t) in x.iter().zip(e).zip(t) {
+            let ln_ratio = lanes::zip(t, x, |t, x| t.ln_normal().add(constant.sub(x)));
+            let terms = lanes::zip(t, &ln_ratio, F::mul);
+            let mut own = terms;
+            for k in 0..LANES {
+                own[k] = if raised(ratio, e[k], t[k]) { terms[k] } else { F::ZERO };
+            }
+            sum = lanes::add(&sum, &own);
+        }
+        *sums = sum;
+    }
+    total(&sums[..target.len().div_ceil(BLOCK)])
 }
 
 #[inline(always)]

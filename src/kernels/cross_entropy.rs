@@ -56,11 +56,13 @@ impl RowLoss for CrossEntropy {
         for i in 0..LANES {
             let (own_weight, q, ln_p) = (summed.own_weight[i], summed.coins.q[i], summed.coins.ln_p[i]);
             let keep = (1.0 - self.label_smoothing) * own_weight;
-            // -ln p_k = (ln of the sum over all classes) - x_k, of which -ln p_y is known best.
-            let ln_sum = summed.own[i] - ln_p;
+            // -ln p_k = (ln of the sum over all classes) - x_k, of which -ln p_y is known best, if y is possible.
+            let own = summed.own[i];
+            let ln_sum = if own == f64::NEG_INFINITY { summed.ln_others[i] } else { own - ln_p };
             let smoothed = -own_weight * ln_p + (all - own_weight) * ln_sum - summed.moment[i];
             let slope = keep + spread * all;
-            outcome.losses[i] = -keep * ln_p + spread * smoothed;
+            let kept = if keep == 0.0 { 0.0 } else { -keep * ln_p };
+            outcome.losses[i] = kept + spread * smoothed;
             outcome.own[i] = spread * (all - own_weight) - slope * q;
             outcome.coefficients[0][i] = if q == 0.0 { 0.0 } else { slope * q / summed.others[i] };
             outcome.coefficients[2][i] = -spread;

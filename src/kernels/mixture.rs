@@ -46,9 +46,11 @@ pub(super) fn mixture<E: Element>(
     let (logs, others) = match scores {
         Scores::Logits => {
             let sums = scratch.exps.load::<E, NoMoment<false>>(0, row, mixture.classes);
+            // Relative to the largest of all, however far below it the others are.
+            let max = sums.max.to_f64();
+            let top = max.max(own[0]).max(own[1]);
             // An infinite logit has no softmax: inf - inf, as in PyTorch.
-            let [za, zb] = own.map(|z| if z == f64::INFINITY { f64::NAN } else { z - sums.max.to_f64() });
-            ([za, zb, ln(sums.exps)], sums.exps)
+            ([own[0] - top, own[1] - top, (max - top) + ln(sums.exps)], sums.exps)
         }
         Scores::Probabilities => {
             let (first, last) = (a.min(b), a.max(b));

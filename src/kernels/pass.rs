@@ -207,7 +207,7 @@ impl<'a, E: Element> Pass<'a, E> {
         });
         self.check_rows(wrong_row)?;
         // 0 * inf, where no row counts, is the NaN that 0 / 0 would be.
-        Ok(sums.iter().sum::<f64>() * factor)
+        Ok((0.0 + sums.iter().sum::<f64>()) * factor) // the sum of nothing is -0
     }
 
     /// The loss of each row into `losses`.

@@ -66,7 +66,27 @@ def test_traces() -> None:
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(z, y), module(z, y))
     torch.testing.assert_close(torch.export.export(module, (z, y)).module()(z, y), module(z, y))
-    assert torch.func.grad(lambda x: module(x, y))(z).shape == z.shape
+
+    def compute(x: Tensor) -> Tensor:
+        return module(x, y)
+
+    leaf = z.double().requires_grad_()
+    (grad,) = torch.autograd.grad(compute(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(compute)(z.double()), grad)
+    tangent = torch.randn_like(grad)
+    torch.testing.assert_close(torch.func.jvp(compute, (z.double(),), (tangent,))[1], (grad * tangent).sum())
+    stacked = torch.func.vmap(compute)(torch.stack([z, 2 * z]))
+    torch.testing.assert_close(stacked, torch.stack([compute(z), compute(2 * z)]))
+    assert torch.autograd.gradgradcheck(compute, leaf)
+    assert module(z.half(), y.to(torch.uint16)).dtype == torch.float32
+
+
+def test_rows_that_are_ignored_may_hold_anything() -> None:
+    z, y = torch.tensor([[math.nan, 0.0, 0.0], [1.0, 0.0, 0.0]]), torch.tensor([-100, 1])
+    module = RobustDataAmbiguationLoss()
+    alone = module(z[1:], y[1:])
+    assert module(z, y).equal(alone)
+    torch.testing.assert_close(torch.compile(module, backend="aot_eager")(z, y), alone)
 
 
 def test_the_schedule_falls_from_start_to_end() -> None:
@@ -74,8 +94,12 @@ def test_the_schedule_falls_from_start_to_end() -> None:
     assert thresholds == sorted(thresholds, reverse=True)
     assert (thresholds[0], thresholds[10], thresholds[20]) == pytest.approx((0.9, 0.7, 0.5))
     for epoch, epochs in ((-1, 10), (11, 10), (0, 0), (math.nan, 10)):
-        with pytest.raises(ValueError, match="`epoch`"):
+        with pytest.raises(ValueError, match="`epoch"):
             cosine_threshold(epoch, epochs)
+    with pytest.raises(TypeError, match="`epoch`"):
+        cosine_threshold("first", 10)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`start`"):
+        cosine_threshold(1, 10, start=1.5)
 
 
 WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [

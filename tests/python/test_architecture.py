@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # Each layer may import the layers behind it only.
 PYTHON = {
     "study": ["losses", "functional", "metrics", "plots", "study", "_root"],
-    "plots": ["functional", "metrics", "plots"],
+    "plots": ["functional", "metrics", "plots", "_arguments"],
     "ambiguation": ["losses", "functional", "_autograd", "_arguments"],
     "losses": ["functional", "_arguments"],
     "functional": ["_autograd", "_arguments"],

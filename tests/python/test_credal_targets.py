@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from lr_relax import LabelRelaxationLoss, _autograd, label_relaxation_loss, mixup_label_relaxation_loss
+from lr_relax import (
+    LabelRelaxationLoss,
+    MixupLabelRelaxationLoss,
+    _autograd,
+    credal_projection,
+    in_credal_set,
+    label_relaxation_loss,
+    mixup_label_relaxation_loss,
+)
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -207,6 +215,21 @@ def test_an_alpha_for_each_row(compute: Any) -> None:
         torch.testing.assert_close(loss[i], one_loss[0], rtol=1e-14, atol=0)
         torch.testing.assert_close(grad[i], one_grad[0], rtol=1e-13, atol=1e-16)
     assert compute(z, y, torch.tensor(0.25))[0] == compute(z, y, 0.25)[0]  # a scalar
+
+
+def test_the_alphas_of_a_module_move_and_are_saved() -> None:
+    module = LabelRelaxationLoss(torch.full((5,), 0.1))
+    assert module.double().alpha.dtype == torch.float64  # type: ignore[union-attr]
+    assert set(module.state_dict()) == {"alpha", "weight"} - ({"weight"} if module.weight is None else set())
+    learnt = LabelRelaxationLoss(torch.nn.Parameter(torch.full((), 0.1)))
+    learnt(torch.randn(5, 3), torch.arange(5) % 3).backward()
+    (alpha,) = learnt.parameters()
+    assert alpha.grad is not None
+    assert alpha.grad < 0
+    assert repr(module) == "LabelRelaxationLoss(alpha=tensor of shape (5,), reduction='mean')"
+    for wrong, error in ((torch.tensor([0.1, 1.0]), ValueError), (torch.tensor([0]), TypeError)):
+        with pytest.raises(error, match="`alpha`"):
+            LabelRelaxationLoss(wrong)
 
 
 @pytest.mark.parametrize("kind", ["classes", "sets", "dense"])
@@ -494,15 +517,150 @@ def test_mixtures_have_all_options() -> None:
     def compute(x: Tensor) -> Tensor:
         return mixup_label_relaxation_loss(x, a, b, lam, alpha, dim=1, ignore_index=-1, weight=weight)
 
-    (grad,) = torch.autograd.grad(compute(z), z)
+    loss = compute(z)
+    (grad,) = torch.autograd.grad(loss, z)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_autograd, "runs_natively", lambda input: False)
-        torch.testing.assert_close(compute(z), compute(z))
+        torch.testing.assert_close(loss, compute(z), rtol=1e-6, atol=1e-9)
         (true_grad,) = torch.autograd.grad(compute(z), z)
     torch.testing.assert_close(grad, true_grad, rtol=1e-6, atol=1e-9)  # lam is known in single precision
     assert grad[0, :, 0].eq(0).all()
     assert grad[1, :, 3].eq(0).all()
     assert gradgradcheck(compute, z)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [3.0, 0.0],
+        [3.0, 0.0, -math.inf],
+        [3.0, 0.0, -1e30],
+        [0.0, -2.0, -700.0],
+        [3.0, 0.0, *[-math.inf] * 40],
+    ],
+    ids=["two classes", "nothing else possible", "far", "near", "many"],
+)
+def test_mixtures_of_all_that_is_possible(row: list[float]) -> None:
+    for lam in (0.3, 0.7):
+        results = []
+        for target in ("mixed", "dense"):
+            z = torch.tensor([row], dtype=torch.float64).requires_grad_()
+            a, b = torch.tensor([0]), torch.tensor([1])
+            if target == "mixed":
+                loss = mixup_label_relaxation_loss(z, a, b, lam)
+            else:
+                loss = label_relaxation_loss(z, dense(a, b, lam, len(row)))
+            results.append((loss.detach(), torch.autograd.grad(loss, z)[0]))
+        assert results[1][0] > 0
+        torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-13)
+
+
+def test_mixtures_trace() -> None:
+    z, (a, b) = torch.randn(6, 5, dtype=torch.float64), torch.randint(5, (2, 6))
+    lam = torch.rand(6, dtype=torch.float64)
+    module = MixupLabelRelaxationLoss(0.2)
+
+    def compute(x: Tensor) -> Tensor:
+        return module(x, a, b, lam)
+
+    leaf = z.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(compute(leaf), leaf)
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(z), compute(z))
+    torch.testing.assert_close(torch.func.grad(compute)(z), grad)
+    tangent = torch.randn_like(z)
+    torch.testing.assert_close(torch.func.jvp(compute, (z,), (tangent,))[1], (grad * tangent).sum())
+    stacked = torch.func.vmap(compute)(torch.stack([z, 2 * z]))
+    torch.testing.assert_close(stacked, torch.stack([compute(z), compute(2 * z)]))
+    exported = torch.export.export(module, (z, a, b, lam)).module()
+    torch.testing.assert_close(exported(z, a, b, lam), compute(z))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module(torch.nn.Linear(5, 5)(z.float()), a, b, 0.3).dtype == torch.float32
+
+
+# What kernel and reference agree on where something is impossible, or spoiled.
+
+
+def of_both(z: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    kernel = value_and_grad(z, target, 0.1, "none", **options)
+    torch.testing.assert_close(by_reference(z, target, 0.1, "none", **options), kernel, equal_nan=True)
+    return kernel
+
+
+@pytest.mark.parametrize("n_classes", [4, 40])
+def test_classes_of_the_target_that_are_impossible(n_classes: int) -> None:
+    z = torch.randn(1, n_classes, dtype=torch.float64)
+    z[0, :2] = -math.inf
+    both = torch.arange(n_classes)[None] < 2
+    p = z.softmax(1)
+    for target, share in ((both, 0.45), (both / 2.0, 0.45), (torch.tensor([1]), 0.9)):
+        loss, grad = of_both(z, target)
+        assert loss == math.inf
+        q = credal_projection(z, target)
+        torch.testing.assert_close(grad, p - q)
+        assert q[0, 1].item() == pytest.approx(share)
+
+
+@pytest.mark.parametrize("target", [[1.0, 0.0, 0.0, 0.0], [0.4, 0.3, 0.3, 0.0]])
+def test_probabilities_of_zero(target: list[float]) -> None:
+    p = torch.tensor([[0.2, 0.5, 0.0, 0.3]], dtype=torch.float64)
+    t = torch.tensor([target], dtype=torch.float64)
+    _, grad = of_both(p, t, from_logits=False)
+    if target[2]:
+        assert grad[0, 2] == -math.inf
+    else:
+        torch.testing.assert_close(grad, of_both(p, torch.tensor([0]), from_logits=False)[1])
+
+
+SPOILED = {
+    "nan": [math.nan, 0.0, 0.0, 1.0],
+    "infinite": [math.inf, 0.0, 0.0, 1.0],
+    "nothing possible": [-math.inf] * 4,
+    "negative": [-0.5, 0.5, 0.5, 0.5],
+    "all zero": [0.0] * 4,
+}
+
+
+@pytest.mark.parametrize("row", SPOILED.values(), ids=SPOILED)
+def test_rows_that_are_spoiled(row: list[float]) -> None:
+    z = torch.tensor([row, [0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
+    from_logits = row[0] not in (-0.5, 0.0)
+    for target in (
+        torch.tensor([0, 0]),
+        torch.tensor([[True, True, False, False]] * 2),
+        torch.tensor([[0.6, 0.2, 0.2, 0.0]] * 2),
+    ):
+        loss, grad = of_both(z, target, from_logits=from_logits)
+        assert loss.isnan().tolist() == [True, False]
+        assert grad.isnan().all(1).tolist() == [True, False]
+        assert in_credal_set(z, target, 0.9, from_logits=from_logits).tolist()[0] is False
+    loss, grad = of_both(z, torch.ones(2, 4, dtype=torch.bool), from_logits=from_logits)
+    assert loss.eq(0).all()  # a set of all classes asks for nothing
+    assert grad.eq(0).all()
+
+
+def test_what_logits_have_in_common_takes_no_digits() -> None:
+    z, sets = torch.tensor([[0.0, 1.0, 0.0, 2.0]]), torch.tensor([[True, False, False, False]])
+    for compute in (value_and_grad, by_reference):
+        assert compute(z + 65536.0, sets)[0].equal(compute(z, sets)[0])
+
+
+@pytest.mark.parametrize(
+    ("target", "alpha", "error", "match"),
+    [
+        (torch.tensor([0, 7, 0]), 0.1, IndexError, r"`target`.*got 7 at row 1"),
+        (torch.ones(3, 5), 0.1, ValueError, r"distributions.* row 0"),
+        (torch.zeros(3, 5, dtype=torch.bool), 0.1, ValueError, r"at least one class.* row 0"),
+        (torch.tensor([0, 1, 0]), 1.5, ValueError, r"`alpha`.*1\.5 at row 0"),
+        (torch.tensor([0, 1, 0]), math.nan, ValueError, r"`alpha`"),
+    ],
+)
+def test_values_are_checked_where_alpha_asks_for_a_gradient(
+    target: Tensor, alpha: float, error: type[Exception], match: str
+) -> None:
+    alphas = torch.full((3,), alpha).requires_grad_()
+    with pytest.raises(error, match=match):
+        label_relaxation_loss(torch.randn(3, 5), target, alphas)
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -133,6 +133,7 @@ def refused(z: Tensor, target: Tensor = Y, **options: Any) -> None:
 
 def test_what_is_refused_leaves_the_logits_alone() -> None:
     refused(torch.randn(24, 40).requires_grad_())  # a leaf
+    refused(torch.randn(40, 24).requires_grad_().t())  # a view of one
     refused(logits()[:1].expand(24, 40))  # one row for all
     refused(logits(dtype=torch.float16))  # a loss scale comes later
     shared = logits().softmax(1)

@@ -262,6 +262,28 @@ def test_classes_that_are_impossible(
         torch.testing.assert_close((value[:4], grad[:4, possible]), true, rtol=1e-11, atol=1e-13)
 
 
+@EACH
+@pytest.mark.parametrize("n_classes", [4, 40])
+def test_targets_that_are_impossible(loss: Loss, n_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    z = torch.randn(2, n_classes, dtype=torch.float64)
+    z[0, 0] = -math.inf
+    y, p = torch.tensor([0, 0]), z.softmax(1)
+    for parameter in loss.values:
+        value, grad = value_and_grad(lambda x, p=parameter: loss.function(x, y, p, "none"), z)
+        assert value.isinf().tolist() == [True, False]
+        if loss.name == "focal":
+            torch.testing.assert_close(grad[0], p[0] - F.one_hot(y[0], n_classes))
+        if loss.name == "cross_entropy" and parameter < 1:  # where torch has 0 * inf
+            true = value_and_grad(
+                lambda x, s=parameter: F.cross_entropy(x, y, label_smoothing=s, reduction="none"), z
+            )
+            torch.testing.assert_close((value, grad), true)
+        with monkeypatch.context() as patch:
+            patch.setattr(_autograd, "runs_natively", lambda input: False)
+            reference = value_and_grad(lambda x, p=parameter: loss.function(x, y, p, "none"), z)
+        torch.testing.assert_close((value, grad), reference)
+
+
 def test_label_smoothing_of_a_class_that_is_impossible_is_infinite_as_in_torch() -> None:
     z, y = torch.tensor([[0.0, 1.0, -math.inf]]), torch.tensor([0])
     assert lr_relax.cross_entropy_loss(z, y, 0.1) == F.cross_entropy(z, y, label_smoothing=0.1) == math.inf

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .._arguments import check_number
 from ..functional import credal_projection, label_relaxation_loss
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def relaxation_on_simplex(alpha: float = 0.25) -> Figure:
 
     Source: the supplement of Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021.
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"Expected argument `alpha` to be a number in (0, 1), but got {alpha!r}.")
+    check_number("alpha", "a number in (0, 1)", lambda x: 0 < x < 1, alpha)
     plt = _pyplot()
     figure: Figure
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9), layout="constrained")
