@@ -293,10 +293,8 @@ pub struct RowsMut<'a, E> {
     borrowed: PhantomData<&'a mut [E]>,
 }
 
-// SAFETY: rows are handed out by unsafe functions only, whose callers keep them apart.
+// SAFETY: an exclusive borrow of plain numbers. Not Sync: what computes with a shared reference writes the rows.
 unsafe impl<E: Element> Send for RowsMut<'_, E> {}
-// SAFETY: as above.
-unsafe impl<E: Element> Sync for RowsMut<'_, E> {}
 
 impl<'a, E: Element> RowsMut<'a, E> {
     /// Rows of `n_classes` numbers, one after the other.

@@ -23,7 +23,7 @@ pub enum Scores {
     /// Logits z, with p = softmax(z); the gradient is with respect to them.
     Logits,
     /// Probabilities, divided by their sum if that is not 1; the gradient is with respect to them. A row that
-    /// is negative somewhere, infinite, or all 0, has loss NaN.
+    /// is negative somewhere, infinite, or all 0, has loss NaN; but against a set of all classes it has none.
     Probabilities,
 }
 

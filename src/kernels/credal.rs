@@ -19,6 +19,7 @@
 
 use std::ops::Range;
 
+use crate::rows::AnyRows;
 use crate::simd::lanes::{self, fold};
 use crate::simd::log::ln;
 use crate::simd::{Element, LANES, Lanes, Real};
@@ -111,6 +112,11 @@ fn read<E: Element>(pass: &Pass<'_, E>, i: usize, scratch: &mut Scratch<E>) -> K
     target.resize(n_classes.div_ceil(LANES), [zero; LANES]);
     if is_set {
         rows.read(i, 0, &mut target.as_flattened_mut()[..n_classes]);
+        if !matches!(rows, AnyRows::Bool(_)) {
+            for t in target.iter_mut() {
+                *t = lanes::map(t, |t| E::Wide::from_f64(if t > zero { 1.0 } else { 0.0 }));
+            }
+        }
         return match count(target) {
             0 => Kind::Wrong,
             1 => only(target),
@@ -168,6 +174,7 @@ pub(super) fn is_wrong<E: Element>(pass: &Pass<'_, E>, i: usize, scratch: &mut S
 }
 
 /// What the loss of row `i` is multiplied by; 0 if it does not count.
+#[inline(always)]
 pub(super) fn weight_of_row<E: Element>(pass: &Pass<'_, E>, i: usize, scratch: &mut Scratch<E>) -> f64 {
     match read(pass, i, scratch) {
         Kind::Class(y) => pass.weight_of(y),

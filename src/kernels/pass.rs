@@ -19,6 +19,9 @@ use super::focal::Focal;
 use super::label_relaxation::LabelRelaxation;
 use super::row::{ByRow, Exps};
 
+pub(crate) const ONLY_LABEL_RELAXATION: &str =
+    "Only label relaxation takes targets that are no classes, or an alpha for each row.";
+
 /// A loss with its hyperparameters.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
@@ -115,6 +118,9 @@ impl<'a, E: Element> Pass<'a, E> {
         let (target, shape) = (target.into(), (rows.len(), rows.n_classes()));
         match target {
             Target::Classes(targets) => targets.check_shape(shape.0, shape.1)?,
+            Target::Distributions(AnyRows::Bool(_)) => {
+                return Err(Error::r#type("Expected distributions of a floating-point type, but got sets."));
+            }
             Target::Sets(targets) | Target::Distributions(targets) => {
                 if targets.shape() != shape {
                     return Err(Error::value(format!(
@@ -126,16 +132,14 @@ impl<'a, E: Element> Pass<'a, E> {
             Target::Mixtures { first, second, share } => {
                 first.check_shape(shape.0, shape.1)?;
                 second.check_shape(shape.0, shape.1)?;
-                check_parameters("lam", "[0, 1]", share, if share.len() == 1 { 1 } else { shape.0 }, |x| {
-                    (0.0..=1.0).contains(&x)
-                })?;
+                check_parameters("lam", "[0, 1]", share, shape.0, |x| (0.0..=1.0).contains(&x))?;
             }
         }
         let (weight, parameters, grad) = (None, None, None);
         Ok(Pass { rows, target, weight, parameters, grad, in_place: false, factor: 1.0, isa: Isa::best() })
     }
 
-    /// An `alpha` for each row, in place of that of the loss. Label relaxation only.
+    /// An `alpha` for each row, or one for all, in place of that of the loss. Label relaxation only.
     pub fn alpha(self, alpha: &'a [f64]) -> Result<Self, Error> {
         check_parameters("alpha", "[0, 1)", alpha, self.rows.len(), |x| (0.0..1.0).contains(&x))?;
         Ok(Pass { parameters: Some(alpha), ..self })
@@ -162,7 +166,7 @@ impl<'a, E: Element> Pass<'a, E> {
                 grad.shape()
             )));
         }
-        Ok(Pass { grad: Some(grad), ..self })
+        Ok(Pass { grad: Some(grad), in_place: false, ..self })
     }
 
     /// As [`Pass::gradient`], where `grad` is the memory of the rows themselves. No row is written if the call fails.
@@ -201,8 +205,10 @@ impl<'a, E: Element> Pass<'a, E> {
         };
         let pass = Pass { factor: factor * self.factor, ..*self };
         let (tiles, wrong_row) = (self.tiles(), AtomicUsize::new(usize::MAX));
+        let pass = Shared(pass);
         let sums = threads::collect(tiles.len(), 0.0_f64, &|range, sums| {
-            let wrong = simd::run(self.isa, Task { pass, loss, tiles, range, out: Out::Sums(sums) });
+            let pass = *pass.get();
+            let wrong = simd::run(pass.isa, Task { pass, loss, tiles, range, out: Out::Sums(sums) });
             wrong_row.fetch_min(wrong, Ordering::Relaxed);
         });
         self.check_rows(wrong_row)?;
@@ -221,11 +227,12 @@ impl<'a, E: Element> Pass<'a, E> {
             return Err(Error::value(format!("Expected {n_rows} losses, but got {}.", losses.len())));
         }
         let (tiles, wrong_row) = (self.tiles(), AtomicUsize::new(usize::MAX));
-        let out = threads::Disjoint::new(losses);
+        let (out, pass) = (threads::Disjoint::new(losses), Shared(*self));
         threads::share(tiles.len(), &|range| {
+            let pass = *pass.get();
             // SAFETY: `share` gives every tile to one call only, and tiles do not share rows.
             let losses = unsafe { out.part(tiles.rows(range.clone())) };
-            let wrong = simd::run(self.isa, Task { pass: *self, loss, tiles, range, out: Out::Each(losses) });
+            let wrong = simd::run(pass.isa, Task { pass, loss, tiles, range, out: Out::Each(losses) });
             wrong_row.fetch_min(wrong, Ordering::Relaxed);
         });
         self.check_rows(wrong_row)
@@ -235,9 +242,7 @@ impl<'a, E: Element> Pass<'a, E> {
         match (loss, self.target, self.parameters) {
             (Loss::LabelRelaxation(_), ..) | (_, Target::Classes(_), None) => {}
             _ => {
-                return Err(Error::r#type(
-                    "Only label relaxation takes targets that are no classes, or an alpha for each row.",
-                ));
+                return Err(Error::r#type(ONLY_LABEL_RELAXATION));
             }
         }
         if self.in_place && matches!(self.target, Target::Sets(_) | Target::Distributions(_)) {
@@ -268,8 +273,12 @@ impl<'a, E: Element> Pass<'a, E> {
             (Target::Classes(targets), Some(weight)) => targets.counted().map(|y| weight[y]).sum(),
             (Target::Sets(_) | Target::Distributions(_), None) => self.rows.len() as f64,
             _ => {
-                let mut scratch = Scratch::new(self);
-                (0..self.rows.len()).map(|i| credal::weight_of_row(self, i, &mut scratch)).sum()
+                let (tiles, pass) = (self.tiles(), Shared(*self));
+                let sums = threads::collect(tiles.len(), 0.0_f64, &|range, sums| {
+                    let pass = *pass.get();
+                    simd::run(pass.isa, Weights { pass, tiles, range, sums });
+                });
+                sums.iter().sum()
             }
         }
     }
@@ -287,8 +296,10 @@ impl<'a, E: Element> Pass<'a, E> {
     #[inline(always)]
     pub(super) fn parameters(&self, of_all: f64, rows: Range<usize>) -> Lanes<f64> {
         let mut parameters = [of_all; LANES];
-        if let Some(each) = self.parameters {
-            parameters[..rows.len()].copy_from_slice(&each[rows]);
+        match self.parameters {
+            Some(&[of_all]) => parameters = [of_all; LANES],
+            Some(each) => parameters[..rows.len()].copy_from_slice(&each[rows]),
+            None => {}
         }
         parameters
     }
@@ -351,7 +362,20 @@ impl<'a, E: Element> Pass<'a, E> {
     }
 }
 
-/// That there are `n` numbers in the range.
+/// A pass that the threads of one call share: each writes the rows of its own tiles. [`Pass`] itself is not Sync, so
+/// that there is but one call at a time.
+struct Shared<'a, E: Element>(Pass<'a, E>);
+
+// SAFETY: as just said.
+unsafe impl<E: Element> Sync for Shared<'_, E> {}
+
+impl<'a, E: Element> Shared<'a, E> {
+    fn get(&self) -> &Pass<'a, E> {
+        &self.0
+    }
+}
+
+/// That there is a number in the range for each of `n` rows, or one for all.
 fn check_parameters(
     name: &str,
     range: &str,
@@ -359,17 +383,19 @@ fn check_parameters(
     n: usize,
     in_range: impl Fn(f64) -> bool,
 ) -> Result<(), Error> {
-    if numbers.len() != n {
+    if numbers.len() != n && numbers.len() != 1 {
         return Err(Error::value(format!(
             "Expected argument `{name}` to hold {n} numbers, one for each row, but got {}.",
             numbers.len()
         )));
     }
     match numbers.iter().position(|&x| !in_range(x)) {
-        Some(row) => Err(Error::value(format!(
-            "Expected argument `{name}` to hold numbers in {range}, but got {:?} at row {row}.",
-            numbers[row]
-        ))),
+        Some(row) => {
+            let place = if numbers.len() > 1 { format!(" at row {row}") } else { String::new() };
+            let got = numbers[row];
+            let expected = format!("Expected argument `{name}` to hold numbers in {range}");
+            Err(Error::value(format!("{expected}, but got {got:?}{place}.")))
+        }
         None => Ok(()),
     }
 }
@@ -399,6 +425,8 @@ pub(super) struct Scratch<E: Element> {
     /// The target of a row, as vectors.
     pub target: Vec<Lanes<E::Wide>>,
     pub sums: Vec<Lanes<E::Wide>>,
+    /// The sum of the factors of the classes, or their number.
+    pub weight_sum: f64,
     /// The first row whose target is no target; else `usize::MAX`.
     pub wrong_row: usize,
 }
@@ -410,7 +438,9 @@ impl<E: Element> Scratch<E> {
         last[..tail.len()].copy_from_slice(tail);
         let weight = vectors.iter().chain([&last]).map(|w| w.map(E::Wide::from_f64)).collect();
         let (row, grad, exps) = (Vec::new(), Vec::new(), Exps::new());
-        Scratch { row, grad, exps, weight, target: Vec::new(), sums: Vec::new(), wrong_row: usize::MAX }
+        let weight_sum = pass.weight.map_or(pass.rows.n_classes() as f64, |weight| weight.iter().sum());
+        let (target, sums, wrong_row) = (Vec::new(), Vec::new(), usize::MAX);
+        Scratch { row, grad, exps, weight, target, sums, weight_sum, wrong_row }
     }
 }
 
@@ -449,11 +479,33 @@ impl<E: Element> Kernel for Task<'_, E> {
     }
 }
 
+/// The sums of the weights of the rows of a range of tiles.
+struct Weights<'a, E: Element> {
+    pass: Pass<'a, E>,
+    tiles: Tiles,
+    range: Range<usize>,
+    sums: &'a mut [f64],
+}
+
+impl<E: Element> Kernel for Weights<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let mut scratch = Scratch::new(&self.pass);
+        for (sum, tile) in self.sums.iter_mut().zip(self.range) {
+            for i in self.tiles.rows(tile..tile + 1) {
+                *sum += credal::weight_of_row(&self.pass, i, &mut scratch);
+            }
+        }
+    }
+}
+
 impl<E: Element> Task<'_, E> {
     #[inline(always)]
     fn groups<G: Group>(mut self, loss: &G) -> usize {
         let mut scratch = Scratch::new(&self.pass);
-        let step = (G::CLASSES / self.pass.rows.n_classes()).clamp(1, LANES);
+        let step = (G::CLASSES / self.pass.rows.n_classes().max(1)).clamp(1, LANES);
         let first_row = self.tiles.rows(self.range.clone()).start;
         for tile in self.range.clone() {
             let rows = self.tiles.rows(tile..tile + 1);

@@ -7,7 +7,7 @@
 //! dL/dz_k = e_k (a + b x_k) + c w_k,      x_k = z_k - max,      e_k = e^x_k,      for the classes k other than y.
 //! ```
 //!
-//! Nothing on the way through a row takes a closure: what is not inlined is compiled for the baseline.
+//! Nothing on the way through a row takes a closure of its own: what is not inlined is compiled for the baseline.
 
 use std::ops::Range;
 
@@ -23,7 +23,7 @@ pub(super) const BLOCK: usize = 8;
 
 /// A few rows of scores, as vectors.
 pub(super) struct Exps<F> {
-    /// z - max; 0 for classes left out and past the end. Kept only if the moment asks for it.
+    /// z - max; 0 for classes left out and past the end. Kept only if the moment asks for it; after `read`, the scores.
     pub x: Vec<Lanes<F>>,
     /// e^(z - max); 0 as above.
     pub e: Vec<Lanes<F>>,
@@ -308,7 +308,7 @@ impl<L: RowLoss> Group for ByRow<L> {
             moment: [0.0; LANES],
             coins: Coins::new(&[0.0; LANES]),
             n_classes,
-            weight_sum: pass.weight.map_or(n_classes as f64, |weight| weight.iter().sum()),
+            weight_sum: scratch.weight_sum,
             own_weight: [0.0; LANES],
         };
         let mut classes = [None; LANES];

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
-use crate::kernels::pass::{Loss, Pass, Reduction, Target};
+use crate::kernels::pass::{Loss, ONLY_LABEL_RELAXATION, Pass, Reduction, Target};
 use crate::rows::{Error, Targets};
 use crate::simd::{Element, Real};
 
@@ -55,26 +55,20 @@ impl Batch {
         let class_axis = check(loss, &arguments)?;
         let Arguments { input, target, mixed, weight, alpha, ignore_index, .. } = arguments;
         let n_classes = input.shape[class_axis];
-        let n_rows =
-            input.shape.iter().enumerate().filter(|&(axis, _)| axis != class_axis).map(|(_, n)| n).product();
-        let each_row = |view: &View| -> Result<Vec<f64>, Error> {
-            let numbers = view.to_f64()?;
-            Ok(if view.shape.is_empty() { vec![numbers[0]; n_rows] } else { numbers })
-        };
         let target = match mixed {
             Some((second, share)) => OwnTarget::Mixtures {
                 first: target.targets("target_a", n_classes, Some(ignore_index))?,
                 second: second.targets("target_b", n_classes, Some(ignore_index))?,
                 share: match share {
                     Numbers::Same(share) => vec![share],
-                    Numbers::Each(view) => each_row(view)?,
+                    Numbers::Each(view) => view.to_f64()?,
                 },
             },
             None if target.is_dense() => OwnTarget::Dense(target.clone()),
             None => OwnTarget::Classes(target.targets("target", n_classes, Some(ignore_index))?),
         };
         let weight = weight.map(View::to_f64).transpose()?;
-        let alpha = alpha.map(each_row).transpose()?;
+        let alpha = alpha.map(View::to_f64).transpose()?;
         Ok(Batch { input, class_axis, target, weight, alpha })
     }
 
@@ -218,6 +212,9 @@ pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Erro
             "Expected argument `input` to be of a floating-point type, but got {}.",
             input.type_name()
         )));
+    }
+    if !matches!(loss, Loss::LabelRelaxation(_)) && (mixed.is_some() || alpha.is_some()) {
+        return Err(Error::r#type(ONLY_LABEL_RELAXATION));
     }
     let class_axis = class_axis(input, *dim)?;
     let rows = without(&input.shape, class_axis);

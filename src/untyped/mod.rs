@@ -197,9 +197,9 @@ impl View {
 
     /// # Safety
     ///
-    /// `E` is the type that `dtype` names, and the memory is new: no one else's.
+    /// `E` is the type that `dtype` names, and the memory is no one else's.
     pub(crate) unsafe fn rows_mut<E: Element>(&self, class_axis: usize) -> RowsMut<'_, E> {
-        // SAFETY: a fresh allocation of this shape.
+        // SAFETY: the owner describes its own memory; the rest is this function's contract.
         unsafe { RowsMut::from_raw(self.data.cast(), &self.shape, &self.strides, class_axis) }
     }
 
@@ -238,16 +238,22 @@ impl View {
 
     /// The elements in order, in double precision.
     pub(crate) fn to_f64(&self) -> Result<Vec<f64>, Error> {
+        fn fill(numbers: &mut Vec<f64>, elements: impl Iterator<Item = impl Into<f64>>) {
+            numbers.extend(elements.map(Into::into));
+        }
+        let (mut numbers, n) = (Vec::new(), self.len());
+        numbers.try_reserve_exact(n).map_err(|_| Error::Memory { bytes: n.saturating_mul(8) })?;
         macro_rules! read {
             ($($dtype:ident $t:ty),*) => {
                 match self.dtype {
                     // SAFETY: the type is the one that is named.
-                    $(Dtype::$dtype => Ok(unsafe { self.elements::<$t>() }.map(f64::from).collect()),)*
-                    _ => Err(Error::r#type("Expected a floating-point type.")),
+                    $(Dtype::$dtype => fill(&mut numbers, unsafe { self.elements::<$t>() }),)*
+                    _ => return Err(Error::r#type("Expected a floating-point type.")),
                 }
             };
         }
-        read!(F64 f64, F32 f32, F16 f16, Bf16 bf16)
+        read!(F64 f64, F32 f32, F16 f16, Bf16 bf16);
+        Ok(numbers)
     }
 
     /// # Safety

@@ -327,6 +327,9 @@ fn wrong_arguments_are_named() {
         &["`input`", "at least 2 classes", "(4, 1)"],
     );
     refused(label_relaxation(&z.get(0).get(0), &y, 0.1, mean), &["`input`", "class dimension", "()"]);
+    let penalty = || Criterion::new(ConfidencePenalty::new(0.1).unwrap());
+    refused(penalty().forward_mixed(&z, &y, &y, &Tensor::from(0.5)), &["Only label relaxation"]);
+    refused(penalty().alpha(Tensor::from(0.5)).forward(&z, &y), &["Only label relaxation"]);
     refused(focal(&z, &z, 2.0, mean), &["`target`", "integer", "torch.float32"]);
     refused(label_relaxation(&z, &z.get(0), 0.1, mean), &["`target`", "(4, 3)", "(3,)"]);
     let no_distribution = Tensor::from_slice(&[0.5_f32, 0.5, 0.5]).expand([4, 3], false);
