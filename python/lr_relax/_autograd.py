@@ -131,7 +131,7 @@ class _Fused(torch.autograd.Function):
         scale = _native.scalar(upstream)
         if scale is None:  # one for each row, or one that stands for several (is_grads_batched)
             upstream = upstream.unsqueeze(ctx.options[3]) if upstream.dim() > 0 else upstream
-            own = not _keeps_graph() and type(upstream) is Tensor and not _is_batched(upstream)
+            own = not _keeps_graph() and not torch._C._are_functorch_transforms_active()
             grad = grad.mul_(upstream) if own else grad * upstream
         elif _keeps_graph():  # another backward wants the same gradient
             grad = grad * scale
@@ -145,7 +145,6 @@ class _Fused(torch.autograd.Function):
 
 # `Function.apply` without what it does for functorch, whose transforms do not come here: 3 us.
 _apply = super(torch.autograd.Function, _Fused).apply
-_is_batched = torch._C._functorch.is_batchedtensor
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 

@@ -165,8 +165,8 @@ def _label_relaxation(rows: _Rows, alpha: float | Tensor, from_logits: bool) -> 
         outside = rows.counted & ~(valid & (rest <= alpha * total))
         own, rest = (part.where(outside & valid, 1.0) for part in (own, rest))
         d = own.log() - rest.log()
-    impossible = (d == -math.inf) & from_logits
-    d = d.where(outside & ~impossible, 0.0)
+    impossible = d == -math.inf
+    d = d.where(outside & ~impossible if from_logits else outside, 0.0)
     losses = (1 - alpha) * (_ln(1 - alpha) + _softplus(-d)) + alpha * (_ln(alpha) + _softplus(d))
     losses = losses + (-losses).clamp_min(0.0).detach()  # a divergence is not negative; rounded, it may be
     if from_logits:
