@@ -88,6 +88,13 @@ def _is_leaf(base: Tensor | None) -> bool:
     return base is not None and base.is_leaf and base.requires_grad
 
 
+def _is_batched(upstream: Tensor) -> bool:
+    """Whether a tensor stands for several: of `is_grads_batched`, or of `torch.func.vmap`."""
+    functorch = torch._C._functorch
+    batched: bool = functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream)
+    return batched
+
+
 def _wants_gradient(parameter: Any) -> bool:
     return isinstance(parameter, Tensor) and parameter.requires_grad and torch.is_grad_enabled()
 
@@ -131,7 +138,7 @@ class _Fused(torch.autograd.Function):
         scale = _native.scalar(upstream)
         if scale is None:  # one for each row, or one that stands for several (is_grads_batched)
             upstream = upstream.unsqueeze(ctx.options[3]) if upstream.dim() > 0 else upstream
-            own = not _keeps_graph() and not torch._C._are_functorch_transforms_active()
+            own = not _keeps_graph() and not _is_batched(upstream)
             grad = grad.mul_(upstream) if own else grad * upstream
         elif _keeps_graph():  # another backward wants the same gradient
             grad = grad * scale

@@ -62,6 +62,20 @@ def test_a_loss_scale_saves_small_gradients_of_float16() -> None:
     torch.testing.assert_close(z.grad.double(), exact.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("retain_graph", [True, False])
+def test_several_upstreams_by_vmap(retain_graph: bool) -> None:
+    z = logits().requires_grad_()
+    losses = label_relaxation_loss(z, TARGET, reduction="none")
+
+    def product(upstream: Tensor) -> Tensor:
+        return torch.autograd.grad(losses, z, upstream, retain_graph=retain_graph)[0]
+
+    jacobian = torch.func.vmap(product)(torch.eye(6, dtype=torch.float64))
+    (whole,) = torch.autograd.grad(label_relaxation_loss(z, TARGET, reduction="sum"), z)
+    assert jacobian.sum(0).equal(whole)
+    assert jacobian[0, 1:].eq(0).all()
+
+
 def test_backward_twice_over_a_kept_graph() -> None:
     z = logits().requires_grad_()
     loss = label_relaxation_loss(z, TARGET)
