@@ -213,6 +213,15 @@ impl<'a, E: Copy> Rows<'a, E> {
         }
     }
 
+    /// Row `i` if there is one, and it is a slice.
+    #[inline(always)]
+    pub(crate) fn slice(&self, i: usize) -> Option<&[E]> {
+        // SAFETY: row i lies inside the array, by the contract of `from_raw`.
+        (i < self.len() && self.has_slices()).then(|| unsafe {
+            std::slice::from_raw_parts(self.data.offset(self.layout.offset(i)), self.n_classes())
+        })
+    }
+
     /// Row `i` from class `k` on into `out`, each element by `f`.
     #[inline(always)]
     fn read<T>(&self, i: usize, k: usize, out: &mut [T], f: impl Fn(E) -> T) {

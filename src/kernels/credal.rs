@@ -285,7 +285,9 @@ fn distribution<E: Element>(
     let row = pass.rows.row(i, &mut scratch.row);
     let (exponentials, target) = (&mut scratch.exps, &scratch.target);
     let whole = positive(match loss.scores {
-        Scores::Logits => exponentials.load::<E, NoMoment<true>>(0, row, [usize::MAX; 2]).exps,
+        Scores::Logits => {
+            exponentials.load::<E, NoMoment<true>>(0, row, pass.rows.slice(i + 1), [usize::MAX; 2]).exps
+        }
         Scores::Probabilities => {
             exponentials.read(row, zero);
             for (x, e) in exponentials.x.iter_mut().zip(&mut exponentials.e) {

@@ -45,7 +45,8 @@ pub(super) fn mixture<E: Element>(
     // The logarithms of what the three sides have, but for a common summand; and the sum over the others.
     let (logs, others) = match scores {
         Scores::Logits => {
-            let sums = scratch.exps.load::<E, NoMoment<false>>(0, row, mixture.classes);
+            let sums =
+                scratch.exps.load::<E, NoMoment<false>>(0, row, pass.rows.slice(i + 1), mixture.classes);
             // Relative to the largest of all, however far below it the others are.
             let max = sums.max.to_f64();
             let top = max.max(own[0]).max(own[1]);

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use crate::simd::lanes::{self, exp_biased_sub, fold, narrow, widen};
 use crate::simd::log::ln;
-use crate::simd::{Element, LANES, Lanes, Real};
+use crate::simd::{self, Element, LANES, Lanes, Real};
 
 use super::coin::Coins;
 use super::pass::{Group, Pass, Scratch};
@@ -75,23 +75,28 @@ impl<F: Real> Exps<F> {
     }
 
     /// Takes the scores of a row as number `slot`, and sums all of them but those of the classes `left_out` (none, if
-    /// that are no classes).
+    /// that are no classes). The `next` row is brought near meanwhile.
     #[inline(always)]
     pub(super) fn load<E: Element<Wide = F>, M: Moment>(
         &mut self,
         slot: usize,
         row: &[E],
+        next: Option<&[E]>,
         left_out: [usize; 2],
     ) -> RowSums<F> {
         let n_vectors = self.resize(slot, row.len(), M::KEEPS_SCORES);
         let first = slot * n_vectors;
         let shift = [max_without(row, left_out); LANES];
         let (vectors, tail) = row.as_chunks();
+        let next = next.unwrap_or_default().as_chunks::<LANES>().0;
         let mut n_blocks = 0;
         for block in vectors.chunks(BLOCK) {
             let v = n_blocks * BLOCK;
             let e = &mut self.e[first + v..][..block.len()];
             let x = if M::KEEPS_SCORES { &mut self.x[first + v..][..block.len()] } else { &mut [] };
+            for z in next.iter().skip(v).take(BLOCK) {
+                simd::prefetch(z);
+            }
             let left_out = left_out.map(|y| y.wrapping_sub(v * LANES));
             // Nothing is taken from a sum again, where it might cancel.
             let sums = if left_out[0].min(left_out[1]) < BLOCK * LANES {
@@ -320,7 +325,7 @@ impl<L: RowLoss> Group for ByRow<L> {
             classes[lane] = Some(y);
             let row = pass.rows.row(i, &mut scratch.row);
             let own = row[y].widen().to_f64();
-            let sums = scratch.exps.load::<E, L::Moment>(lane, row, [y; 2]);
+            let sums = scratch.exps.load::<E, L::Moment>(lane, row, pass.rows.slice(i + 1), [y; 2]);
             // An infinite logit has no softmax: inf - inf, as in PyTorch.
             summed.own[lane] = if own == f64::INFINITY { f64::NAN } else { own - sums.max.to_f64() };
             (summed.others[lane], summed.moment[lane]) = (sums.exps, sums.moment);

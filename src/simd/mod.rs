@@ -108,6 +108,19 @@ fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
+/// Asks for the memory of an element to be brought near, to the second-level cache, while something is computed.
+#[inline(always)]
+pub(crate) fn prefetch<T>(element: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, of a valid address, that every x86-64 has.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(element).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = element;
+}
+
 /// Runs `kernel`, compiled for `isa`.
 ///
 /// # Panics
