@@ -1,0 +1,359 @@
+"""What is measured: a row for each piece of work, with ours, a yardstick, and peers; see run.py."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from label_relaxation import label_relaxation_loss as label_relaxation_package
+from label_relaxation import mixup_label_relaxation_loss as mixup_package
+from lr_relax import RobustDataAmbiguationLoss
+from lr_relax.functional import (
+    confidence_penalty_loss,
+    cross_entropy_loss,
+    focal_loss,
+    label_relaxation_loss,
+    mixup_label_relaxation_loss,
+)
+from lr_relax.metrics import expected_calibration_error
+from torch import Tensor
+
+TCH_BUILD = Path(__file__).parents[2] / "target" / "tch"
+ALPHA = 0.1
+
+Inputs = tuple[Tensor, ...]
+Contender = Callable[..., object]  # takes the row's inputs
+Loss = Callable[..., Tensor]  # takes logits, and what they are compared with
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; targets are ratios of ours to the yardstick."""
+
+    name: str
+    inputs: Callable[[], Inputs]
+    ours: Contender
+    yardstick: tuple[str, Contender]
+    target: float
+    peers: Mapping[str, Contender] = field(default_factory=dict)
+    threads: int = 2
+    unit: str = "ms"  # or "MiB": the row measures the peak of memory in place of time
+
+    @property
+    def contenders(self) -> dict[str, Contender]:
+        return {"ours": self.ours, self.yardstick[0]: self.yardstick[1], **self.peers}
+
+
+# Inputs, seeded by whoever calls them.
+
+
+def classification(rows: int, classes: int, dtype: torch.dtype = torch.float32) -> Inputs:
+    """Logits that ask for a gradient, and class indices."""
+    return torch.randn(rows, classes).to(dtype).requires_grad_(), torch.randint(classes, (rows,))
+
+
+def with_sets(rows: int, classes: int) -> Inputs:
+    """A second target: the class, and about every tenth of the others."""
+    x, y = classification(rows, classes)
+    return x, y, (torch.rand(rows, classes) < 0.1).scatter(1, y[:, None], True)
+
+
+def with_distributions(rows: int, classes: int) -> Inputs:
+    """A second target: what a teacher would say, dense and far from the logits."""
+    return *classification(rows, classes), torch.randn(rows, classes).softmax(1)
+
+
+def with_mixed_rows(rows: int, classes: int) -> Inputs:
+    """A second target: rows of mixup, dense."""
+    x, y, other = with_second_class(rows, classes)
+    return x, y, 0.3 * F.one_hot(y, classes).float() + 0.7 * F.one_hot(other, classes).float()
+
+
+def with_second_class(rows: int, classes: int) -> Inputs:
+    return *classification(rows, classes), torch.randint(classes, (rows,))
+
+
+def predictions(rows: int, classes: int, probabilities: bool) -> Inputs:
+    """Confident predictions, about two thirds of them right."""
+    logits = 3 * torch.randn(rows, classes)
+    target = torch.where(torch.rand(rows) < 2 / 3, logits.argmax(1), torch.randint(classes, (rows,)))
+    return logits.softmax(1) if probabilities else logits, target
+
+
+# Contenders.
+
+
+def step(loss: Loss) -> Contender:
+    """Forward and backward, the gradient freed at the end."""
+
+    def run(x: Tensor, *targets: Tensor) -> None:
+        loss(x, *targets).backward()  # type: ignore[no-untyped-call]
+        x.grad = None
+
+    return run
+
+
+def first_target(loss: Loss) -> Loss:
+    return lambda x, y, _: loss(x, y)
+
+
+def second_target(loss: Loss) -> Loss:
+    return lambda x, _, target: loss(x, target)
+
+
+def of_layer(loss: Loss) -> Loss:
+    """Of logits that a layer has made, which are no leaf."""
+    return lambda x, *targets: loss(x + 0, *targets)
+
+
+def no_grad(function: Contender) -> Contender:
+    def run(*inputs: Tensor) -> object:
+        with torch.no_grad():
+            return function(*inputs)
+
+    return run
+
+
+def paper(logits: Tensor, target: Tensor) -> Tensor:
+    """Equations 5 to 7 of the paper as one writes them in PyTorch."""
+    p = logits.softmax(1)
+    one_hot = F.one_hot(target, logits.shape[1])
+    with torch.no_grad():  # the projection is the target: a constant
+        others = p * (1 - one_hot)
+        projection = torch.where(one_hot == 1, 1 - ALPHA, ALPHA * p / others.sum(1, keepdim=True))
+    divergence = F.kl_div(p.log(), projection, reduction="none").sum(1)
+    p_y = (p * one_hot).sum(1)
+    return torch.where(p_y >= 1 - ALPHA, 0.0, divergence).mean()
+
+
+def focal(logits: Tensor, target: Tensor) -> Tensor:
+    """The focal loss as one writes it in PyTorch."""
+    ln_p = F.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
+    return -((1 - ln_p.exp()) ** 2 * ln_p).mean()
+
+
+def confidence_penalty(logits: Tensor, target: Tensor) -> Tensor:
+    """The confidence penalty as one writes it in PyTorch."""
+    ln_p = F.log_softmax(logits, 1)
+    return F.nll_loss(ln_p, target) + 0.1 * (ln_p.exp() * ln_p).sum(1).mean()
+
+
+def set_relaxation(logits: Tensor, target: Tensor) -> Tensor:
+    """Label relaxation of a set as one writes it in PyTorch."""
+    ln_in = logits.masked_fill(~target, -torch.inf).logsumexp(1)
+    ln_out = logits.masked_fill(target, -torch.inf).logsumexp(1)
+    d = ln_in - ln_out
+    losses = (1 - ALPHA) * (math.log(1 - ALPHA) + F.softplus(-d)) + ALPHA * (math.log(ALPHA) + F.softplus(d))
+    return torch.where(torch.sigmoid(d) >= 1 - ALPHA, 0.0, losses).mean()
+
+
+def ambiguation(logits: Tensor, target: Tensor) -> Tensor:
+    """Robust data ambiguation as one writes it in PyTorch."""
+    p = logits.detach().softmax(1)
+    return set_relaxation(logits, (p > 0.75).scatter(1, target[:, None], True))
+
+
+def pyo3_tch() -> Loss:
+    """Our loss on the build with pyo3-tch: the package of that folder, imported beside the default one."""
+
+    def forget() -> dict[str, ModuleType]:
+        names = [name for name in sys.modules if name.partition(".")[0] == "lr_relax"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    default = forget()
+    sys.path.insert(0, str(TCH_BUILD))
+    try:
+        build = importlib.import_module("lr_relax")
+    finally:
+        sys.path.remove(str(TCH_BUILD))
+        forget()
+        sys.modules.update(default)
+    assert Path(build.__file__ or "").is_relative_to(TCH_BUILD)
+    return partial(build.label_relaxation_loss, alpha=ALPHA)
+
+
+ours = partial(label_relaxation_loss, alpha=ALPHA)
+ours_pyo3_tch = pyo3_tch() if (TCH_BUILD / "lr_relax").is_dir() else None
+package = partial(label_relaxation_package, alpha=ALPHA)
+
+CLONE = ("logits.clone()", no_grad(lambda x, y: x.clone()))
+AMAX = ("logits.amax(1)", no_grad(lambda x, y: x.amax(1)))
+CROSS_ENTROPY = ("F.cross_entropy", step(F.cross_entropy))
+MAX = ("x.max(1)", lambda x, y: x.max(1))
+SOFTMAX = ("torch.softmax(x, 1)", lambda x, y: torch.softmax(x, 1))
+OTHER_RELAXATIONS = {"label-relaxation": step(package), "paper": step(paper)}
+BORDERS = {"ours by pyo3-tch": step(ours_pyo3_tch)} if ours_pyo3_tch else {}
+
+# Name, ours, the most that it may take in times of our label relaxation, and the closest peer.
+OTHER_LOSSES: list[tuple[str, Loss, float, tuple[str, Loss]]] = [
+    ("Cross-entropy", cross_entropy_loss, 1.15, ("F.cross_entropy", F.cross_entropy)),
+    (
+        "Label smoothing",
+        partial(cross_entropy_loss, label_smoothing=0.1),
+        1.15,
+        ("F.cross_entropy", partial(F.cross_entropy, label_smoothing=0.1)),
+    ),
+    ("Focal", focal_loss, 1.3, ("torch", focal)),
+    ("Confidence penalty", confidence_penalty_loss, 1.15, ("torch", confidence_penalty)),
+]
+
+# Name, inputs, ours, the most that it may take in times of our label relaxation of a class, the closest peer.
+OTHER_TARGETS: list[tuple[str, Callable[[int, int], Inputs], Loss, float, tuple[str, Loss]]] = [
+    (
+        "LR of distributions",
+        with_distributions,
+        second_target(ours),
+        2.0,
+        ("F.cross_entropy", second_target(F.cross_entropy)),
+    ),
+    (
+        "LR of dense mixup",
+        with_mixed_rows,
+        second_target(ours),
+        2.0,
+        ("F.cross_entropy", second_target(F.cross_entropy)),
+    ),
+    ("LR of sets", with_sets, second_target(ours), 2.0, ("torch", second_target(set_relaxation))),
+    (
+        "Mixup LR",
+        with_second_class,
+        partial(mixup_label_relaxation_loss, lam=0.3, alpha=ALPHA),
+        2.0,
+        ("label-relaxation", partial(mixup_package, lam=0.3, alpha=ALPHA)),
+    ),
+]
+
+ROWS = [
+    Row(
+        "LR forward + backward (1024, 32000)",
+        partial(classification, 1024, 32000),
+        ours=step(ours),
+        yardstick=CLONE,
+        target=1.0,
+        peers={"F.cross_entropy": step(F.cross_entropy), **OTHER_RELAXATIONS},
+    ),
+    Row(
+        "LR forward only (1024, 32000)",
+        partial(classification, 1024, 32000),
+        ours=no_grad(ours),
+        yardstick=AMAX,
+        target=1.5,
+        peers={"F.cross_entropy": no_grad(F.cross_entropy)},
+    ),
+    Row(
+        "LR forward + backward (4096, 1000)",
+        partial(classification, 4096, 1000),
+        ours=step(ours),
+        yardstick=CROSS_ENTROPY,
+        target=0.45,
+        peers={**OTHER_RELAXATIONS, **BORDERS},
+    ),
+    Row(
+        "LR forward + backward (256, 1000)",
+        partial(classification, 256, 1000),
+        ours=step(ours),
+        yardstick=CROSS_ENTROPY,
+        target=0.6,
+        peers=OTHER_RELAXATIONS,
+    ),
+    Row(
+        "LR forward + backward (64, 10), 1 thread",
+        partial(classification, 64, 10),
+        ours=step(ours),
+        yardstick=CROSS_ENTROPY,
+        target=0.8,
+        peers={**OTHER_RELAXATIONS, **BORDERS},
+        threads=1,
+    ),
+    Row(
+        "LR forward + backward (1024, 32000), bfloat16",
+        partial(classification, 1024, 32000, torch.bfloat16),
+        ours=step(ours),
+        yardstick=CROSS_ENTROPY,
+        target=0.5,
+    ),
+    *(
+        Row(
+            f"{name} forward + backward {size}",
+            partial(classification, *size),
+            ours=step(loss),
+            yardstick=("our LR", step(ours)),
+            target=target,
+            peers={peer_name: step(peer)},
+        )
+        for size in [(4096, 1000), (1024, 32000)]
+        for name, loss, target, (peer_name, peer) in OTHER_LOSSES
+    ),
+    *(
+        Row(
+            f"{name} forward + backward {size}",
+            partial(inputs, *size),
+            ours=step(loss),
+            yardstick=("our LR", step(first_target(ours))),
+            target=target,
+            peers={peer_name: step(peer)},
+        )
+        for size in [(4096, 1000), (1024, 32000)]
+        for name, inputs, loss, target, (peer_name, peer) in OTHER_TARGETS
+    ),
+    Row(
+        "Ambiguation forward + backward (4096, 1000)",
+        partial(classification, 4096, 1000),
+        ours=step(RobustDataAmbiguationLoss(ALPHA)),
+        yardstick=("torch", step(ambiguation)),
+        target=0.5,
+    ),
+    Row(
+        "x + 0 and LR in place, forward + backward (1024, 32000)",
+        partial(classification, 1024, 32000),
+        ours=step(of_layer(partial(ours, inplace=True))),
+        yardstick=("not in place", step(of_layer(ours))),
+        target=1.0,
+    ),
+    Row(
+        "x + 0 and LR in place, peak extra memory (1024, 32000)",
+        partial(classification, 1024, 32000),
+        ours=step(of_layer(partial(ours, inplace=True))),
+        yardstick=CLONE,  # x + 0 alone
+        target=1.05,
+        peers={"not in place": step(of_layer(ours))},
+        unit="MiB",
+    ),
+    Row(
+        "LR peak extra memory (1024, 32000)",
+        partial(classification, 1024, 32000),
+        ours=step(ours),
+        yardstick=CLONE,  # the size of the logits, by the same measure
+        target=1.05,
+        peers={"F.cross_entropy": step(F.cross_entropy), "label-relaxation": step(package)},
+        unit="MiB",
+    ),
+    *(
+        Row(
+            f"ECE of probabilities {size}",
+            partial(predictions, *size, probabilities=True),
+            ours=expected_calibration_error,
+            yardstick=MAX,
+            target=1.0,
+        )
+        for size in [(1_000_000, 10), (100_000, 1000)]
+    ),
+    *(
+        Row(
+            f"ECE of logits {size}",
+            partial(predictions, *size, probabilities=False),
+            ours=partial(expected_calibration_error, from_logits=True),
+            yardstick=SOFTMAX,
+            target=1.0,
+        )
+        for size in [(1_000_000, 10), (100_000, 1000)]
+    ),
+]
