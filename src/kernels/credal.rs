@@ -315,7 +315,7 @@ fn distribution<E: Element>(
     };
     let Water { level, ratio, rest, free } = water;
     let ln_keep = ln(keep) + ln(whole);
-    let mut value = keep * divergence(exponentials, target, ratio, wide(ln_keep));
+    let mut value = keep * divergence(exponentials, target, &scratch.sums, ratio, wide(ln_keep));
     if rest > 0.0 && free > 0.0 {
         value += rest * ln(rest * whole / free);
     }
@@ -406,13 +406,23 @@ fn fill<F: Real>(
     }
 }
 
-/// The sum over the raised classes of t ln(l / p), of which `constant` is what all have in common.
+/// The sum over the raised classes of t ln(l / p), of which `constant` is what all have in common; `of_target` are the
+/// sums of the target's blocks.
 #[inline(always)]
-fn divergence<F: Real>(exponentials: &mut Exps<F>, target: &[Lanes<F>], ratio: F, constant: F) -> f64 {
+fn divergence<F: Real>(
+    exponentials: &mut Exps<F>,
+    target: &[Lanes<F>],
+    of_target: &[Lanes<F>],
+    ratio: F,
+    constant: F,
+) -> f64 {
     let Exps { x, e, sums, .. } = exponentials;
     let vectors = x.chunks(BLOCK).zip(e.chunks(BLOCK)).zip(target.chunks(BLOCK));
-    for (sums, ((x, e), t)) in sums.iter_mut().zip(vectors) {
+    for ((sums, of_target), ((x, e), t)) in sums.iter_mut().zip(of_target).zip(vectors) {
         let mut sum = [F::ZERO; LANES];
+        // Many targets are 0 almost everywhere.
+        let (x, e, t) =
+            if fold(*of_target, F::add) > F::ZERO { (x, e, t) } else { (&[][..], &[][..], &[][..]) };
         for ((x, e), t) in x.iter().zip(e).zip(t) {
             let ln_ratio = lanes::zip(t, x, |t, x| t.ln_normal().add(constant.sub(x)));
             let terms = lanes::zip(t, &ln_ratio, F::mul);
