@@ -2,8 +2,8 @@
 //!
 //! The set of the mixture s e_a + (1 - s) e_b (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018)
 //! is Q = {q : q_a >= (1 - alpha) s, q_b >= (1 - alpha) (1 - s)}. A row is a coin with three sides, a, b and all
-//! others, and water-filling ([`super::credal`]) takes two rounds over these three. Probabilities and their logarithms
-//! are taken from sums without the class in question: nothing cancels, and nothing underflows.
+//! others, and water-filling ([`super::credal`]) takes two rounds over these three. Their
+//! probabilities are known by their logarithms, relative to the largest of the three: none of them underflows.
 
 use crate::simd::log::{ln, ln_1p};
 use crate::simd::{Element, Real};

@@ -1,6 +1,6 @@
 //! The losses in readable ATen operators: for every device but the CPU, and for gradients of gradients.
 //!
-//! The same formulas as in python/lr_relax/_reference.py.
+//! The same formulas as in python/lr_relax/_reference.py, which knows more of rows that are spoiled or impossible.
 
 use tch::{Kind, Tensor};
 
