@@ -1,13 +1,34 @@
 """The contract of the extension; `python -m mypy.stubtest lr_relax._native` checks it."""
 
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["calibration_bins", "connect", "empty_cache", "loss", "scalar", "uses_torch_threads"]
+__all__ = [
+    "binned_labels",
+    "bootstrap_sums",
+    "calibration_bins",
+    "calibration_of_temperatures",
+    "connect",
+    "digits_distance",
+    "digits_to_float",
+    "empty_cache",
+    "fit_temperature",
+    "loss",
+    "row_scores",
+    "scalar",
+    "sum_digits",
+    "top_labels",
+    "uses_torch_threads",
+]
+
+_Array: TypeAlias = Tensor | npt.NDArray[Any]
+_Floats: TypeAlias = npt.NDArray[np.float64]
+_Integers: TypeAlias = npt.NDArray[np.int64]
 
 def connect(torch: ModuleType) -> None: ...
 def empty_cache() -> None: ...
@@ -29,9 +50,36 @@ def loss(
     lam: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]: ...
 def calibration_bins(
-    preds: Tensor | npt.NDArray[Any],
-    target: Tensor | npt.NDArray[Any],
+    preds: _Array,
+    target: _Array,
+    sample_weight: _Array | None,
     from_logits: bool,
     n_bins: int,
     binning: str,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], float]: ...
+    kind: str,
+    ignore_index: int | None,
+) -> tuple[_Floats, _Integers, _Integers]: ...
+def top_labels(
+    preds: _Array, target: _Array, from_logits: bool, ignore_index: int | None
+) -> tuple[_Floats, npt.NDArray[np.int8]]: ...
+def binned_labels(
+    preds: _Array,
+    target: _Array,
+    from_logits: bool,
+    n_bins: int,
+    binning: str,
+    ignore_index: int | None,
+) -> tuple[_Floats, npt.NDArray[np.int8], npt.NDArray[np.uint32]]: ...
+def row_scores(
+    preds: _Array, target: _Array, from_logits: bool, ignore_index: int | None, name: str
+) -> _Floats: ...
+def sum_digits(numbers: _Floats) -> _Integers: ...
+def digits_to_float(digits: _Integers) -> _Floats: ...
+def digits_distance(digits: _Integers, others: _Integers) -> _Floats: ...
+def fit_temperature(logits: _Array, target: _Array, ignore_index: int | None) -> tuple[float, bool, int]: ...
+def calibration_of_temperatures(
+    logits: _Array, target: _Array, temperatures: Sequence[float], n_bins: int, ignore_index: int | None
+) -> _Floats: ...
+def bootstrap_sums(
+    values: _Floats, groups: npt.NDArray[np.uint32], n_groups: int, n_resamples: int, seed: int
+) -> tuple[_Floats, _Floats]: ...

@@ -1,46 +1,251 @@
-//! The calibration metrics.
+//! The metrics. What they are made of comes as NumPy arrays, from which `lr_relax.metrics` makes the results.
 
-use numpy::{IntoPyArray, PyArray1};
-use pyo3::exceptions::PyValueError;
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::kernels::calibration::Binning;
+use crate::kernels::bootstrap::bootstrap;
+use crate::kernels::calibration::{Binning, Kind, assign};
 use crate::kernels::coin::Scores;
-use crate::untyped;
+use crate::kernels::exact::{DIGITS, Exact, MAX_TERM};
+use crate::kernels::scores::Score;
+use crate::untyped::View;
+use crate::untyped::metrics::Arguments;
 
 use super::arrays;
 
-type Columns<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f64>>, f64);
+type Any<'a, 'py> = &'a Bound<'py, PyAny>;
+type Floats<'py> = Bound<'py, PyArray1<f64>>;
+type Hits<'py> = Bound<'py, PyArray1<i8>>;
+type Indices<'py> = Bound<'py, PyArray1<u32>>;
+type Integers<'py> = Bound<'py, PyArray1<i64>>;
 
-/// Per bin the number of predictions, of correct ones, and the sum of confidences; and the expected
-/// calibration error.
+/// Arrays that are borrowed for a call.
+struct Borrowed {
+    name: &'static str,
+    preds: View,
+    target: View,
+    weight: Option<View>,
+    scores: Scores,
+    ignore_index: Option<i64>,
+}
+
+impl Borrowed {
+    fn new(
+        name: &'static str,
+        preds: Any<'_, '_>,
+        target: Any<'_, '_>,
+        weight: Option<Any<'_, '_>>,
+        from_logits: bool,
+        ignore_index: Option<i64>,
+    ) -> PyResult<Borrowed> {
+        Ok(Borrowed {
+            name,
+            preds: arrays::borrow(preds, name)?,
+            target: arrays::borrow(target, "target")?,
+            weight: weight.map(|weight| arrays::borrow(weight, "sample_weight")).transpose()?,
+            scores: if from_logits { Scores::Logits } else { Scores::Probabilities },
+            ignore_index,
+        })
+    }
+
+    fn arguments(&self) -> Arguments<'_> {
+        Arguments {
+            name: self.name,
+            preds: &self.preds,
+            target: &self.target,
+            weight: self.weight.as_ref(),
+            scores: self.scores,
+            ignore_index: self.ignore_index,
+        }
+    }
+}
+
+/// The borders of the bins, the number of predictions in each, and the digits of the sums of their weights, of
+/// the weights of the correct ones, and of the weighted confidences, one column after the other.
 #[pyfunction]
+#[pyo3(signature = (preds, target, sample_weight, from_logits, n_bins, binning, kind, ignore_index))]
 pub(super) fn calibration_bins<'py>(
     py: Python<'py>,
-    preds: &Bound<'py, PyAny>,
-    target: &Bound<'py, PyAny>,
+    preds: Any<'_, 'py>,
+    target: Any<'_, 'py>,
+    sample_weight: Option<Any<'_, 'py>>,
     from_logits: bool,
     n_bins: usize,
     binning: &str,
-) -> PyResult<Columns<'py>> {
-    let scores = if from_logits { Scores::Logits } else { Scores::Probabilities };
-    let binning = match binning {
-        "uniform" => Binning::Uniform,
-        "paper" => Binning::Paper,
-        _ => {
-            return Err(PyValueError::new_err(format!(
-                "Expected argument `binning` to be 'uniform' or 'paper', but got '{binning}'."
-            )));
-        }
+    kind: &str,
+    ignore_index: Option<i64>,
+) -> PyResult<(Floats<'py>, Integers<'py>, Integers<'py>)> {
+    let binning = parse_binning(binning)?;
+    let kind = match kind {
+        "top_label" => Kind::TopLabel,
+        "classwise" => Kind::Classwise,
+        _ => return Err(PyValueError::new_err(format!("There is no kind {kind:?}."))),
     };
-    let (preds, target) = (arrays::borrow(preds, "preds")?, arrays::borrow(target, "target")?);
-    let bins =
-        py.allow_threads(|| untyped::metrics::calibration_bins(&preds, &target, scores, n_bins, binning))?;
-    let signed = |counts: &[u64]| counts.iter().map(|&n| n as i64).collect::<Vec<_>>().into_pyarray(py);
-    Ok((
-        signed(&bins.counts),
-        signed(&bins.correct),
-        bins.confidence().into_pyarray(py),
-        bins.expected_calibration_error(),
-    ))
+    let borrowed = Borrowed::new("preds", preds, target, sample_weight, from_logits, ignore_index)?;
+    let bins = py.allow_threads(|| borrowed.arguments().bin(kind, binning, n_bins))?;
+    let columns = [&bins.weight, &bins.correct, &bins.confidence].into_iter().flatten();
+    let digits: Vec<i64> = columns.flat_map(|sum| sum.digits()).collect();
+    let counts: Vec<i64> = bins.counts.iter().map(|&n| n as i64).collect();
+    Ok((bins.borders.into_pyarray(py), counts.into_pyarray(py), digits.into_pyarray(py)))
+}
+
+fn parse_binning(name: &str) -> PyResult<Binning> {
+    match name {
+        "uniform" => Ok(Binning::Uniform),
+        "paper" => Ok(Binning::Paper),
+        "quantile" => Ok(Binning::Quantile),
+        _ => Err(PyValueError::new_err(format!("There is no binning {name:?}."))),
+    }
+}
+
+/// What `top_labels` returns, and the bin of each row.
+#[pyfunction]
+pub(super) fn binned_labels<'py>(
+    py: Python<'py>,
+    preds: Any<'_, 'py>,
+    target: Any<'_, 'py>,
+    from_logits: bool,
+    n_bins: usize,
+    binning: &str,
+    ignore_index: Option<i64>,
+) -> PyResult<(Floats<'py>, Hits<'py>, Indices<'py>)> {
+    let binning = parse_binning(binning)?;
+    let borrowed = Borrowed::new("preds", preds, target, None, from_logits, ignore_index)?;
+    let (confidence, hit, bins) =
+        py.allow_threads(|| assign(&borrowed.arguments().predictions()?, binning, n_bins))?;
+    Ok((confidence.into_pyarray(py), hit.into_pyarray(py), bins.into_pyarray(py)))
+}
+
+/// The confidence of each row, and whether the prediction is right: 1 or 0, or -1 where the row is ignored.
+#[pyfunction]
+pub(super) fn top_labels<'py>(
+    py: Python<'py>,
+    preds: Any<'_, 'py>,
+    target: Any<'_, 'py>,
+    from_logits: bool,
+    ignore_index: Option<i64>,
+) -> PyResult<(Floats<'py>, Hits<'py>)> {
+    let borrowed = Borrowed::new("preds", preds, target, None, from_logits, ignore_index)?;
+    let (confidence, hit) = py.allow_threads(|| borrowed.arguments().predictions()?.top_labels())?;
+    Ok((confidence.into_pyarray(py), hit.into_pyarray(py)))
+}
+
+/// The score of each row, "brier" or "log_likelihood"; 0 where the row is ignored.
+#[pyfunction]
+pub(super) fn row_scores<'py>(
+    py: Python<'py>,
+    preds: Any<'_, 'py>,
+    target: Any<'_, 'py>,
+    from_logits: bool,
+    ignore_index: Option<i64>,
+    name: &str,
+) -> PyResult<Floats<'py>> {
+    let score = match name {
+        "brier" => Score::Brier,
+        "log_likelihood" => Score::LogLikelihood,
+        _ => return Err(PyValueError::new_err(format!("There is no score {name:?}."))),
+    };
+    let borrowed = Borrowed::new("preds", preds, target, None, from_logits, ignore_index)?;
+    let scores = py.allow_threads(|| borrowed.arguments().predictions()?.score(score))?;
+    Ok(scores.into_pyarray(py))
+}
+
+/// The digits of the sum of numbers in [0, 2^96], which is not rounded.
+#[pyfunction]
+pub(super) fn sum_digits<'py>(
+    py: Python<'py>,
+    numbers: PyReadonlyArray1<'py, f64>,
+) -> PyResult<Integers<'py>> {
+    let mut sum = Exact::default();
+    for &x in numbers.as_array() {
+        if !(0.0..=MAX_TERM).contains(&x) {
+            return Err(PyValueError::new_err(format!("Expected numbers in [0, 2^96], but got {x}.")));
+        }
+        sum.add(x);
+    }
+    Ok(sum.digits().to_vec().into_pyarray(py))
+}
+
+/// The sums that rows of digits stand for, each rounded once.
+#[pyfunction]
+pub(super) fn digits_to_float<'py>(
+    py: Python<'py>,
+    digits: PyReadonlyArray1<'py, i64>,
+) -> PyResult<Floats<'py>> {
+    Ok(sums(digits)?.into_iter().map(Exact::to_f64).collect::<Vec<_>>().into_pyarray(py))
+}
+
+/// The distances of sums to others, each rounded once.
+#[pyfunction]
+pub(super) fn digits_distance<'py>(
+    py: Python<'py>,
+    digits: PyReadonlyArray1<'py, i64>,
+    others: PyReadonlyArray1<'py, i64>,
+) -> PyResult<Floats<'py>> {
+    let (sums, others) = (sums(digits)?, sums(others)?);
+    if sums.len() != others.len() {
+        return Err(PyValueError::new_err("Expected as many sums as others."));
+    }
+    let distances = sums.into_iter().zip(others).map(|(a, b)| a.distance(b).to_f64());
+    Ok(distances.collect::<Vec<_>>().into_pyarray(py))
+}
+
+fn sums(digits: PyReadonlyArray1<'_, i64>) -> PyResult<Vec<Exact>> {
+    let digits: Vec<i64> = digits.as_array().iter().copied().collect();
+    let (rows, []) = digits.as_chunks::<DIGITS>() else {
+        return Err(PyTypeError::new_err("Expected whole rows of digits."));
+    };
+    rows.iter()
+        .map(|row| Exact::from_digits(row).ok_or_else(|| PyValueError::new_err("Expected digits of a sum.")))
+        .collect()
+}
+
+/// The temperature of the greatest likelihood; whether it lies at the end of the range; passes over the logits.
+#[pyfunction]
+pub(super) fn fit_temperature(
+    py: Python<'_>,
+    logits: Any<'_, '_>,
+    target: Any<'_, '_>,
+    ignore_index: Option<i64>,
+) -> PyResult<(f64, bool, usize)> {
+    let borrowed = Borrowed::new("logits", logits, target, None, true, ignore_index)?;
+    let fit = py.allow_threads(|| borrowed.arguments().fit_temperature())?;
+    Ok((fit.temperature, fit.at_end, fit.passes))
+}
+
+/// The expected calibration error at each temperature, over the paper's bins.
+#[pyfunction]
+pub(super) fn calibration_of_temperatures<'py>(
+    py: Python<'py>,
+    logits: Any<'_, 'py>,
+    target: Any<'_, 'py>,
+    temperatures: Vec<f64>,
+    n_bins: usize,
+    ignore_index: Option<i64>,
+) -> PyResult<Floats<'py>> {
+    let borrowed = Borrowed::new("logits", logits, target, None, true, ignore_index)?;
+    let bins = py.allow_threads(|| borrowed.arguments().bin_each(&temperatures, n_bins))?;
+    let errors: Vec<f64> = bins.iter().map(|bins| bins.expected_calibration_error()).collect();
+    Ok(errors.into_pyarray(py))
+}
+
+/// Of each resample, the number of rows in each group and the sum of their values, one group after the other.
+#[pyfunction]
+pub(super) fn bootstrap_sums<'py>(
+    py: Python<'py>,
+    values: PyReadonlyArray1<'py, f64>,
+    groups: PyReadonlyArray1<'py, u32>,
+    n_groups: usize,
+    n_resamples: usize,
+    seed: u64,
+) -> PyResult<(Floats<'py>, Floats<'py>)> {
+    let (values, groups) = (values.as_array().to_vec(), groups.as_array().to_vec());
+    let sums = py.allow_threads(|| {
+        bootstrap(&values, &groups, n_groups, n_resamples, seed, crate::simd::Isa::best())
+    })?;
+    let column = |of: fn(&crate::kernels::bootstrap::Resampled) -> f64| {
+        sums.iter().map(of).collect::<Vec<_>>().into_pyarray(py)
+    };
+    Ok((column(|sum| sum.weight), column(|sum| sum.value)))
 }

@@ -30,7 +30,10 @@ mod _native {
     #[pymodule_export]
     use super::losses::{loss, scalar};
     #[pymodule_export]
-    use super::metrics::calibration_bins;
+    use super::metrics::{
+        binned_labels, bootstrap_sums, calibration_bins, calibration_of_temperatures, digits_distance,
+        digits_to_float, fit_temperature, row_scores, sum_digits, top_labels,
+    };
     #[pymodule_export]
     use super::threads::uses_torch_threads;
 }

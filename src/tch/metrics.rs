@@ -3,14 +3,18 @@
 use tch::{Device, Tensor};
 
 use super::torch;
-use crate::kernels::calibration::{Binning, Bins};
+use crate::kernels::calibration::{Binning, Bins, Kind};
 use crate::kernels::coin::Scores;
+use crate::kernels::exact::Exact;
+use crate::kernels::scores::Score;
+use crate::kernels::temperature::Fit;
 use crate::rows::Error;
-use crate::untyped;
+use crate::untyped::metrics::Arguments;
 
 /// The mean distance of confidence and accuracy over `n_bins` bins of confidence (ECE).
 ///
 /// * `preds`: probabilities or logits (`scores` tells which) of shape (..., C); half, bfloat16, float or double.
+///   In the shape of `target`: the probability (or logit) of class 1.
 /// * `target`: (...), class indices in [0, C) of any integer kind.
 ///
 /// Returns a value in [0, 1]. Confidences are summed without rounding: the result depends neither on the order of
@@ -43,7 +47,7 @@ pub fn expected_calibration_error(
     Ok(reliability_curve(preds, target, scores, n_bins, binning)?.expected_calibration_error())
 }
 
-/// Counts, hits and confidences over bins of confidence: what a reliability diagram shows.
+/// Counts and sums over bins of confidence: what a reliability diagram shows.
 ///
 /// Arguments and errors as of [`expected_calibration_error`].
 ///
@@ -54,7 +58,7 @@ pub fn expected_calibration_error(
 /// let preds = Tensor::from_slice(&[0.9_f32, 0.1, 0.2, 0.8]).reshape([2, 2]);
 /// let target = Tensor::from_slice(&[0_i64, 0]);
 /// let bins = lr_relax::tch::reliability_curve(&preds, &target, Scores::Probabilities, 2, Binning::Uniform)?;
-/// assert_eq!((bins.counts, bins.correct), (vec![0, 2], vec![0, 1]));
+/// assert_eq!((&bins.counts[..], bins.correct[1].to_f64()), (&[0, 2][..], 1.0));
 /// # Ok::<(), lr_relax::rows::Error>(())
 /// ```
 pub fn reliability_curve(
@@ -64,10 +68,73 @@ pub fn reliability_curve(
     n_bins: usize,
     binning: Binning,
 ) -> Result<Bins, Error> {
+    with(preds, target, scores, |arguments| {
+        let bins = arguments.bin(Kind::TopLabel, binning, n_bins)?;
+        if bins.counts.iter().all(|&n| n == 0) {
+            return Err(Error::value("Expected argument `preds` to hold at least one row, but got none."));
+        }
+        Ok(bins)
+    })
+}
+
+/// The mean over the rows of the squared distance of prediction and outcome, sum over k of (p_k - \[k = y\])^2.
+///
+/// Arguments and errors as of [`expected_calibration_error`].
+pub fn brier_score(preds: &Tensor, target: &Tensor, scores: Scores) -> Result<f64, Error> {
+    mean(preds, target, scores, Score::Brier)
+}
+
+/// The mean over the rows of -ln p_y; infinite where a target has probability 0.
+///
+/// Arguments and errors as of [`expected_calibration_error`].
+pub fn negative_log_likelihood(preds: &Tensor, target: &Tensor, scores: Scores) -> Result<f64, Error> {
+    mean(preds, target, scores, Score::LogLikelihood)
+}
+
+fn mean(preds: &Tensor, target: &Tensor, scores: Scores, score: Score) -> Result<f64, Error> {
+    with(preds, target, scores, |arguments| {
+        let values = arguments.predictions()?.score(score)?;
+        if values.is_empty() {
+            return Err(Error::value("Expected argument `preds` to hold at least one row, but got none."));
+        }
+        if values.iter().any(|value| value.is_infinite()) {
+            return Ok(f64::INFINITY);
+        }
+        let mut sum = Exact::default();
+        values.iter().for_each(|&value| sum.add(value));
+        Ok(sum.to_f64() / values.len() as f64)
+    })
+}
+
+/// The temperature T at which softmax(logits / T) is likeliest, by Newton's method to the precision of doubles.
+///
+/// Arguments and errors as of [`expected_calibration_error`], of logits.
+///
+/// ```
+/// use tch::Tensor;
+///
+/// let logits = Tensor::from_slice(&[2.0, 0.0, 2.0, 0.0, 2.0, 0.0]).reshape([3, 2]);
+/// let fit = lr_relax::tch::fit_temperature(&logits, &Tensor::from_slice(&[0_i64, 0, 1]))?;
+/// assert!((fit.temperature - 2.0 / 2.0_f64.ln()).abs() < 1e-12); // softmax gives 2/3
+/// # Ok::<(), lr_relax::rows::Error>(())
+/// ```
+pub fn fit_temperature(logits: &Tensor, target: &Tensor) -> Result<Fit, Error> {
+    with(logits, target, Scores::Logits, |arguments| {
+        Arguments { name: "logits", ..arguments }.fit_temperature()
+    })
+}
+
+fn with<T>(
+    preds: &Tensor,
+    target: &Tensor,
+    scores: Scores,
+    compute: impl FnOnce(Arguments<'_>) -> Result<T, Error>,
+) -> Result<T, Error> {
     torch::connect_threads();
     let (preds, target) = (on_cpu(preds, "preds")?, on_cpu(target, "target")?);
     let (preds, target) = (torch::view(&preds, "preds")?.view, torch::view(&target, "target")?.view);
-    untyped::metrics::calibration_bins(&preds, &target, scores, n_bins, binning)
+    let (preds, target, weight, ignore_index) = (&preds, &target, None, None);
+    compute(Arguments { name: "preds", preds, target, weight, scores, ignore_index })
 }
 
 fn on_cpu(tensor: &Tensor, name: &str) -> Result<Tensor, Error> {

@@ -23,4 +23,6 @@ mod reference;
 pub(crate) mod torch;
 
 pub use losses::{Criterion, cross_entropy, focal, label_relaxation};
-pub use metrics::{expected_calibration_error, reliability_curve};
+pub use metrics::{
+    brier_score, expected_calibration_error, fit_temperature, negative_log_likelihood, reliability_curve,
+};

@@ -1,65 +1,143 @@
-//! The calibration metrics of arrays.
+//! The metrics of arrays.
 
 use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
-use crate::kernels::calibration::{Binning, Bins, bin_top_label};
+use crate::kernels::calibration::{self, Binning, Bins, Kind};
 use crate::kernels::coin::Scores;
-use crate::rows::{Error, Targets};
-use crate::simd::{Element, Isa};
+use crate::kernels::predictions::Predictions;
+use crate::kernels::temperature::{self, Fit};
+use crate::rows::{AnyRows, Error, Rows, Targets};
+use crate::simd::Isa;
 
-/// Bins the confidences of `preds`, (..., C), which are right where they predict `target`, (...).
-pub(crate) fn calibration_bins(
-    preds: &View,
-    target: &View,
-    scores: Scores,
-    n_bins: usize,
-    binning: Binning,
-) -> Result<Bins, Error> {
-    let n_classes = match preds.shape[..] {
-        [.., n_classes] if preds.shape.len() >= 2 && n_classes > 0 => n_classes,
-        _ => {
-            return Err(Error::value(format!(
-                "Expected argument `preds` to have shape (N, C) with at least one class, but got {}.",
-                tuple(&preds.shape)
+/// The arguments of a metric, as they come.
+pub(crate) struct Arguments<'a> {
+    /// What `preds` is called.
+    pub name: &'static str,
+    /// (..., C), or (...): the probability of class 1.
+    pub preds: &'a View,
+    /// (...)
+    pub target: &'a View,
+    /// (...)
+    pub weight: Option<&'a View>,
+    pub scores: Scores,
+    /// The target of rows that do not count.
+    pub ignore_index: Option<i64>,
+}
+
+impl Arguments<'_> {
+    /// Checks types, shapes, every class and every weight.
+    pub(crate) fn predictions(&self) -> Result<Predictions<'_>, Error> {
+        let (rows, targets) = self.rows()?;
+        let weights = match self.weight {
+            Some(weight) if weight.shape != self.target.shape => {
+                return Err(Error::value(format!(
+                    "Expected argument `sample_weight` to have shape {}, that of `target`, but got {}.",
+                    tuple(&self.target.shape),
+                    tuple(&weight.shape)
+                )));
+            }
+            Some(weight) => Some(weight.to_f64()?),
+            None => None,
+        };
+        Predictions::new(rows, targets, weights, self.scores, Isa::best())
+    }
+
+    fn rows(&self) -> Result<(AnyRows<'_>, Targets), Error> {
+        let (name, preds, target) = (self.name, self.preds, self.target);
+        if !preds.dtype.is_float() {
+            return Err(Error::r#type(format!(
+                "Expected argument `{name}` to be of a floating-point type, but got {}.",
+                preds.type_name()
             )));
         }
-    };
-    let rows = &preds.shape[..preds.shape.len() - 1];
-    if target.shape != rows {
-        return Err(Error::value(format!(
-            "Expected argument `target` to have shape {}, that of `preds` without its classes, but got {}.",
-            tuple(rows),
-            tuple(&target.shape)
-        )));
-    }
-    let targets = target.targets("target", n_classes, None)?;
-    // SAFETY: the types are those that are named.
-    unsafe {
-        match preds.dtype {
-            Dtype::F32 => typed::<f32>(preds, &targets, scores, n_bins, binning),
-            Dtype::F64 => typed::<f64>(preds, &targets, scores, n_bins, binning),
-            Dtype::Bf16 => typed::<bf16>(preds, &targets, scores, n_bins, binning),
-            Dtype::F16 => typed::<f16>(preds, &targets, scores, n_bins, binning),
-            _ => Err(Error::r#type(format!(
-                "Expected argument `preds` to be of a floating-point type, but got {}.",
-                preds.type_name()
-            ))),
+        let (n_classes, is_binary) = match preds.shape[..] {
+            _ if preds.shape == target.shape => (2, true),
+            [.., n_classes] if preds.shape.len() >= 2 && n_classes > 0 => (n_classes, false),
+            _ => {
+                return Err(Error::value(format!(
+                    "Expected argument `{name}` to have shape (N, C) with at least one class, or that of `target`, \
+                     but got {}.",
+                    tuple(&preds.shape)
+                )));
+            }
+        };
+        let rows = if is_binary { &preds.shape[..] } else { &preds.shape[..preds.shape.len() - 1] };
+        if target.shape != rows {
+            return Err(Error::value(format!(
+                "Expected argument `target` to have shape {}, that of `{name}` without its classes, but got {}.",
+                tuple(rows),
+                tuple(&target.shape)
+            )));
         }
+        let targets = target.targets("target", n_classes, self.ignore_index)?;
+        Ok((any_rows(preds, is_binary), targets))
+    }
+
+    /// Bins the predictions.
+    pub(crate) fn bin(&self, kind: Kind, binning: Binning, n_bins: usize) -> Result<Bins, Error> {
+        let predictions = self.predictions()?;
+        if kind == Kind::Classwise && predictions.n_classes() == 1 {
+            return Err(Error::value(format!(
+                "Expected argument `kind` to be 'top_label' for the probability of class 1, which `{}` of the shape \
+                 of `target` holds, but got 'classwise'.",
+                self.name
+            )));
+        }
+        calibration::bin(&predictions, kind, binning, n_bins).map_err(|error| error.named(self.name))
+    }
+
+    /// The temperature of the greatest likelihood.
+    pub(crate) fn fit_temperature(&self) -> Result<Fit, Error> {
+        let (rows, targets) = self.logits()?;
+        temperature::fit_likelihood(&rows, &targets, Isa::best()).map_err(|error| error.named(self.name))
+    }
+
+    /// The bins at each temperature.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn bin_each(&self, temperatures: &[f64], n_bins: usize) -> Result<Vec<Bins>, Error> {
+        let (rows, targets) = self.logits()?;
+        temperature::bin_each(&rows, &targets, temperatures, n_bins, Isa::best())
+            .map_err(|error| error.named(self.name))
+    }
+
+    fn logits(&self) -> Result<(AnyRows<'_>, Targets), Error> {
+        let (rows, targets) = self.rows()?;
+        if self.preds.shape == self.target.shape {
+            return Err(Error::value(format!(
+                "Expected argument `{}` to have shape (N, C), with N classes in `target`, but got {}.",
+                self.name,
+                tuple(&self.preds.shape)
+            )));
+        }
+        if targets.counted().next().is_none() {
+            return Err(Error::value(format!(
+                "Expected argument `{}` to hold at least one row that counts, but got none.",
+                self.name
+            )));
+        }
+        Ok((rows, targets))
     }
 }
 
-/// # Safety
-///
-/// `E` is the type of the predictions.
-unsafe fn typed<E: Element>(
-    preds: &View,
-    targets: &Targets,
-    scores: Scores,
-    n_bins: usize,
-    binning: Binning,
-) -> Result<Bins, Error> {
-    // SAFETY: by this function's contract.
-    let rows = unsafe { preds.rows::<E>(preds.shape.len() - 1) };
-    bin_top_label(&rows, targets, scores, n_bins, binning, Isa::best())
+fn any_rows(preds: &View, is_binary: bool) -> AnyRows<'_> {
+    let (mut shape, mut strides) = (preds.shape.clone(), preds.strides.clone());
+    if is_binary {
+        shape.push(1);
+        strides.push(1);
+    }
+    let axis = shape.len() - 1;
+    macro_rules! rows {
+        ($t:ty) => {
+            // SAFETY: the type is the one that is named, and the owner describes its own memory.
+            unsafe { Rows::<$t>::from_raw(preds.data.cast(), &shape, &strides, axis) }
+        };
+    }
+    match preds.dtype {
+        Dtype::F32 => AnyRows::F32(rows!(f32)),
+        Dtype::F64 => AnyRows::F64(rows!(f64)),
+        Dtype::F16 => AnyRows::F16(rows!(f16)),
+        Dtype::Bf16 => AnyRows::Bf16(rows!(bf16)),
+        _ => unreachable!("the type is checked before"),
+    }
 }

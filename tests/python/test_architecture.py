@@ -18,15 +18,15 @@ PYTHON = {
     "losses": ["functional", "_arguments"],
     "functional": ["_autograd", "_arguments"],
     "_autograd": ["_native", "_reference", "_arguments"],
-    "metrics": ["_native"],
+    "metrics": ["_native", "metrics", "plots", "_arguments", "_autograd"],
     "_arguments": [],
     "_reference": [],
     "_torch_release": ["_native"],
 }
 RUST = {
-    "python": ["tch", "untyped", "memory", "kernels", "threads", "rows"],
+    "python": ["tch", "untyped", "memory", "kernels", "threads", "rows", "simd"],
     "tch": ["tch", "untyped", "memory", "kernels", "threads", "rows"],
-    "untyped": ["kernels", "rows", "simd"],
+    "untyped": ["kernels", "threads", "rows", "simd"],
     "memory": ["rows"],
     "kernels": ["kernels", "threads", "rows", "simd"],
     "threads": ["simd"],

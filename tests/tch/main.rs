@@ -8,7 +8,8 @@ use lr_relax::kernels::cross_entropy::CrossEntropy;
 use lr_relax::kernels::label_relaxation::LabelRelaxation;
 use lr_relax::rows::Error;
 use lr_relax::tch::{
-    Criterion, cross_entropy, expected_calibration_error, focal, label_relaxation, reliability_curve,
+    Criterion, brier_score, cross_entropy, expected_calibration_error, fit_temperature, focal,
+    label_relaxation, negative_log_likelihood, reliability_curve,
 };
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -366,7 +367,8 @@ fn metrics_count_what_the_kernels_count() {
     let curve = |preds: &Tensor, scores| reliability_curve(preds, &target, scores, 10, Binning::Uniform);
     let bins = curve(&preds, Scores::Probabilities).unwrap();
     assert_eq!(bins.counts, [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]);
-    assert_eq!(bins.correct, [0, 0, 0, 0, 0, 0, 0, 1, 0, 1]);
+    let correct: Vec<f64> = bins.correct.iter().map(|sum| sum.to_f64()).collect();
+    assert_eq!(correct, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0]);
     let ece = |preds: &Tensor, scores| {
         expected_calibration_error(preds, &target, scores, 15, Binning::Paper).unwrap()
     };
@@ -376,4 +378,18 @@ fn metrics_count_what_the_kernels_count() {
     assert!(matches!(curve(&preds.to_kind(Kind::Int64), Scores::Logits), Err(Error::Type(_))));
     assert!(matches!(curve(&preds.get(0), Scores::Logits), Err(Error::Value(_))));
     assert!(matches!(curve(&Tensor::new(), Scores::Logits), Err(Error::Type(_))));
+    let close = |a: f64, b: f64| (a - b).abs() < 1e-14;
+    for (preds, scores) in [(preds.shallow_clone(), Scores::Probabilities), (preds.log(), Scores::Logits)] {
+        assert!(close(brier_score(&preds, &target, scores).unwrap(), (0.02 + 1.28 + 0.18) / 3.0));
+        let nll = -(0.9_f64.ln() + 0.2_f64.ln() + 0.7_f64.ln()) / 3.0;
+        assert!(close(negative_log_likelihood(&preds, &target, scores).unwrap(), nll));
+    }
+    assert!(matches!(
+        fit_temperature(&(&preds * f64::NAN), &target),
+        Err(Error::Row { argument: "logits", .. })
+    ));
+    assert!(matches!(
+        fit_temperature(&preds.slice(0, 0, 0, 1), &target.slice(0, 0, 0, 1)),
+        Err(Error::Value(_))
+    ));
 }

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from .. import LabelRelaxationLoss
 from ..metrics import ReliabilityCurve, reliability_curve
+from ..metrics.reliability import curve_of_sums
 from ..plots import reliability_diagram
 from . import data, models, training
 from .atomic import replaced
@@ -234,20 +235,15 @@ def pooled_curve(runs: Sequence[Run]) -> ReliabilityCurve:
     counts = np.array([each.bin_counts for each in runs], dtype=np.int64)
     total = counts.sum(axis=0)
 
-    def mean(per_run: list[list[float | None]]) -> NDArray[np.float64]:
-        weighted = counts * np.nan_to_num(np.array(per_run, dtype=np.float64))  # None becomes nan, then 0
-        means: NDArray[np.float64] = weighted.sum(axis=0) / np.where(total > 0, total, np.nan)
-        return means
+    def total_of(means: list[list[float | None]]) -> NDArray[np.float64]:
+        sums = counts * np.nan_to_num(np.array(means, dtype=np.float64))  # None is nan
+        total: NDArray[np.float64] = sums.sum(axis=0, dtype=np.float64)
+        return total
 
-    confidence = mean([each.bin_confidence for each in runs])
-    accuracy = mean([each.bin_accuracy for each in runs])
-    return ReliabilityCurve(
-        edges=np.linspace(0, 1, len(total) + 1),
-        counts=total,
-        confidence=confidence,
-        accuracy=accuracy,
-        expected_calibration_error=float(np.nansum(total * abs(confidence - accuracy)) / total.sum()),
-    )
+    confidence = total_of([each.bin_confidence for each in runs])
+    correct = total_of([each.bin_accuracy for each in runs])
+    expected = float(abs(confidence - correct).sum() / total.sum())
+    return curve_of_sums(np.linspace(0, 1, len(total) + 1), total, confidence, correct, expected)
 
 
 def save_diagrams(runs: Sequence[Run], path: Path) -> None:

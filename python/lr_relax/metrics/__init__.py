@@ -1,0 +1,62 @@
+"""Calibration metrics: exact counts and sums, for torch tensors and NumPy arrays alike.
+
+`CalibrationError`, `BrierScore` and `NegativeLogLikelihood`, the metrics of a stream, need torchmetrics,
+which is imported when one of them is asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .bootstrap import BootstrapInterval, bootstrap_ci
+from .calibration import (
+    adaptive_calibration_error,
+    calibration_error,
+    classwise_calibration_error,
+    expected_calibration_error,
+    maximum_calibration_error,
+)
+from .hypothesis_test import CalibrationTest, calibration_test
+from .reliability import ReliabilityCurve, reliability_curve
+from .scores import BrierDecomposition, accuracy, brier_decomposition, brier_score, negative_log_likelihood
+from .selective import RiskCoverageCurve, area_under_risk_coverage_curve, risk_coverage_curve
+from .smooth import smooth_calibration_error, soft_calibration_error
+from .temperature import PAPER_GRID, TemperatureScaling
+
+if TYPE_CHECKING:
+    from .streaming import BrierScore, CalibrationError, NegativeLogLikelihood
+
+__all__ = [
+    "PAPER_GRID",
+    "BootstrapInterval",
+    "BrierDecomposition",
+    "BrierScore",
+    "CalibrationError",
+    "CalibrationTest",
+    "NegativeLogLikelihood",
+    "ReliabilityCurve",
+    "RiskCoverageCurve",
+    "TemperatureScaling",
+    "accuracy",
+    "adaptive_calibration_error",
+    "area_under_risk_coverage_curve",
+    "bootstrap_ci",
+    "brier_decomposition",
+    "brier_score",
+    "calibration_error",
+    "calibration_test",
+    "classwise_calibration_error",
+    "expected_calibration_error",
+    "maximum_calibration_error",
+    "negative_log_likelihood",
+    "reliability_curve",
+    "risk_coverage_curve",
+    "smooth_calibration_error",
+    "soft_calibration_error",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("BrierScore", "CalibrationError", "NegativeLogLikelihood"):
+        from . import streaming
+
+        return getattr(streaming, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,146 @@
+"""What the metrics take, checked: torch tensors and NumPy arrays, classes and binary events, weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lr_relax import _native
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+MAX_WEIGHT = 2.0**32
+"""Of a row: the kernels' limit."""
+
+
+def top_labels(
+    preds: Tensor | Array,
+    target: Tensor | Array,
+    *,
+    from_logits: bool = False,
+    ignore_index: int | None = None,
+) -> tuple[Floats, Bools]:
+    """The confidence of each row that counts, and whether its prediction is right.
+
+    Raises for what is no set of predictions; see `calibration_error` for what the arguments may be.
+    """
+    check_flag("from_logits", from_logits)
+    preds, target = check_predictions(preds, target, ignore_index)
+    confidence, hit = _native.top_labels(preds, target, bool(from_logits), ignore_index)
+    if ignore_index is not None:
+        counted = hit >= 0
+        confidence, hit = confidence[counted], hit[counted]
+    check_not_empty(len(hit))
+    return confidence, hit == 1
+
+
+def check_predictions(
+    preds: Tensor | Array, target: Tensor | Array, ignore_index: int | None, *, name: str = "preds"
+) -> tuple[Tensor | Array, Tensor | Array]:
+    """Both on the CPU; their types, shapes and values are the kernels' to check."""
+    if ignore_index is not None:
+        check_integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
+    preds, target = on_cpu(name, preds), on_cpu("target", target)
+    if tuple(preds.shape) == tuple(target.shape):
+        # A binary event may be told by bools.
+        if isinstance(target, Tensor) and target.dtype == torch.bool:
+            target = target.view(torch.uint8)
+        elif isinstance(target, np.ndarray) and target.dtype == np.bool_:
+            target = target.view(np.uint8)
+    return preds, target
+
+
+def check_not_empty(n_rows: float) -> None:
+    if not n_rows > 0:
+        raise ValueError("Expected argument `preds` to hold at least one row that counts, but got none.")
+
+
+def on_cpu(name: str, array: Tensor | Array) -> Tensor | Array:
+    if not isinstance(array, Tensor | np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"Expected argument `{name}` to be a torch tensor or a NumPy array, "
+            f"but got {type(array).__name__}."
+        )
+    return array.detach().cpu() if isinstance(array, Tensor) and not array.is_cpu else array
+
+
+def check_weights(
+    sample_weight: Tensor | Array | None, target: Tensor | Array, rows: Bools | None = None
+) -> Floats | None:
+    """The weights of all rows, or of those that count, in double precision."""
+    if sample_weight is None:
+        return None
+    weight = on_cpu("sample_weight", sample_weight)
+    if tuple(weight.shape) != tuple(target.shape):
+        raise ValueError(
+            f"Expected argument `sample_weight` to have shape {tuple(target.shape)}, that of `target`, "
+            f"but got {tuple(weight.shape)}."
+        )
+    if isinstance(weight, Tensor):
+        weight = weight.detach().double().numpy()
+    try:
+        weights = np.ascontiguousarray(weight, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"Expected argument `sample_weight` to hold real numbers, but got {weight.dtype}."
+        ) from None
+    wrong = ~((weights >= 0) & (weights <= MAX_WEIGHT))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            "Expected argument `sample_weight` to hold numbers in [0, 2^32], "
+            f"but got {weights[row]} at row {row}."
+        )
+    return weights if rows is None else weights[rows]
+
+
+def counted_rows(target: Tensor | Array, ignore_index: int | None) -> Bools | None:
+    """Which rows count; none, if all do."""
+    if ignore_index is None:
+        return None
+    classes = target.numpy() if isinstance(target, Tensor) else target
+    counted: Bools = (classes != ignore_index).reshape(-1)
+    return counted
+
+
+def scalar_like(preds: Tensor | Array, value: float) -> Any:
+    """A float64 scalar of the kind of `preds`: a tensor on its device, or a NumPy number."""
+    if isinstance(preds, Tensor):
+        return torch.tensor(value, dtype=torch.float64, device=preds.device)
+    return np.float64(value)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        *most, last = map(repr, choices)
+        raise ValueError(f"Expected argument `{name}` to be {', '.join(most)} or {last}, but got {value!r}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"Expected argument `{name}` to be a bool, but got {value!r}.")
+
+
+def check_integer(name: str, value: object, low: int, high: int) -> int:
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or not low <= int(value) <= high:  # type: ignore[call-overload]
+        raise ValueError(
+            f"Expected argument `{name}` to be an integer in [{low}, {high}], but got {value!r}."
+        )
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def check_share(name: str, value: object) -> float:
+    """A number strictly between 0 and 1."""
+    if not isinstance(value, float | int | np.floating) or isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be a number in (0, 1), but got {value!r}.")
+    if not (0 < value < 1 and math.isfinite(value)):
+        raise ValueError(f"Expected argument `{name}` to be a number in (0, 1), but got {value!r}.")
+    return float(value)

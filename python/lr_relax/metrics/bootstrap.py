@@ -1,0 +1,221 @@
+"""Confidence intervals of metrics by the bootstrap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lr_relax import _native
+
+from ._bins import BINNINGS, MAX_BINS
+from ._inputs import (
+    Array,
+    Floats,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_not_empty,
+    check_predictions,
+    check_share,
+    counted_rows,
+    top_labels,
+)
+
+METRICS = (
+    "expected_calibration_error",
+    "maximum_calibration_error",
+    "brier_score",
+    "negative_log_likelihood",
+    "accuracy",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class BootstrapInterval:
+    """An interval around a metric, and what it was made from."""
+
+    estimate: float
+    """The metric of the predictions themselves."""
+    low: float
+    """The lower end of the interval."""
+    high: float
+    """The upper end."""
+    standard_error: float
+    """The standard deviation over the resamples."""
+    confidence_level: float
+    """What `low` and `high` were made for."""
+    distribution: Floats = field(repr=False)
+    """The metric of each resample, shape (n_resamples,)."""
+
+
+def bootstrap_ci(
+    preds: Tensor | Array,
+    target: Tensor | Array,
+    *,
+    metric: str | Callable[[Any, Any], Any] = "expected_calibration_error",
+    from_logits: bool = False,
+    n_bins: int = 15,
+    binning: str = "uniform",
+    ignore_index: int | None = None,
+    n_resamples: int = 1000,
+    confidence_level: float = 0.95,
+    method: str = "percentile",
+    seed: int = 0,
+) -> BootstrapInterval:
+    """The interval that holds a metric of resampled rows with a given frequency.
+
+    Equivalent to, for the method "percentile"::
+
+        draws = [metric(preds[i], target[i]) for i in rng.integers(N, size=(n_resamples, N))]
+        low, high = quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+
+    For the metrics with a name, the number of times that a row is drawn is a Poisson variable of mean 1 (its
+    probabilities to 16 bits), and the resample has as many rows as these numbers sum to: rows are not moved,
+    and a resample costs less than reading the logits. Bins keep the borders that all rows give. The result
+    depends on the seed alone, not on the number of threads.
+
+    The calibration error of a resample is larger than that of the rows on average, by what resampling adds to
+    the gap of each bin: for small gaps the interval may lie above the estimate. "basic" reflects it at the
+    estimate.
+
+    Args:
+        preds, target, from_logits, n_bins, binning, ignore_index: as of `calibration_error`.
+        metric: "expected_calibration_error", "maximum_calibration_error", "brier_score",
+            "negative_log_likelihood", "accuracy", or a function of (preds, target), which is called with the
+            rows of each resample, drawn with replacement along the first dimension; it knows itself about
+            logits and bins.
+        n_resamples: At least 2.
+        confidence_level: In (0, 1).
+        method: "percentile" or "basic".
+        seed: In [0, 2^64).
+
+    Raises:
+        ValueError, TypeError, IndexError: as `calibration_error`; a ValueError too where a target has
+            probability 0 and the metric is the likelihood, which is infinite then.
+
+    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993; Hanley & MacGibbon, "Creating
+    non-parametric bootstrap samples using Poisson frequencies", 2006.
+
+    >>> rng = np.random.default_rng(0)
+    >>> p = rng.uniform(size=2000)
+    >>> interval = bootstrap_ci(p, (rng.uniform(size=2000) < p).astype(int), metric="brier_score")
+    >>> interval.low < interval.estimate < interval.high
+    True
+    """
+    if not callable(metric):
+        check_choice("metric", metric, METRICS)
+    check_flag("from_logits", from_logits)
+    n_bins = check_integer("n_bins", n_bins, 1, MAX_BINS)
+    check_choice("binning", binning, BINNINGS)
+    n_resamples = check_integer("n_resamples", n_resamples, 2, 2**24)
+    level = check_share("confidence_level", confidence_level)
+    check_choice("method", method, ("percentile", "basic"))
+    seed = check_integer("seed", seed, 0, 2**64 - 1)
+    if callable(metric):
+        estimate, draws = _resample_rows(metric, preds, target, n_resamples, seed)
+    else:
+        values, groups, n_groups = _rows(metric, preds, target, from_logits, n_bins, binning, ignore_index)
+        statistic = _STATISTICS.get(metric, _mean)
+        weight: Floats = np.bincount(groups, minlength=n_groups).astype(np.float64)
+        value: Floats = np.bincount(groups, weights=values, minlength=n_groups).astype(np.float64)
+        estimate = float(statistic(weight[None], value[None])[0])
+        sums = _native.bootstrap_sums(values, groups, n_groups, n_resamples, seed)
+        draws = statistic(*(column.reshape(n_resamples, n_groups) for column in sums))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    if method == "basic":
+        low, high = 2 * estimate - high, 2 * estimate - low
+    return BootstrapInterval(
+        estimate=estimate,
+        low=float(low),
+        high=float(high),
+        standard_error=float(draws.std(ddof=1)),
+        confidence_level=level,
+        distribution=draws,
+    )
+
+
+def _rows(
+    metric: str,
+    preds: Tensor | Array,
+    target: Tensor | Array,
+    from_logits: bool,
+    n_bins: int,
+    binning: str,
+    ignore_index: int | None,
+) -> tuple[Floats, Any, int]:
+    """A value for each row, the group it belongs to, and the number of groups."""
+    cpu_preds, cpu_target = check_predictions(preds, target, ignore_index)
+    if metric.endswith("calibration_error"):
+        confidence, hit, bins = _native.binned_labels(
+            cpu_preds, cpu_target, bool(from_logits), n_bins, binning, ignore_index
+        )
+        if ignore_index is not None:
+            counts = hit >= 0
+            confidence, hit, bins = confidence[counts], hit[counts], bins[counts]
+        check_not_empty(len(hit))
+        return confidence - hit, bins, n_bins
+    if metric == "accuracy":
+        confidence, right = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
+        is_binary = tuple(preds.shape) == tuple(target.shape)
+        values = ((confidence > 0.5) == right if is_binary else right).astype(np.float64)
+    else:
+        name = "brier" if metric == "brier_score" else "log_likelihood"
+        values = _native.row_scores(cpu_preds, cpu_target, bool(from_logits), ignore_index, name)
+        counted = counted_rows(cpu_target, ignore_index)
+        values = values if counted is None else values[counted]
+    check_not_empty(len(values))
+    if np.isinf(values).any():
+        raise ValueError("Expected argument `preds` to give each target a probability above 0.")
+    return values, np.zeros(len(values), np.uint32), 1
+
+
+# Of sums over groups, of shape (resamples, groups).
+
+
+def _mean(weight: Floats, value: Floats) -> Floats:
+    # A resample of a few rows may be empty; it has no mean.
+    with np.errstate(invalid="ignore"):
+        mean: Floats = value.sum(1) / weight.sum(1)
+    return mean[~np.isnan(mean)]
+
+
+def _expected(weight: Floats, value: Floats) -> Floats:
+    return _mean(weight, np.abs(value))
+
+
+def _maximum(weight: Floats, value: Floats) -> Floats:
+    gaps = np.divide(np.abs(value), weight, out=np.zeros_like(weight), where=weight > 0)
+    maximum: Floats = gaps.max(1)[weight.sum(1) > 0]
+    return maximum
+
+
+_STATISTICS = {"expected_calibration_error": _expected, "maximum_calibration_error": _maximum}
+
+
+def _resample_rows(
+    metric: Callable[[Any, Any], Any],
+    preds: Tensor | Array,
+    target: Tensor | Array,
+    n_resamples: int,
+    seed: int,
+) -> tuple[float, Floats]:
+    check_predictions(preds, target, None)
+    n = len(target) if target.ndim else 0
+    if preds.ndim == 0 or len(preds) != n or n == 0:
+        raise ValueError(
+            "Expected arguments `preds` and `target` to have the same number of rows, at least one, "
+            f"but got shapes {tuple(preds.shape)} and {tuple(target.shape)}."
+        )
+    random = np.random.default_rng(seed)
+    draws = []
+    for _ in range(n_resamples):
+        rows: Any = random.integers(n, size=n)
+        draws.append(float(metric(preds[rows], target[rows])))
+    if not all(map(math.isfinite, draws)):
+        raise ValueError("Expected argument `metric` to return finite numbers.")
+    return float(metric(preds, target)), np.array(draws)

@@ -1,0 +1,478 @@
+//! Temperature scaling: one number T that makes softmax(z / T) calibrated (Guo et al., "On Calibration of Modern
+//! Neural Networks", ICML 2017, section 4.2).
+//!
+//! By likelihood: with b = 1/T the negative log-likelihood, sum of ln sum_k e^(b z_k) - b z_y, is convex, and its
+//! derivative f(b) = sum of E[z] - z_y increases, with f'(b) = sum of Var[z]. We look for its root by Newton's
+//! method on ln b, kept inside the bracket that the signs of f make: first in the logits' own precision, then in
+//! double precision.
+//!
+//! By a grid: the expected calibration error at every temperature, in one pass over the logits. A lane is a
+//! temperature, so that nothing is folded.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use crate::rows::{AnyRows, Error, Rows, Targets};
+use crate::simd::lanes::{self, fold, widen};
+use crate::simd::{self, Element, Isa, Kernel, LANES, Lanes, Real};
+use crate::threads::{self, Tiles};
+
+use super::calibration::{Bins, Counts, Tally, even_bin, paper_borders};
+
+/// The range of temperatures that are looked through.
+pub const RANGE: Range<f64> = 1e-4..1e4;
+
+/// The temperature of the greatest likelihood.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fit {
+    /// T
+    pub temperature: f64,
+    /// Whether the likelihood grows past the end of [`RANGE`]: no temperature is the best.
+    pub at_end: bool,
+    /// How many times the logits were read.
+    pub passes: usize,
+}
+
+/// Calls `$do` with the typed rows.
+macro_rules! typed {
+    ($rows:expr, $typed:ident => $do:expr) => {
+        match $rows {
+            AnyRows::F32($typed) => $do,
+            AnyRows::F64($typed) => $do,
+            AnyRows::F16($typed) => $do,
+            AnyRows::Bf16($typed) => $do,
+            AnyRows::Bool(_) => {
+                return Err(Error::r#type(
+                    "Expected argument `logits` to be of a floating-point type, but got bool.",
+                ));
+            }
+        }
+    };
+}
+
+/// Finds the temperature of the greatest likelihood, to about 1e-12 of itself.
+pub fn fit_likelihood(logits: &AnyRows<'_>, targets: &Targets, isa: Isa) -> Result<Fit, Error> {
+    typed!(logits, rows => fit(rows, targets, isa))
+}
+
+fn fit<E: Element>(rows: &Rows<'_, E>, targets: &Targets, isa: Isa) -> Result<Fit, Error> {
+    targets.check_shape(rows.len(), rows.n_classes())?;
+    let (mut least, mut most) = (1.0 / RANGE.end, 1.0 / RANGE.start);
+    let (mut inverse, mut is_double) = (1.0_f64, false);
+    for passes in 1.. {
+        let Slope { first, second } = if is_double {
+            slope::<E, f64>(rows, targets, inverse, isa)?
+        } else {
+            slope::<E, E::Wide>(rows, targets, inverse, isa)?
+        };
+        let fit = |inverse: f64, at_end| Fit { temperature: 1.0 / inverse, at_end, passes };
+        // The likelihood does not change, or not by anything that doubles can tell.
+        if first == 0.0 || second == 0.0 || passes == 100 {
+            return Ok(fit(inverse, false));
+        }
+        if first < 0.0 {
+            least = inverse
+        } else {
+            most = inverse
+        }
+        let step = (-first / (inverse * second)).clamp(-3.0, 3.0);
+        if step.abs() < 1e-7 && is_double {
+            // Newton's method squares the error.
+            return Ok(fit(inverse * step.exp(), false));
+        }
+        is_double |= step.abs() < 1e-2;
+        let next = inverse * step.exp();
+        if next >= least && next <= most {
+            inverse = next;
+        } else if least == inverse || most == inverse {
+            // The end of the range is tried before it is believed.
+            let end = if first < 0.0 { most } else { least };
+            if end == inverse {
+                return Ok(fit(inverse, true));
+            }
+            inverse =
+                if end == 1.0 / RANGE.start || end == 1.0 / RANGE.end { end } else { (least * most).sqrt() };
+        }
+    }
+    unreachable!("the number of passes is limited")
+}
+
+/// The first two derivatives of the negative log-likelihood by the inverse temperature.
+#[derive(Clone, Copy, Default)]
+struct Slope {
+    first: f64,
+    second: f64,
+}
+
+fn slope<E: Element, F: Real>(
+    rows: &Rows<'_, E>,
+    targets: &Targets,
+    inverse: f64,
+    isa: Isa,
+) -> Result<Slope, Error> {
+    let tiles = Tiles::new(rows.len(), rows.n_classes());
+    let empty = (Slope::default(), usize::MAX);
+    // Summed by tiles, in their order: the result does not depend on the threads.
+    let parts = threads::collect(tiles.len(), empty, &|range, parts| {
+        for (tile, part) in range.zip(parts) {
+            let range = tiles.rows(tile..tile + 1);
+            *part =
+                simd::run(isa, SlopeOfRows::<E, F> { rows, targets, inverse: F::from_f64(inverse), range });
+        }
+    });
+    let mut sum = Slope::default();
+    for (part, bad) in parts {
+        if bad < usize::MAX {
+            return Err(no_logits(bad));
+        }
+        sum.first += part.first;
+        sum.second += part.second;
+    }
+    Ok(sum)
+}
+
+fn no_logits(row: usize) -> Error {
+    let why = "logits that have a softmax (no NaN, no +inf), in which the target class is possible".into();
+    Error::Row { argument: "logits", row, why }
+}
+
+struct SlopeOfRows<'a, E: Element, F> {
+    rows: &'a Rows<'a, E>,
+    targets: &'a Targets,
+    inverse: F,
+    range: Range<usize>,
+}
+
+/// Vectors that are summed in their own type.
+const VECTORS: usize = 8;
+
+impl<E: Element, F: Real> Kernel for SlopeOfRows<'_, E, F> {
+    /// And the first row that has no likelihood.
+    type Output = (Slope, usize);
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let mut total = Slope::default();
+        let mut scratch = Vec::new();
+        for i in self.range {
+            let Some(y) = self.targets.class(i) else {
+                continue;
+            };
+            let row = self.rows.row(i, &mut scratch);
+            let max = maximum(row);
+            let distance = row[y].widen().to_f64() - max.to_f64();
+            // sum of e^(b d) d^n, n = 0, 1, 2, with d = z - max.
+            let mut sums = [[0.0_f64; LANES]; 3];
+            let (vectors, tail) = row.as_chunks::<LANES>();
+            for chunk in vectors.chunks(VECTORS) {
+                add_powers(&mut sums, chunk, max, self.inverse);
+            }
+            let mut added = 0.0;
+            if !tail.is_empty() {
+                // Filled up with the maximum, which adds to the first sum alone.
+                let mut padded = [E::narrow(max); LANES];
+                padded[..tail.len()].copy_from_slice(tail);
+                add_powers(&mut sums, &[padded], max, self.inverse);
+                added = (LANES - tail.len()) as f64;
+            }
+            let [sum, first, second] = sums.map(|sum| fold(sum, |a, b| a + b) * (1.0 / F::BIAS));
+            let (mean, square) = (first / (sum - added), second / (sum - added));
+            let slope = mean - distance;
+            if !slope.is_finite() {
+                return (total, i);
+            }
+            total.first += slope;
+            total.second += (square - mean * mean).max(0.0);
+        }
+        (total, usize::MAX)
+    }
+}
+
+/// Adds e^(b d) d^n, n = 0, 1, 2, with d = z - max, to three sums.
+#[inline(always)]
+fn add_powers<E: Element, F: Real>(
+    sums: &mut [Lanes<f64>; 3],
+    vectors: &[Lanes<E>],
+    max: E::Wide,
+    inverse: F,
+) {
+    let (mut part, max) = ([[F::ZERO; LANES]; 3], F::from_f64(max.to_f64()));
+    for z in vectors {
+        let z = widen(z);
+        let mut d = [F::ZERO; LANES];
+        for lane in 0..LANES {
+            let distance = F::from_f64(z[lane].to_f64()).sub(max);
+            // Where the exponential is 0, nothing may be infinite.
+            d[lane] = if distance < F::LOWEST { F::LOWEST } else { distance };
+        }
+        let e = lanes::map(&d, |d| d.mul(inverse).exp_biased());
+        let ed = lanes::zip(&e, &d, |e, d| e.mul(d));
+        part[0] = lanes::add(&part[0], &e);
+        part[1] = lanes::add(&part[1], &ed);
+        part[2] = lanes::add(&part[2], &lanes::zip(&ed, &d, |ed, d| ed.mul(d)));
+    }
+    for (sum, part) in sums.iter_mut().zip(&part) {
+        *sum = lanes::add_to(sum, part);
+    }
+}
+
+/// NaN does not count; it shows in the sums.
+#[inline(always)]
+fn maximum<E: Element>(row: &[E]) -> E::Wide {
+    let (vectors, tail) = row.as_chunks::<LANES>();
+    let mut max = [E::Wide::LOWEST; LANES];
+    for vector in vectors {
+        max = lanes::max(&max, &widen(vector));
+    }
+    let mut most =
+        if vectors.is_empty() { E::Wide::LOWEST } else { fold(max, |a, b| if b > a { b } else { a }) };
+    for z in tail {
+        let z = z.widen();
+        most = if z > most { z } else { most };
+    }
+    most
+}
+
+/// The top-label bins, assigned as in the paper's code, of softmax(z / T) for each temperature T.
+pub fn bin_each(
+    logits: &AnyRows<'_>,
+    targets: &Targets,
+    temperatures: &[f64],
+    n_bins: usize,
+    isa: Isa,
+) -> Result<Vec<Bins>, Error> {
+    typed!(logits, rows => grid(rows, targets, temperatures, n_bins, isa))
+}
+
+fn grid<E: Element>(
+    rows: &Rows<'_, E>,
+    targets: &Targets,
+    temperatures: &[f64],
+    n_bins: usize,
+    isa: Isa,
+) -> Result<Vec<Bins>, Error> {
+    targets.check_shape(rows.len(), rows.n_classes())?;
+    super::calibration::check_n_bins(n_bins)?;
+    if temperatures.is_empty() || temperatures.len() > 4096 || !temperatures.iter().all(|t| RANGE.contains(t))
+    {
+        return Err(Error::value(
+            "Expected argument `temperatures` to hold numbers in [1e-4, 1e4), up to 4096.",
+        ));
+    }
+    let borders = paper_borders(n_bins);
+    let tiles = Tiles::new(rows.len(), rows.n_classes());
+    let inverse: Vec<Lanes<E::Wide>> = temperatures
+        .chunks(LANES)
+        .map(|chunk| std::array::from_fn(|lane| E::Wide::from_f64(1.0 / chunk.get(lane).unwrap_or(&1.0))))
+        .collect();
+    let empty = || temperatures.iter().map(|_| Counts::empty(n_bins)).collect::<Result<Vec<Counts>, Error>>();
+    let (total, failure) = (Mutex::new(empty()?), Mutex::new(None::<(usize, Error)>));
+    let fail = |row, error| {
+        let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if failure.as_ref().is_none_or(|(first, _)| row < *first) {
+            *failure = Some((row, error));
+        }
+    };
+    threads::share(tiles.len(), &|range| {
+        let range = tiles.rows(range);
+        let mut own = match empty() {
+            Ok(own) => own,
+            Err(error) => return fail(0, error),
+        };
+        let mut confidence = vec![[0.0_f64; LANES]; inverse.len() * BLOCK];
+        let mut hits = [false; BLOCK];
+        for start in range.clone().step_by(BLOCK) {
+            let block = start..(start + BLOCK).min(range.end);
+            let (confidence, hits) = (&mut confidence[..], &mut hits[..]);
+            let inverse = &inverse;
+            simd::run(isa, GridOfRows { rows, targets, range: block.clone(), inverse, confidence, hits });
+            for ((i, confidence), &hit) in block.zip(confidence.chunks(inverse.len())).zip(&*hits) {
+                if targets.class(i).is_none() {
+                    continue;
+                }
+                for (own, &confidence) in own.iter_mut().zip(confidence.as_flattened()) {
+                    if !(confidence > 0.0 && confidence <= 1.0) {
+                        return fail(i, no_softmax(i));
+                    }
+                    own.add(even_bin(confidence, &borders), hit, confidence, 1.0);
+                }
+            }
+        }
+        let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+        for (total, own) in total.iter_mut().zip(&own) {
+            total.merge(own);
+        }
+    });
+    if let Some((_, error)) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().map(Tally::finish).collect())
+}
+
+/// Rows whose confidences are computed before they are binned.
+const BLOCK: usize = 64;
+
+fn no_softmax(row: usize) -> Error {
+    let why = "logits that have a softmax (no NaN, no +inf, not all -inf)".into();
+    Error::Row { argument: "logits", row, why }
+}
+
+struct GridOfRows<'a, E: Element> {
+    rows: &'a Rows<'a, E>,
+    targets: &'a Targets,
+    range: Range<usize>,
+    inverse: &'a [Lanes<E::Wide>],
+    /// Of each row at each temperature, in the type that softmax would give.
+    confidence: &'a mut [Lanes<f64>],
+    /// Whether the prediction of a row is right.
+    hits: &'a mut [bool],
+}
+
+impl<E: Element> Kernel for GridOfRows<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let mut scratch = Vec::new();
+        let out = self.confidence.chunks_mut(self.inverse.len()).zip(self.hits);
+        for (i, (confidence, hit)) in self.range.zip(out) {
+            let Some(y) = self.targets.class(i) else {
+                continue;
+            };
+            let row = self.rows.row(i, &mut scratch);
+            let max = maximum(row);
+            for (inverse, confidence) in self.inverse.iter().zip(confidence) {
+                let mut sum = [0.0_f64; LANES];
+                for block in row.chunks(VECTORS) {
+                    let mut part = [E::Wide::ZERO; LANES];
+                    for z in block {
+                        let d = z.widen().sub(max);
+                        part =
+                            lanes::zip(&part, inverse, |part, inverse| part.add(d.mul(inverse).exp_biased()));
+                    }
+                    sum = lanes::add_to(&sum, &part);
+                }
+                *confidence = lanes::map(&sum, |sum| E::Wide::from_f64(E::Wide::BIAS / sum).to_f64());
+            }
+            *hit = row[y].widen() == max && !row[..y].iter().any(|z| z.widen() == max);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Logits of classes drawn from their softmax, then sharpened.
+    fn sample(n: usize, n_classes: usize, sharpness: f64) -> (Vec<f64>, Vec<i64>) {
+        let mut state = 1_u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 11) as f64 / (1_u64 << 53) as f64
+        };
+        let (mut z, mut y) = (Vec::new(), Vec::new());
+        for _ in 0..n {
+            let row: Vec<f64> = (0..n_classes).map(|_| 4.0 * uniform()).collect();
+            let mut left = uniform() * row.iter().map(|z| z.exp()).sum::<f64>();
+            let class = row.iter().position(|z| {
+                left -= z.exp();
+                left <= 0.0
+            });
+            y.push(class.unwrap_or(n_classes - 1) as i64);
+            z.extend(row.iter().map(|z| z * sharpness));
+        }
+        (z, y)
+    }
+
+    fn derivative(z: &[f64], y: &[i64], n_classes: usize, b: f64) -> f64 {
+        z.chunks(n_classes)
+            .zip(y)
+            .map(|(z, &y)| {
+                let max = z.iter().copied().fold(f64::MIN, f64::max);
+                let e: Vec<f64> = z.iter().map(|z| ((z - max) * b).exp()).collect();
+                let mean = e.iter().zip(z).map(|(e, z)| e * z).sum::<f64>() / e.iter().sum::<f64>();
+                mean - z[y as usize]
+            })
+            .sum()
+    }
+
+    #[test]
+    fn the_derivative_is_0_at_the_fit() {
+        for (n_classes, sharpness) in [(2, 0.01), (3, 1.0), (10, 30.0), (16, 0.3), (100, 3.0), (300, 1.0)] {
+            let (z, y) = sample(3000, n_classes, sharpness);
+            let targets = Targets::new(&y, n_classes, -1).unwrap();
+            let rows = AnyRows::F64(Rows::from_slice(&z, n_classes).unwrap());
+            let got = fit_likelihood(&rows, &targets, Isa::best()).unwrap();
+            let b = 1.0 / got.temperature;
+            let signs = [0.999_999_999, 1.000_000_001].map(|f| derivative(&z, &y, n_classes, f * b));
+            assert!(signs[0] < 0.0 && signs[1] > 0.0, "{got:?} {signs:?}");
+            assert!(
+                (got.temperature / sharpness - 1.0).abs() < 0.2 && !got.at_end && got.passes <= 12,
+                "{got:?}"
+            );
+            // Single precision has other logits, and as exact a fit of these.
+            let single: Vec<f32> = z.iter().map(|&z| z as f32).collect();
+            let rows = AnyRows::F32(Rows::from_slice(&single, n_classes).unwrap());
+            let close = fit_likelihood(&rows, &targets, Isa::best()).unwrap();
+            assert!((close.temperature / got.temperature - 1.0).abs() < 1e-6, "{close:?}");
+            for isa in Isa::available() {
+                assert_eq!(fit_likelihood(&rows, &targets, isa).unwrap(), close);
+            }
+        }
+    }
+
+    fn fit_of(z: &[f64], n_classes: usize, y: &[i64]) -> Result<Fit, Error> {
+        let targets = Targets::new(y, n_classes, -1).unwrap();
+        fit_likelihood(&AnyRows::F64(Rows::from_slice(z, n_classes).unwrap()), &targets, Isa::best())
+    }
+
+    #[test]
+    fn where_no_temperature_is_the_best() {
+        let right = fit_of(&[1.0, 0.0, 0.0, 2.0], 2, &[0, 1]).unwrap();
+        assert!(right.temperature < 0.05, "{right:?}");
+        let wrong = fit_of(&[1.0, 0.0, 0.0, 2.0], 2, &[1, 0]).unwrap();
+        assert!(wrong.at_end && (wrong.temperature / RANGE.end - 1.0).abs() < 1e-12, "{wrong:?}");
+        assert_eq!(fit_of(&[3.0, 3.0], 2, &[0]).unwrap().temperature, 1.0);
+    }
+
+    #[test]
+    fn rows_without_a_likelihood_are_named() {
+        let (nan, inf) = (f64::NAN, f64::INFINITY);
+        for bad in [[nan, 0.0], [0.0, nan], [inf, 0.0], [0.0, inf], [-inf, -inf], [-inf, 0.0]] {
+            let z = [[1.0, 2.0], bad, [nan, nan]];
+            let got = fit_of(z.as_flattened(), 2, &[0, 0, 0]);
+            assert!(matches!(got, Err(Error::Row { row: 1, .. })), "{bad:?} {got:?}");
+        }
+        let masked = fit_of(&[0.5, 0.0, -inf, 0.0, 2.0, -inf], 3, &[1, 0]).unwrap();
+        let without = fit_of(&[0.5, 0.0, 0.0, 2.0], 2, &[1, 0]).unwrap();
+        assert!((masked.temperature / without.temperature - 1.0).abs() < 1e-12 || masked.at_end);
+    }
+
+    #[test]
+    fn the_grid_is_the_error_at_each_temperature() {
+        use super::super::coin::Scores;
+        use super::super::{calibration, predictions::Predictions};
+        let grid =
+            [0.25, 0.5, 1.0, 1.1, 1.5, 2.0, 3.0, 7.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0];
+        for n_classes in [2, 7, 40] {
+            let (z, y) = sample(700, n_classes, 2.0);
+            let targets = Targets::new(&y, n_classes, -1).unwrap();
+            let rows = AnyRows::F64(Rows::from_slice(&z, n_classes).unwrap());
+            let got = bin_each(&rows, &targets, &grid, 15, Isa::best()).unwrap();
+            for (bins, t) in got.iter().zip(grid) {
+                let scaled: Vec<f64> = z.iter().map(|z| z / t).collect();
+                let scaled = AnyRows::F64(Rows::from_slice(&scaled, n_classes).unwrap());
+                let scaled =
+                    Predictions::new(scaled, targets.clone(), None, Scores::Logits, Isa::best()).unwrap();
+                let (kind, binning) = (calibration::Kind::TopLabel, calibration::Binning::Paper);
+                let want = calibration::bin(&scaled, kind, binning, 15).unwrap();
+                assert_eq!(bins.counts, want.counts);
+                let (a, b) = (bins.expected_calibration_error(), want.expected_calibration_error());
+                assert!((a - b).abs() < 1e-14, "{t} {a} {b}");
+            }
+        }
+        let rows = AnyRows::F64(Rows::from_slice(&[0.0, 1.0, f64::NAN, 0.0], 2).unwrap());
+        let got = bin_each(&rows, &Targets::new(&[0, 0], 2, -1).unwrap(), &grid, 15, Isa::best());
+        assert!(matches!(got, Err(Error::Row { row: 1, .. })));
+    }
+}
