@@ -1,27 +1,42 @@
-"""The reliability diagram shows what the curve says, and asks for matplotlib only when it is drawn."""
+"""Reliability diagrams show what the curves say, and ask for matplotlib only when they are drawn."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 from lr_relax.metrics import ReliabilityCurve
-from lr_relax.plots import reliability_diagram
+from lr_relax.plots import compare_reliability, reliability_diagram, reliability_diagrams
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 NAN = float("nan")
-CURVE = ReliabilityCurve(
-    edges=np.linspace(0, 1, 5),
-    counts=np.array([0, 10, 30, 60]),
-    confidence=np.array([NAN, 0.4, 0.6, 0.9]),
-    accuracy=np.array([NAN, 0.5, 0.5, 0.8]),
-    expected_calibration_error=0.1 * 0.1 + 0.3 * 0.1 + 0.6 * 0.1,
-)
+
+
+def curve_of(edges: Any, counts: Any, confidence: Any, accuracy: Any) -> ReliabilityCurve:
+    """With intervals from 0.04 below the accuracy to 0.02 above it."""
+    counts, confidence, accuracy = np.array(counts), np.array(confidence), np.array(accuracy)
+    return ReliabilityCurve(
+        edges=np.array(edges),
+        counts=counts,
+        confidence=confidence,
+        accuracy=accuracy,
+        gap=confidence - accuracy,
+        lower=accuracy - 0.04,
+        upper=accuracy + 0.02,
+        confidence_level=0.9,
+        expected_calibration_error=float(np.nansum(counts * abs(confidence - accuracy)) / counts.sum()),
+    )
+
+
+CURVE = curve_of(np.linspace(0, 1, 5), [0, 10, 30, 60], [NAN, 0.4, 0.6, 0.9], [NAN, 0.5, 0.5, 0.8])
+UNEQUAL = curve_of([0, 0.6, 0.9, 0.99, 1], [25] * 4, [0.5, 0.8, 0.95, 0.998], [0.6, 0.7, 0.9, 0.99])
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +56,30 @@ def test_bars_show_accuracy_and_gap_of_the_filled_bins() -> None:
     assert [bar.get_y() for bar in hatched] == pytest.approx([0.4, 0.5, 0.8])
     assert [bar.get_height() for bar in hatched] == pytest.approx([0.1, 0.1, 0.1])
     assert [bar.get_height() for bar in plain] == pytest.approx([0.4, 0.5, 0.8])
-    marks = np.concatenate([np.array(mark.get_segments()) for mark in ax.collections])
-    assert marks[:, :, 1] == pytest.approx(np.array([[0.5, 0.5], [0.5, 0.5], [0.8, 0.8]]))
+    flat = [segment for segment in segments(ax) if segment[0, 1] == segment[1, 1]]
+    assert np.array(flat) == pytest.approx(
+        np.array([[[0.25, 0.5], [0.5, 0.5]], [[0.5, 0.5], [0.75, 0.5]], [[0.75, 0.8], [1, 0.8]]])
+    )
+
+
+def segments(ax: Any) -> list[Any]:
+    return [segment for lines in ax.collections for segment in lines.get_segments()]
+
+
+def test_the_intervals_stand_at_the_mean_confidence_and_are_explained() -> None:
+    ax = reliability_diagram(CURVE)
+    upright = [segment for segment in segments(ax) if segment[0, 0] == segment[1, 0]]
+    assert np.array(upright) == pytest.approx(
+        np.array([[[0.4, 0.46], [0.4, 0.52]], [[0.6, 0.46], [0.6, 0.52]], [[0.9, 0.76], [0.9, 0.82]]])
+    )
+    assert ax.get_legend().get_texts()[-1].get_text() == "90 % interval"
+
+
+def test_without_intervals_none_is_drawn() -> None:
+    nothing = np.full(4, NAN)
+    ax = reliability_diagram(replace(CURVE, lower=nothing, upper=nothing))
+    assert all(segment[0, 1] == segment[1, 1] for segment in segments(ax))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["overconfident", "underconfident"]
 
 
 def test_over_and_underconfidence_differ_in_colour_and_are_explained() -> None:
@@ -52,7 +89,7 @@ def test_over_and_underconfidence_differ_in_colour_and_are_explained() -> None:
     legend = ax.get_legend()
     assert legend is not None
     labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ["overconfident", "underconfident"]
+    assert labels == ["overconfident", "underconfident", "90 % interval"]
     colours = [patch.get_edgecolor()[:3] for patch in legend.get_patches()]
     assert colours == [over, under]
 
@@ -71,6 +108,119 @@ def test_the_histogram_shows_each_bins_share() -> None:
     [histogram] = reliability_diagram(CURVE).child_axes
     assert [bar.get_height() for bar in histogram.patches] == pytest.approx([0, 0.1, 0.3, 0.6])
     assert histogram.get_xlabel() == "confidence"
+
+
+def test_of_unequal_bins_the_histogram_shows_densities() -> None:
+    ax = reliability_diagram(UNEQUAL)
+    [histogram] = ax.child_axes
+    assert histogram.get_ylabel() == "density"
+    assert [bar.get_width() * bar.get_height() for bar in histogram.patches] == pytest.approx([0.25] * 4)
+    assert [bar.get_width() for bar in histogram.patches] == pytest.approx([0.6, 0.3, 0.09, 0.01])
+    plain = [bar for bar in ax.patches if not bar.get_hatch()]
+    assert [bar.get_width() for bar in plain] == pytest.approx([0.6, 0.3, 0.09, 0.01])
+    assert plain[0].get_linewidth() > 0
+    assert plain[-1].get_edgecolor()[3] == 0, "a border hides a narrow bar"
+
+
+def test_a_bin_that_is_a_point_can_be_drawn() -> None:
+    point = curve_of([0, 0.5, 1, 1], [10, 30, 60], [0.4, 0.6, 1], [0.5, 0.7, 0.9])
+    ax = reliability_diagram(point)
+    ax.figure.canvas.draw()
+    assert np.isfinite([bar.get_height() for bar in ax.child_axes[0].patches]).all()
+
+
+def test_many_bins_of_few_each_are_not_faint() -> None:
+    n = 200
+    c = (np.arange(n) + 0.5) / n
+    ax = reliability_diagram(curve_of(np.linspace(0, 1, n + 1), [5] * n, c, c - 0.002))
+    assert min(bar.get_edgecolor()[3] for bar in ax.patches if bar.get_hatch()) == 1
+
+
+@pytest.mark.parametrize(("n_columns", "rows"), [(None, 1), (1, 3), (2, 2), (np.int64(5), 1)])
+def test_models_side_by_side_share_their_scales(n_columns: Any, rows: int) -> None:
+    curves = {"one": CURVE, "two": UNEQUAL, "three": CURVE}
+    figure = reliability_diagrams(curves, n_columns=n_columns, title="digits")
+    figure.canvas.draw()
+    assert [ax.get_title() for ax in figure.axes] == list(curves)
+    assert figure.get_suptitle() == "digits"
+    assert len({ax.get_subplotspec().rowspan.start for ax in figure.axes}) == rows
+    assert [ax.texts[0].get_text() for ax in figure.axes] == ["ECE 0.1000", "ECE 0.0645", "ECE 0.1000"]
+    histograms = [ax.child_axes[0] for ax in figure.axes]
+    assert len({histogram.get_ylim() for histogram in histograms}) == 1
+    columns = [ax.get_subplotspec().colspan.start for ax in figure.axes]
+    labels = [(ax.get_ylabel(), ax.child_axes[0].get_ylabel()) for ax in figure.axes]
+    assert labels == [("", "") if column else ("accuracy", "density") for column in columns], "at the left"
+    lowest = [not any(c == column for c in columns[i + 1 :]) for i, column in enumerate(columns)]
+    assert [histogram.get_xlabel() for histogram in histograms] == ["confidence" * low for low in lowest]
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "overconfident", "underconfident", "90 % interval"
+    ]  # fmt: skip
+    boxes = [ax.get_tightbbox() for ax in figure.axes] + [legend.get_window_extent()]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]), "panels overlap"
+    whole = figure.bbox.padded(1)
+    assert all(whole.contains(x, y) for box in boxes for x, y in box.corners()), "text is cut off"
+
+
+def test_models_side_by_side_show_each_curve() -> None:
+    figure = reliability_diagrams({"one": CURVE, "two": UNEQUAL})
+    for ax, curve in zip(figure.axes, (CURVE, UNEQUAL), strict=True):
+        alone = reliability_diagram(curve)
+        assert [bar.get_bbox().bounds for bar in ax.patches] == [
+            bar.get_bbox().bounds for bar in alone.patches
+        ]
+        assert np.array_equal(segments(ax), segments(alone))
+
+
+def test_models_in_the_same_axes() -> None:
+    _, given = plt.subplots()
+    ax = compare_reliability({"before": CURVE, "after": UNEQUAL}, ax=given, title="digits")
+    assert ax is given
+    assert ax.get_title() == "digits"
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["before (ECE 0.1000)", "after (ECE 0.0645)"]
+    points = [np.array(each.get_offsets()) for each in ax.collections if len(each.get_offsets()) > 1]
+    assert points[0] == pytest.approx(np.array([[0.4, 0.1], [0.6, -0.1], [0.9, -0.1]]))
+    assert points[1][:, 0] == pytest.approx(UNEQUAL.confidence)
+    assert points[1][:, 1] == pytest.approx(UNEQUAL.accuracy - UNEQUAL.confidence)
+    bands = [each.get_paths()[0].vertices for each in ax.collections if len(each.get_offsets()) <= 1]
+    assert bands[0][:, 1].max() == pytest.approx(0.1 + 0.02)
+    assert bands[0][:, 1].min() == pytest.approx(-0.1 - 0.04)
+    low, high = ax.get_ylim()
+    assert low == -high
+    assert high > 0.1
+    assert ax.get_xlim() == (0.4, 1)
+    colours = [tuple(handle.get_color()) for handle in ax.get_legend().get_lines()]
+    assert colours[0] != colours[1]
+
+
+def test_bins_of_few_predictions_do_not_set_the_scale() -> None:
+    noisy = curve_of([0, 0.5, 0.8, 1], [1, 500, 500], [0.4, 0.7, 0.9], [1.0, 0.68, 0.91])
+    ax = compare_reliability({"model": noisy})
+    assert ax.get_ylim()[1] < 0.1
+    band, *_ = ax.collections
+    assert band.get_paths()[0].vertices[:, 0].min() == pytest.approx(0.7)
+
+
+def test_a_single_bin_and_many_models_can_be_compared() -> None:
+    one = curve_of([0, 1], [10], [0.7], [0.6])
+    ax = compare_reliability({f"model {i}": one for i in range(20)})
+    ax.figure.canvas.draw()
+    assert len(ax.get_legend().get_texts()) == 20
+
+
+@pytest.mark.parametrize("function", [reliability_diagrams, compare_reliability])
+def test_curves_that_cannot_be_drawn(function: Any) -> None:
+    with pytest.raises(ValueError, match="at least one curve"):
+        function({})
+    with pytest.raises(TypeError, match=r"`curves`.*list"):
+        function([CURVE])
+
+
+@pytest.mark.parametrize("n_columns", [0, -1, 1.5, True, "2"])
+def test_bad_numbers_of_columns(n_columns: Any) -> None:
+    with pytest.raises(ValueError, match="`n_columns`"):
+        reliability_diagrams({"one": CURVE}, n_columns=n_columns)
 
 
 def test_draws_in_the_given_axes() -> None:
@@ -99,7 +249,10 @@ def test_matplotlib_is_imported_only_to_draw() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("function", [reliability_diagram, reliability_diagrams, compare_reliability])
+def test_without_matplotlib_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, function: Any
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "lr-relax\[plot\]"'):
-        reliability_diagram(CURVE)
+        function(CURVE if function is reliability_diagram else {"model": CURVE})

@@ -1,6 +1,12 @@
 """Reliability diagrams, and losses over three classes. Matplotlib is only imported when one is drawn."""
 
-from .reliability import reliability_diagram
+from .reliability import compare_reliability, reliability_diagram, reliability_diagrams
 from .simplex import loss_on_simplex, relaxation_on_simplex
 
-__all__ = ["loss_on_simplex", "relaxation_on_simplex", "reliability_diagram"]
+__all__ = [
+    "compare_reliability",
+    "loss_on_simplex",
+    "relaxation_on_simplex",
+    "reliability_diagram",
+    "reliability_diagrams",
+]

@@ -1,13 +1,18 @@
-"""The reliability diagram: how accurate predictions of each confidence are."""
+"""Reliability diagrams: how accurate predictions of each confidence are, of one model or of several."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .simplex import _pyplot
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from ..metrics import ReliabilityCurve
 
@@ -15,6 +20,22 @@ ACCURACY = "#3b6ea8"
 OVERCONFIDENT = "#d1495b"
 UNDERCONFIDENT = "#e0a030"
 INK = "#444444"
+GRID = "#e6e6e6"
+# Okabe & Ito's colours, told apart by the colour-blind too, without the yellow that white swallows.
+MODELS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+MARKERS = "osD^vPX*"
+
+LEGEND: dict[str, Any] = {
+    "alignment": "left",
+    "fontsize": "x-small",
+    "title_fontsize": "small",
+    "handlelength": 1.4,
+    "handletextpad": 0.5,
+    "borderpad": 0.2,
+    "labelspacing": 0.3,
+    "edgecolor": "none",
+    "framealpha": 0.85,
+}
 
 
 def reliability_diagram(curve: ReliabilityCurve, *, ax: Axes | None = None, title: str | None = None) -> Axes:
@@ -22,52 +43,219 @@ def reliability_diagram(curve: ReliabilityCurve, *, ax: Axes | None = None, titl
 
     Per bin, a thick line marks the accuracy of the predictions, and a hatched bar its distance to their mean
     confidence: red where the model is overconfident, yellow where it is underconfident. On the diagonal
-    the two agree. The panel below shows each bin's share of the predictions, which is its gap's weight in the
-    expected calibration error (ECE); bars that stand for few predictions are faint.
+    the two agree. The thin line is the confidence interval of the accuracy, drawn at the mean confidence:
+    where it crosses the diagonal, the bin's distance may be chance. The panel below shows each bin's share of
+    the predictions, which is its gap's weight in the expected calibration error (ECE); what stands for few
+    predictions is faint. Where the bins are of unequal width, the panel shows the density instead, so that
+    the area of a bar is the share.
 
     Args:
         curve: What :func:`lr_relax.metrics.reliability_curve` returns.
-        ax: Axes to draw in, for several diagrams side by side; by default those of a new figure.
+        ax: Axes to draw in; by default those of a new figure. See :func:`reliability_diagrams` for several
+            models side by side.
         title: Text above the diagram.
 
     Returns:
         The axes with the bars; the figure is ``axes.figure``.
-    """
-    try:
-        from matplotlib import pyplot as plt
-        from matplotlib.patches import Patch
-        from matplotlib.ticker import PercentFormatter
-    except ModuleNotFoundError as missing:
-        raise ImportError('reliability_diagram needs matplotlib: pip install "lr-relax[plot]"') from missing
 
+    Raises:
+        ImportError: matplotlib is not there.
+    """
+    plt = _pyplot()
     if ax is None:
         _, ax = plt.subplots(figsize=(3.6, 4.4), layout="constrained")
+    handles = _draw_bins(ax, curve)
+    ax.legend(handles=handles, title=_error(curve), loc="upper left", **LEGEND)
+    if title is not None:
+        ax.set_title(title)
+    _draw_shares(ax, [curve], 0)
+    return ax
 
-    left, width = curve.edges[:-1], np.diff(curve.edges)
-    share = curve.counts / curve.counts.sum()
+
+def reliability_diagrams(
+    curves: Mapping[str, ReliabilityCurve], *, n_columns: int | None = None, title: str | None = None
+) -> Figure:
+    """Draw a reliability diagram per model, side by side and on the same scales.
+
+    Args:
+        curves: The curve of each model, by its name: the title of its panel.
+        n_columns: How many panels stand in a row; by default up to 4.
+        title: Text above them all.
+
+    Returns:
+        The figure. Its axes are the panels, in the order of `curves`; each is drawn as by
+        :func:`reliability_diagram`, and one legend explains all.
+
+    Raises:
+        ValueError: no curves, or `n_columns` below 1.
+        ImportError: matplotlib is not there.
+
+    >>> reliability_diagrams({"before": before, "after": after}).savefig("both.png")  # doctest: +SKIP
+    """
+    plt = _pyplot()
+    _check_curves(curves)
+    if n_columns is None:
+        n_columns = min(len(curves), 4)
+    if not isinstance(n_columns, int | np.integer) or isinstance(n_columns, bool) or n_columns < 1:
+        raise ValueError(
+            f"Expected argument `n_columns` to be an integer of at least 1, but got {n_columns!r}."
+        )
+    n_columns = min(int(n_columns), len(curves))
+    n_rows = math.ceil(len(curves) / n_columns)
+    figure: Figure
+    figure, grid = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(max(2.7 * n_columns + 0.5, 3.8), 3.8 * n_rows + 0.4),
+        layout="constrained",
+        squeeze=False,
+    )
+    panels: list[Axes] = list(grid.flat)
+    for unused in panels[len(curves) :]:
+        unused.remove()
+    explained: dict[str, Any] = {}
+    all_curves = list(curves.values())
+    for i, (ax, (name, curve)) in enumerate(zip(panels, curves.items(), strict=False)):
+        for handle in _draw_bins(ax, curve):
+            explained.setdefault(handle.get_label(), handle)
+        ax.set_title(name, fontsize="medium")
+        ax.text(0.04, 0.96, _error(curve), transform=ax.transAxes, va="top", fontsize="small", color=INK)
+        histogram = _draw_shares(ax, all_curves, i)
+        if i % n_columns:
+            for part in (ax, histogram):
+                part.tick_params(labelleft=False)
+                part.set_ylabel("")
+        if i + n_columns < len(curves):
+            histogram.set_xlabel("")
+    order: list[str] = [label for label in ("overconfident", "underconfident") if label in explained]
+    order += [label for label in explained if label not in order]
+    figure.legend(
+        handles=[explained[label] for label in order],
+        loc="outside lower center",
+        ncols=len(order),
+        fontsize="small",
+        frameon=False,
+        handlelength=1.4,
+        handletextpad=0.5,
+        columnspacing=1.2,
+    )
+    if title is not None:
+        figure.suptitle(title)
+    # The panels of shares are as high as those above let them be, which the layout learns by drawing once.
+    figure.draw_without_rendering()
+    return figure
+
+
+def compare_reliability(
+    curves: Mapping[str, ReliabilityCurve], *, ax: Axes | None = None, title: str | None = None
+) -> Axes:
+    """Draw how far accuracy lies above or below confidence, for several models in the same axes.
+
+    Each bin is a point at its mean confidence; its area shows the bin's share of the model's predictions, and
+    the band is the confidence interval of its accuracy. On the dashed line the model is calibrated, below it
+    overconfident. The legend gives the expected calibration errors (ECE).
+
+    The scale fits the bins that hold at least 1 % of a model's predictions. Those of fewer are mostly noise:
+    their lines are faint and may leave the axes, and they have no band.
+
+    Args:
+        curves: The curve of each model, by its name.
+        ax: Axes to draw in; by default those of a new figure.
+        title: Text above the axes.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: no curves.
+        ImportError: matplotlib is not there.
+    """
+    plt = _pyplot()
+    from matplotlib.lines import Line2D
+
+    _check_curves(curves)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+    handles = []
+    extreme, first = 0.0, 1.0
+    for i, (name, curve) in enumerate(curves.items()):
+        filled = curve.counts > 0
+        share = curve.counts[filled] / curve.counts.sum()
+        confidence = curve.confidence[filled]
+        above = -curve.gap[filled]
+        colour, marker = MODELS[i % len(MODELS)], MARKERS[i % len(MARKERS)]
+        lower, upper = (bound[filled] - confidence for bound in (curve.lower, curve.upper))
+        counts = share >= min(0.01, 0.5 / len(share))
+        ax.fill_between(confidence, lower, upper, where=counts, color=colour, alpha=0.13, lw=0)
+        ax.plot(confidence, above, color=colour, lw=1, alpha=0.3)
+        ax.plot(confidence, np.where(counts, above, np.nan), color=colour, lw=1.6)
+        look: dict[str, Any] = {"color": colour, "marker": marker}
+        ax.scatter(confidence, above, s=10 + 110 * share, edgecolor="white", lw=0.5, zorder=3, **look)
+        handles.append(Line2D([], [], lw=1.6, ms=4, label=f"{name} ({_error(curve)})", **look))
+        extreme = max(extreme, *abs(above[counts]))
+        first = min(first, confidence.min())
+    reach = min(1.3 * extreme + 0.02, 1.0)
+    ax.axhline(0, ls=(0, (4, 3)), lw=1, color=INK, zorder=1.5)
+    ax.set(xlim=(math.floor(10 * first) / 10, 1), ylim=(-reach, reach))
+    ax.set(xlabel="confidence", ylabel="accuracy \N{MINUS SIGN} confidence")
+    beside: dict[str, Any] = {"transform": ax.transAxes, "rotation": 270, "va": "center", "color": INK}
+    for y, side in ((0.75, "underconfident"), (0.25, "overconfident")):
+        ax.text(1.015, y, side, fontsize="small", **beside)
+    ax.legend(handles=handles, loc="best", **LEGEND)
+    if title is not None:
+        ax.set_title(title)
+    _tidy(ax)
+    return ax
+
+
+def _draw_bins(ax: Axes, curve: ReliabilityCurve) -> list[Any]:
+    """The panel of accuracies; returns what a legend has to explain."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     filled = curve.counts > 0
-    left, width = left[filled], width[filled]
-    accuracy, gap = curve.accuracy[filled], (curve.confidence - curve.accuracy)[filled]
-    # Bars of less than 2 % of the predictions fade: they are mostly noise and hardly count in the ECE.
-    weight = 0.3 + 0.7 * np.minimum(share[filled] / 0.02, 1.0)
+    left, width = curve.edges[:-1][filled], np.diff(curve.edges)[filled]
+    share = curve.counts[filled] / curve.counts.sum()
+    confidence, accuracy = curve.confidence[filled], curve.accuracy[filled]
+    gap = curve.gap[filled]
+    # Bars of less than 2 % of the predictions fade: they are mostly noise and hardly count in the ECE. Where
+    # the bins are many, 2 % are a lot.
+    weight = 0.3 + 0.7 * np.minimum(share / min(0.02, 0.5 / len(share)), 1.0)
 
     for x, w, acc, over, strength in zip(left, width, accuracy, gap, weight, strict=True):
         colour = OVERCONFIDENT if over > 0 else UNDERCONFIDENT
-        bar = {"width": w, "align": "edge", "lw": 0.6}
-        ax.bar(x, min(acc, acc + over), facecolor=(ACCURACY, 0.75 * strength), edgecolor="white", **bar)
+        narrow = w < 0.03  # where a border would hide the bar, and a hatch be noise
+        bar: dict[str, Any] = {"width": w, "align": "edge"}
+        ax.bar(
+            x,
+            min(acc, acc + over),
+            facecolor=(ACCURACY, 0.75 * strength),
+            edgecolor="none" if narrow else "white",
+            lw=0.6,
+            **bar,
+        )
         ax.bar(
             x,
             abs(over),
             bottom=min(acc, acc + over),
             hatch="/////",
-            facecolor=(colour, 0.3 * strength),
+            facecolor=(colour, (0.6 if narrow else 0.3) * strength),
             edgecolor=(colour, strength),
+            lw=0 if narrow else 0.6,
             **bar,
         )
-        ax.hlines(acc, x, x + w, color=(ACCURACY, strength), lw=2)
+        # As long as it is thick at least.
+        middle, half = x + w / 2, max(w, 0.012) / 2
+        ax.hlines(acc, middle - half, middle + half, color=(ACCURACY, strength), lw=2)
+    lower, upper = curve.lower[filled], curve.upper[filled]
+    known = np.isfinite(lower) & np.isfinite(upper)
+    colours = [(INK, 0.8 * strength) for strength in weight[known]]
+    ax.vlines(confidence[known], lower[known], upper[known], colors=colours, lw=0.9, zorder=2.5)
     ax.plot([0, 1], [0, 1], ls=(0, (4, 3)), lw=1, color=INK, zorder=3)
     ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    handles = [
+    ax.tick_params(labelbottom=False)
+    _tidy(ax)
+    handles: list[Any] = [
         Patch(fc=(colour, 0.35), ec=colour, hatch="/////", label=label)
         for colour, label, shown in [
             (OVERCONFIDENT, "overconfident", (gap > 0).any()),
@@ -75,30 +263,52 @@ def reliability_diagram(curve: ReliabilityCurve, *, ax: Axes | None = None, titl
         ]
         if shown
     ]
-    ax.legend(
-        handles=handles,
-        title=f"ECE {curve.expected_calibration_error:.4f}",
-        alignment="left",
-        loc="upper left",
-        fontsize="x-small",
-        title_fontsize="small",
-        handlelength=1.4,
-        handletextpad=0.5,
-        borderpad=0.2,
-        labelspacing=0.3,
-        edgecolor="none",
-        framealpha=0.85,
-    )
-    if title is not None:
-        ax.set_title(title)
+    if known.any():
+        level = f"{100 * curve.confidence_level:.4g} % interval"
+        handles.append(Line2D([], [], marker="|", ls="", ms=7, mew=0.9, label=level, color=INK))
+    return handles
 
-    histogram = ax.inset_axes((0, -0.27, 1, 0.21), sharex=ax)
-    histogram.bar(curve.edges[:-1], share, np.diff(curve.edges), align="edge", color=INK, alpha=0.6)
-    histogram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    histogram.set(xlabel="confidence", ylabel="share", ylim=(0, share.max()), yticks=(0, share.max()))
-    ax.tick_params(labelbottom=False)
-    for panel in (ax, histogram):
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.set_axisbelow(True)
-        panel.grid(axis="y", color="#e6e6e6", lw=0.6)
-    return ax
+
+def _draw_shares(ax: Axes, curves: Sequence[ReliabilityCurve], which: int) -> Axes:
+    """The panel below, of one of the curves, on a scale that fits them all."""
+    from matplotlib.ticker import PercentFormatter
+
+    shares = [curve.counts / curve.counts.sum() for curve in curves]
+    widths = [np.diff(curve.edges) for curve in curves]
+    equal = all(np.allclose(width, width[0], rtol=1e-6, atol=0) for width in widths)
+    curve = curves[which]
+    histogram: Axes = ax.inset_axes((0, -0.27, 1, 0.21), sharex=ax)
+    bar: dict[str, Any] = {"align": "edge", "color": INK, "alpha": 0.6, "lw": 0}
+    histogram.set(xlabel="confidence", ylabel="share" if equal else "density")
+    if equal:
+        heights = shares
+        histogram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    else:
+        # What is narrower than a pixel is drawn as if it were one wide: a bin that is a point has no density.
+        widths = [np.maximum(width, 0.003) for width in widths]
+        heights = [share / width for share, width in zip(shares, widths, strict=True)]
+        histogram.yaxis.set_major_formatter("{x:.2g}")
+    highest = max(height.max() for height in heights)
+    histogram.set(ylim=(0, highest), yticks=(0, highest))
+    histogram.bar(curve.edges[:-1], heights[which], widths[which], **bar)
+    _tidy(histogram)
+    return histogram
+
+
+def _tidy(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_axisbelow(True)
+    ax.grid(axis="y", color=GRID, lw=0.6)
+
+
+def _error(curve: ReliabilityCurve) -> str:
+    return f"ECE {curve.expected_calibration_error:.4f}"
+
+
+def _check_curves(curves: Mapping[str, ReliabilityCurve]) -> None:
+    if not isinstance(curves, Mapping):
+        raise TypeError(
+            f"Expected argument `curves` to map names to curves, but got {type(curves).__name__}."
+        )
+    if not curves:
+        raise ValueError("Expected argument `curves` to hold at least one curve, but got none.")
