@@ -77,6 +77,7 @@ format:  ## Format all code
 	$(BIN)/ruff check --fix
 
 bench: build $(TCH)/.built  ## Measure speed and memory against PyTorch and other packages
+	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python misc/benchmarks/run.py
 
 clean:  ## Remove what was built

@@ -1,12 +1,14 @@
-"""What is measured: a row for each piece of work, with ours, a yardstick, and peers; see run.py."""
+"""What is measured: a row for each piece of work, with ours, a yardstick, and peers; see run.py.
+
+The losses are here, the metrics in metrics.py.
+"""
 
 from __future__ import annotations
 
 import importlib
 import math
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -23,33 +25,14 @@ from lr_relax.functional import (
     label_relaxation_loss,
     mixup_label_relaxation_loss,
 )
-from lr_relax.metrics import expected_calibration_error
+from metrics import METRIC_ROWS
+from row import Contender, Inputs, Row
 from torch import Tensor
 
 TCH_BUILD = Path(__file__).parents[2] / "target" / "tch"
 ALPHA = 0.1
 
-Inputs = tuple[Tensor, ...]
-Contender = Callable[..., object]  # takes the row's inputs
 Loss = Callable[..., Tensor]  # takes logits, and what they are compared with
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; targets are ratios of ours to the yardstick."""
-
-    name: str
-    inputs: Callable[[], Inputs]
-    ours: Contender
-    yardstick: tuple[str, Contender]
-    target: float
-    peers: Mapping[str, Contender] = field(default_factory=dict)
-    threads: int = 2
-    unit: str = "ms"  # or "MiB": the row measures the peak of memory in place of time
-
-    @property
-    def contenders(self) -> dict[str, Contender]:
-        return {"ours": self.ours, self.yardstick[0]: self.yardstick[1], **self.peers}
 
 
 # Inputs, seeded by whoever calls them.
@@ -79,13 +62,6 @@ def with_mixed_rows(rows: int, classes: int) -> Inputs:
 
 def with_second_class(rows: int, classes: int) -> Inputs:
     return *classification(rows, classes), torch.randint(classes, (rows,))
-
-
-def predictions(rows: int, classes: int, probabilities: bool) -> Inputs:
-    """Confident predictions, about two thirds of them right."""
-    logits = 3 * torch.randn(rows, classes)
-    target = torch.where(torch.rand(rows) < 2 / 3, logits.argmax(1), torch.randint(classes, (rows,)))
-    return logits.softmax(1) if probabilities else logits, target
 
 
 # Contenders.
@@ -187,8 +163,6 @@ package = partial(label_relaxation_package, alpha=ALPHA)
 CLONE = ("logits.clone()", no_grad(lambda x, y: x.clone()))
 AMAX = ("logits.amax(1)", no_grad(lambda x, y: x.amax(1)))
 CROSS_ENTROPY = ("F.cross_entropy", step(F.cross_entropy))
-MAX = ("x.max(1)", lambda x, y: x.max(1))
-SOFTMAX = ("torch.softmax(x, 1)", lambda x, y: torch.softmax(x, 1))
 OTHER_RELAXATIONS = {"label-relaxation": step(package), "paper": step(paper)}
 BORDERS = {"ours by pyo3-tch": step(ours_pyo3_tch)} if ours_pyo3_tch else {}
 
@@ -336,24 +310,5 @@ ROWS = [
         peers={"F.cross_entropy": step(F.cross_entropy), "label-relaxation": step(package)},
         unit="MiB",
     ),
-    *(
-        Row(
-            f"ECE of probabilities {size}",
-            partial(predictions, *size, probabilities=True),
-            ours=expected_calibration_error,
-            yardstick=MAX,
-            target=1.0,
-        )
-        for size in [(1_000_000, 10), (100_000, 1000)]
-    ),
-    *(
-        Row(
-            f"ECE of logits {size}",
-            partial(predictions, *size, probabilities=False),
-            ours=partial(expected_calibration_error, from_logits=True),
-            yardstick=SOFTMAX,
-            target=1.0,
-        )
-        for size in [(1_000_000, 10), (100_000, 1000)]
-    ),
+    *METRIC_ROWS,
 ]

@@ -2,8 +2,8 @@
 
     python misc/benchmarks/run.py [--quick] [--only PATTERN] [--retain-memory] [--json FILE]
 
-Every row of rows.py is one piece of work: ours, a yardstick with the ratio to it that we want to reach, and
-peers. All of them run in turn, in a new random order every round, so that drift hits all alike.
+Every row of rows.py and metrics.py is one piece of work: ours, a yardstick with the ratio to it that we want
+to reach, and peers. All of them run in turn, in a new random order every round, so that drift hits all alike.
 A ratio is the median over the rounds of the ratio within a round; a sample is a loop of calls that fills
 SAMPLE_SECONDS. A call that makes a gradient also frees it, as a clone is freed: each pays for its own memory.
 Other work on the machine spoils the numbers all the same, of threaded operators most: look at load_average.
@@ -29,11 +29,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from rows import ROWS, Row
+from metrics import PEERS
+from row import Row
+from rows import ROWS
 
 SAMPLE_SECONDS = 0.05  # thousands of calls for the smallest work
 
@@ -222,7 +224,12 @@ def main() -> None:
     now = datetime.now(timezone.utc)
     about = machine()
     versions = {"python": platform.python_version()}
-    versions |= {name: version(name) for name in ("lr-relax", "torch", "numpy", "label-relaxation")}
+    try:
+        versions |= {
+            name: version(name) for name in ("lr-relax", "torch", "numpy", "label-relaxation", *PEERS)
+        }
+    except PackageNotFoundError as missing:
+        sys.exit(f"{missing.name} is not installed: `make bench` or `pip install --group bench` does it")
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     print(", ".join(f"{name} {value}" for name, value in versions.items()))
     memory = "retained by malloc" if options.retain_memory else "as by default"
