@@ -18,7 +18,8 @@ from .hypothesis_test import CalibrationTest, calibration_test
 from .reliability import ReliabilityCurve, reliability_curve
 from .scores import BrierDecomposition, accuracy, brier_decomposition, brier_score, negative_log_likelihood
 from .selective import RiskCoverageCurve, area_under_risk_coverage_curve, risk_coverage_curve
-from .smooth import smooth_calibration_error, soft_calibration_error
+from .smooth import smooth_calibration_error
+from .soft import soft_calibration_error
 from .temperature import PAPER_GRID, TemperatureScaling
 
 if TYPE_CHECKING:

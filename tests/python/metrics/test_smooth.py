@@ -11,7 +11,8 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from lr_relax.metrics import smooth as module
-from lr_relax.metrics.smooth import smooth_calibration_error, soft_calibration_error
+from lr_relax.metrics.smooth import smooth_calibration_error
+from lr_relax.metrics.soft import soft_calibration_error
 from scipy.optimize import brentq
 
 Array = np.ndarray[Any, Any]
