@@ -30,8 +30,8 @@ class TemperatureScaling(nn.Module):
     >>> logits, target = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 0, 1])
     >>> scaling = TemperatureScaling().fit(logits, target)
     >>> round(scaling.temperature.item(), 6)  # at which softmax gives 2/3
-    2.885390
-    >>> scaling(logits).softmax(1)[0]
+    2.88539
+    >>> scaling.transform(logits).softmax(1)[0]
     tensor([0.6667, 0.3333])
     """
 
