@@ -41,6 +41,8 @@ def check_number(name: str, expected: str, in_range: Callable[[float], bool], nu
         if isinstance(number, str | Tensor):
             raise TypeError
         error = None if in_range(float(number)) else ValueError  # type: ignore[arg-type]
+    except OverflowError:
+        error = ValueError
     except (TypeError, ValueError):
         error = TypeError
     if error:

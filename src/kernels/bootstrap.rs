@@ -43,7 +43,14 @@ pub fn bootstrap(
         for resample in range {
             // SAFETY: `share` gives every resample to one call only.
             let out = unsafe { parts.part(resample * n_groups..(resample + 1) * n_groups) };
-            simd::run(isa, Resample { sorted: &sorted, random: Random::new(seed, resample as u64), out });
+            let random = &mut Random::new(seed, resample as u64);
+            // Of a few rows, a resample may have none: it is drawn again.
+            loop {
+                simd::run(isa, Resample { sorted: &sorted, random, out });
+                if values.is_empty() || out.iter().any(|group| group.weight > 0.0) {
+                    break;
+                }
+            }
         }
     });
     Ok(out)
@@ -155,7 +162,7 @@ fn poisson(bits: &Lanes<u32>, thresholds: &[[u16; PAIR]; EXCEEDS.len()]) -> [u16
 
 struct Resample<'a> {
     sorted: &'a Sorted,
-    random: Random,
+    random: &'a mut Random,
     out: &'a mut [Resampled],
 }
 
@@ -163,7 +170,7 @@ impl Kernel for Resample<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run(mut self) {
+    fn run(self) {
         let (mut rest, thresholds) = (&self.sorted.values[..], thresholds());
         let groups = self.sorted.counts.iter().zip(&self.sorted.means);
         for ((&count, &mean), out) in groups.zip(self.out) {

@@ -47,7 +47,7 @@ pub enum Kind {
 pub const MAX_BINS: usize = 1 << 20;
 
 /// The largest number of bins of all classes.
-const MAX_ALL_BINS: usize = 1 << 28;
+const MAX_ALL_BINS: usize = 1 << 22;
 
 /// Of each row the confidence, whether the prediction is right, and the bin.
 pub type Assigned = (Vec<f64>, Vec<Hit>, Vec<u32>);
@@ -341,7 +341,8 @@ pub(super) fn paper_borders(n_bins: usize) -> Vec<f64> {
 #[inline(always)]
 fn units(confidence: f64) -> u128 {
     let bits = confidence.to_bits();
-    let exponent = (bits >> 52) as i32; // biased; 0 for subnormal numbers, which are below one unit
+    // Biased; 0 for subnormal numbers, which are below one unit. The sign is that of -0.
+    let exponent = (bits >> 52 & 0x7FF) as i32;
     let significand = u128::from(bits & ((1 << 52) - 1) | 1 << 52);
     let shift = exponent - 1075 + 80;
     if shift >= 0 { significand << shift } else { significand.checked_shr(-shift as u32).unwrap_or(0) }
@@ -371,7 +372,7 @@ mod tests {
     fn units_are_exact() {
         assert_eq!(units(1.0), 1 << 80);
         assert_eq!(units(0.75), 3 << 78);
-        assert_eq!(units(0.0), 0);
+        assert_eq!((units(0.0), units(-0.0)), (0, 0));
         for x in [f64::from(0.1_f32), 0.1] {
             assert_eq!(Exact::from_units(units(x)).to_f64(), x);
         }

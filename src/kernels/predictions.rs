@@ -263,7 +263,7 @@ impl<E: Element> Kernel for Probabilities<'_, E> {
                 return Some(i);
             }
             for (out, p) in out.iter_mut().zip(&p) {
-                *out = p.to_f64();
+                *out = p.to_f64().min(1.0);
             }
         }
         None

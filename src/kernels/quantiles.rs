@@ -46,8 +46,11 @@ impl Counted {
     }
 }
 
+/// The border of bins that no confidence is left for: above all of them.
+pub const NO_CUT: f64 = 1.0_f64.next_up();
+
 /// Borders of bins of equal mass, n + 1 of them: each cut is made after the least confidence up to which at least
-/// j/n of the weight lies, so that equal confidences stay together; bins may be empty. A border lies in the
+/// j/n of the weight lies, so that equal confidences stay together; bins may be empty (then their borders are [`NO_CUT`]). A border lies in the
 /// middle between the confidences that it separates.
 pub fn quantile_borders(
     confidence: &[f64],
@@ -62,7 +65,9 @@ pub fn quantile_borders(
     for (i, (slot, &c)) in order.iter_mut().zip(confidence).enumerate() {
         let in_range = (0.0..=1.0).contains(&c) && weights.is_none_or(|w| (0.0..=MAX_WEIGHT).contains(&w[i]));
         let (true, Ok(index)) = (in_range, u32::try_from(i)) else {
-            return Err(Error::value("Expected up to 2^32 confidences in [0, 1], and weights in [0, 2^32]."));
+            return Err(Error::value(
+                "Expected up to 2^32 rows with confidences in [0, 1] and weights in [0, 2^32].",
+            ));
         };
         *slot = (c, index);
     }
@@ -84,7 +89,7 @@ pub fn quantile_borders(
             borders.push(border);
         }
     }
-    borders.resize(n_bins + 1, 1.0);
+    borders.resize(n_bins + 1, NO_CUT);
     Ok(borders)
 }
 
@@ -96,11 +101,14 @@ mod tests {
     #[test]
     fn equal_confidences_stay_together() {
         let borders = quantile_borders(&[0.1, 0.2, 0.2, 0.2, 0.2, 0.9], None, 3).unwrap();
-        assert_eq!(borders, [0.0, 0.55, 0.55, 1.0]);
-        assert_eq!(quantile_borders(&[0.5; 4], None, 2).unwrap(), [0.0, 1.0, 1.0]);
-        assert_eq!(quantile_borders(&[0.0, 1.0], Some(&[3.0, 1.0]), 4).unwrap(), [0.0, 0.5, 0.5, 0.5, 1.0]);
+        assert_eq!(borders, [0.0, 0.55, 0.55, NO_CUT]);
+        assert_eq!(quantile_borders(&[0.5; 4], None, 2).unwrap(), [0.0, NO_CUT, NO_CUT]);
+        assert_eq!(
+            quantile_borders(&[0.0, 1.0], Some(&[3.0, 1.0]), 4).unwrap(),
+            [0.0, 0.5, 0.5, 0.5, NO_CUT]
+        );
         let next = 0.5_f64.next_up();
-        assert_eq!(quantile_borders(&[0.5, next], None, 2).unwrap(), [0.0, next, 1.0]);
+        assert_eq!(quantile_borders(&[0.5, next], None, 2).unwrap(), [0.0, next, NO_CUT]);
         assert!(quantile_borders(&[0.5, f64::NAN], None, 2).is_err());
         assert!(quantile_borders(&[0.5], Some(&[-1.0]), 2).is_err());
     }
@@ -119,7 +127,7 @@ mod tests {
             for (j, &border) in borders.iter().enumerate().take(n_bins).skip(1) {
                 let below = |x: f64| -> f64 { c.iter().zip(&w).filter(|&(&c, _)| c < x).map(|(_, w)| w).sum() };
                 let share = j as f64 * total / n_bins as f64;
-                prop_assert!(border == 1.0 || below(border) >= share - 1e-9);
+                prop_assert!(border == NO_CUT || below(border) >= share - 1e-9);
                 // One confidence less is not enough.
                 let last = c.iter().copied().filter(|&c| c < border).fold(0.0, f64::max);
                 prop_assert!(below(last) < share + 1e-9);

@@ -57,44 +57,97 @@ pub fn fit_likelihood(logits: &AnyRows<'_>, targets: &Targets, isa: Isa) -> Resu
 
 fn fit<E: Element>(rows: &Rows<'_, E>, targets: &Targets, isa: Isa) -> Result<Fit, Error> {
     targets.check_shape(rows.len(), rows.n_classes())?;
-    let (mut least, mut most) = (1.0 / RANGE.end, 1.0 / RANGE.start);
-    let (mut inverse, mut is_double) = (1.0_f64, false);
+    let mut search = Search::new(0.0);
+    let mut is_double = size_of::<E::Wide>() == size_of::<f64>();
     for passes in 1.. {
-        let Slope { first, second } = if is_double {
+        let inverse = search.at.exp();
+        let slope = if is_double {
             slope::<E, f64>(rows, targets, inverse, isa)?
         } else {
             slope::<E, E::Wide>(rows, targets, inverse, isa)?
         };
-        let fit = |inverse: f64, at_end| Fit { temperature: 1.0 / inverse, at_end, passes };
-        // The likelihood does not change, or not by anything that doubles can tell.
-        if first == 0.0 || second == 0.0 || passes == 100 {
-            return Ok(fit(inverse, false));
-        }
-        if first < 0.0 {
-            least = inverse
-        } else {
-            most = inverse
-        }
-        let step = (-first / (inverse * second)).clamp(-3.0, 3.0);
-        if step.abs() < 1e-7 && is_double {
-            // Newton's method squares the error.
-            return Ok(fit(inverse * step.exp(), false));
-        }
-        is_double |= step.abs() < 1e-2;
-        let next = inverse * step.exp();
-        if next >= least && next <= most {
-            inverse = next;
-        } else if least == inverse || most == inverse {
-            // The end of the range is tried before it is believed.
-            let end = if first < 0.0 { most } else { least };
-            if end == inverse {
-                return Ok(fit(inverse, true));
+        let step = search.step(slope);
+        if is_double {
+            match step {
+                Step::On { .. } => {}
+                Step::Found => return Ok(Fit { temperature: (-search.at).exp(), at_end: false, passes }),
+                Step::End => return Ok(Fit { temperature: (-search.at).exp(), at_end: true, passes }),
             }
-            inverse =
-                if end == 1.0 / RANGE.start || end == 1.0 / RANGE.end { end } else { (least * most).sqrt() };
+        } else if passes >= 10 || !matches!(step, Step::On { newton } if newton.abs() > 1e-2) {
+            // Close enough; but the signs of single precision are not trusted, nor the ends they lead to.
+            let at = if matches!(step, Step::End) { 0.0 } else { search.at };
+            (is_double, search) = (true, Search::new(at));
         }
     }
-    unreachable!("the number of passes is limited")
+    unreachable!("the bracket shrinks with every step")
+}
+
+/// Where the derivative is 0, looked for by ln b.
+struct Search {
+    at: f64,
+    /// The greatest argument at which the derivative was seen to be negative, and the least at which it was not.
+    below: Option<f64>,
+    above: Option<f64>,
+    steps: usize,
+}
+
+enum Step {
+    /// `at` is the next argument; the step that Newton's method asked for.
+    On { newton: f64 },
+    /// The derivative is 0 at `at`.
+    Found,
+    /// It does not change its sign up to `at`, an end of the range.
+    End,
+}
+
+impl Search {
+    fn new(at: f64) -> Search {
+        Search { at, below: None, above: None, steps: 0 }
+    }
+
+    fn step(&mut self, Slope { first, second }: Slope) -> Step {
+        let (least, most) = (-RANGE.end.ln(), -RANGE.start.ln());
+        if first == 0.0 && (second > 0.0 || self.below.or(self.above).is_none()) {
+            return Step::Found;
+        }
+        // Where all underflows, the sign is the one that led there.
+        let is_negative = first < 0.0 || first == 0.0 && self.below.is_some();
+        if is_negative {
+            self.below = Some(self.at)
+        } else {
+            self.above = Some(self.at)
+        }
+        if is_negative && self.at >= most || !is_negative && self.at <= least {
+            return Step::End;
+        }
+        let (low, high) = (self.below.unwrap_or(least), self.above.unwrap_or(most));
+        let newton = -first / (self.at.exp() * second);
+        let newton = if newton.is_finite() {
+            newton
+        } else if is_negative {
+            3.0
+        } else {
+            -3.0
+        };
+        if newton.abs() < 1e-7 && second > 0.0 || high - low < 1e-13 {
+            // Newton's method squares the error.
+            self.at = (self.at + newton).clamp(low, high);
+            return Step::Found;
+        }
+        self.steps += 1;
+        let next = self.at + newton.clamp(-3.0, 3.0);
+        // Long steps have had their chance; where they go to and fro, the bracket is halved.
+        let is_slow = self.steps > 8 && newton.abs() > 0.5 || self.steps > 40;
+        self.at = match (self.below, self.above) {
+            (Some(_), Some(_)) if is_slow || next <= low || next >= high => (low + high) / 2.0,
+            (Some(_), Some(_)) => next,
+            // Far away on one side: the end of the range tells whether there is another.
+            _ if self.steps > 5 && is_negative => most,
+            _ if self.steps > 5 => least,
+            _ => next.clamp(least, most),
+        };
+        Step::On { newton }
+    }
 }
 
 /// The first two derivatives of the negative log-likelihood by the inverse temperature.
@@ -160,7 +213,11 @@ impl<E: Element, F: Real> Kernel for SlopeOfRows<'_, E, F> {
             };
             let row = self.rows.row(i, &mut scratch);
             let max = maximum(row);
-            let distance = row[y].widen().to_f64() - max.to_f64();
+            let z = row[y].widen().to_f64();
+            if z == f64::NEG_INFINITY {
+                return (total, i);
+            }
+            let distance = (z - max.to_f64()).max(f64::MIN);
             // sum of e^(b d) d^n, n = 0, 1, 2, with d = z - max.
             let mut sums = [[0.0_f64; LANES]; 3];
             let (vectors, tail) = row.as_chunks::<LANES>();
@@ -178,7 +235,7 @@ impl<E: Element, F: Real> Kernel for SlopeOfRows<'_, E, F> {
             let [sum, first, second] = sums.map(|sum| fold(sum, |a, b| a + b) * (1.0 / F::BIAS));
             let (mean, square) = (first / (sum - added), second / (sum - added));
             let slope = mean - distance;
-            if !slope.is_finite() {
+            if slope.is_nan() || max.to_f64() == f64::INFINITY {
                 return (total, i);
             }
             total.first += slope;
@@ -362,6 +419,7 @@ impl<E: Element> Kernel for GridOfRows<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Logits of classes drawn from their softmax, then sharpened.
     fn sample(n: usize, n_classes: usize, sharpness: f64) -> (Vec<f64>, Vec<i64>) {
@@ -428,11 +486,68 @@ mod tests {
 
     #[test]
     fn where_no_temperature_is_the_best() {
-        let right = fit_of(&[1.0, 0.0, 0.0, 2.0], 2, &[0, 1]).unwrap();
-        assert!(right.temperature < 0.05, "{right:?}");
-        let wrong = fit_of(&[1.0, 0.0, 0.0, 2.0], 2, &[1, 0]).unwrap();
-        assert!(wrong.at_end && (wrong.temperature / RANGE.end - 1.0).abs() < 1e-12, "{wrong:?}");
-        assert_eq!(fit_of(&[3.0, 3.0], 2, &[0]).unwrap().temperature, 1.0);
+        let ends = [1.0 / 1e-4_f64, 1.0 / 1e4].map(|b| 1.0 / b);
+        for (z, y, end) in [
+            (vec![1.0, 0.0, 0.0, 2.0], vec![0, 1], ends[0]),
+            (vec![1.0, 0.0], vec![0], ends[0]),
+            (vec![1e-4, 0.0], vec![0], ends[0]),
+            (vec![1.0, 0.0, 0.0, 2.0], vec![1, 0], ends[1]),
+            (vec![1e30, 0.0, 0.0, 1e30], vec![1, 0], ends[1]),
+        ] {
+            let got = fit_of(&z, 2, &y).unwrap();
+            assert!(
+                got.at_end && (got.temperature / end - 1.0).abs() < 1e-12 && got.passes < 20,
+                "{z:?} {got:?}"
+            );
+        }
+        let same = fit_of(&[3.0, 3.0], 2, &[0]).unwrap();
+        assert_eq!((same.temperature, same.at_end), (1.0, false));
+    }
+
+    #[test]
+    fn far_optima_are_found() {
+        for d in [1e-3, 1.0, 100.0, 200.0, 800.0, 20_000.0] {
+            // One of ten rows is wrong: softmax gives .9 at the optimum, d / ln 9.
+            let z: Vec<f64> = (0..10).flat_map(|_| [d, 0.0]).collect();
+            let y: Vec<i64> = (0..10).map(|i| i64::from(i == 0)).collect();
+            let exact = d / 9.0_f64.ln();
+            let got = fit_of(&z, 2, &y).unwrap();
+            assert!((got.temperature / exact - 1.0).abs() < 1e-11 && !got.at_end, "{d} {got:?}");
+            let single: Vec<f32> = z.iter().map(|&z| z as f32).collect();
+            let targets = Targets::new(&y, 2, -1).unwrap();
+            let rows = AnyRows::F32(Rows::from_slice(&single, 2).unwrap());
+            let got = fit_likelihood(&rows, &targets, Isa::best()).unwrap();
+            assert!((got.temperature / exact - 1.0).abs() < 1e-6, "{d} {got:?}");
+        }
+        let huge = [[1e308, -1e308]; 4];
+        assert!(fit_of(huge.as_flattened(), 2, &[0, 0, 0, 1]).unwrap().at_end);
+    }
+
+    proptest! {
+        #[test]
+        fn is_where_bisection_ends(
+            rows in prop::collection::vec((prop::array::uniform3(-9.0..9.0_f64), 0..3_i64), 1..40),
+            scale in -6.0..6.0_f64,
+        ) {
+            let z: Vec<f64> = rows.iter().flat_map(|r| r.0.map(|z| z * scale.exp())).collect();
+            let y: Vec<i64> = rows.iter().map(|r| r.1).collect();
+            let got = fit_of(&z, 3, &y).unwrap();
+            prop_assert!(got.passes < 60, "{got:?}");
+            let (mut low, mut high) = (-1e4_f64.ln(), 1e4_f64.ln());
+            let sign = |at: f64| derivative(&z, &y, 3, at.exp());
+            if sign(high) <= 0.0 || sign(low) >= 0.0 {
+                prop_assert!(got.at_end || got.temperature == 1.0, "{got:?}");
+                return Ok(());
+            }
+            while high - low > 1e-12 {
+                let middle = (low + high) / 2.0;
+                if sign(middle) < 0.0 { low = middle } else { high = middle }
+            }
+            // As far as the signs of sums in double precision tell.
+            let error = (got.temperature.ln() + low).abs();
+            let flat = sign(low - 1e-9).abs().min(sign(low + 1e-9).abs()) < 1e-12 * scale.exp();
+            prop_assert!(error < 1e-9 || flat, "{error} {got:?}");
+        }
     }
 
     #[test]

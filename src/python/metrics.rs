@@ -87,7 +87,8 @@ pub(super) fn calibration_bins<'py>(
     let columns = [&bins.weight, &bins.correct, &bins.confidence].into_iter().flatten();
     let digits: Vec<i64> = columns.flat_map(|sum| sum.digits()).collect();
     let counts: Vec<i64> = bins.counts.iter().map(|&n| n as i64).collect();
-    Ok((bins.borders.into_pyarray(py), counts.into_pyarray(py), digits.into_pyarray(py)))
+    let borders: Vec<f64> = bins.borders.iter().map(|border| border.min(1.0)).collect();
+    Ok((borders.into_pyarray(py), counts.into_pyarray(py), digits.into_pyarray(py)))
 }
 
 fn parse_binning(name: &str) -> PyResult<Binning> {

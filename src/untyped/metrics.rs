@@ -77,7 +77,7 @@ impl Arguments<'_> {
     /// Bins the predictions.
     pub(crate) fn bin(&self, kind: Kind, binning: Binning, n_bins: usize) -> Result<Bins, Error> {
         let predictions = self.predictions()?;
-        if kind == Kind::Classwise && predictions.n_classes() == 1 {
+        if kind == Kind::Classwise && self.preds.shape == self.target.shape {
             return Err(Error::value(format!(
                 "Expected argument `kind` to be 'top_label' for the probability of class 1, which `{}` of the shape \
                  of `target` holds, but got 'classwise'.",

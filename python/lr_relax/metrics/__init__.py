@@ -23,16 +23,15 @@ from .soft import soft_calibration_error
 from .temperature import PAPER_GRID, TemperatureScaling
 
 if TYPE_CHECKING:
-    from .streaming import BrierScore, CalibrationError, NegativeLogLikelihood
+    from .streaming import BrierScore as BrierScore
+    from .streaming import CalibrationError as CalibrationError
+    from .streaming import NegativeLogLikelihood as NegativeLogLikelihood
 
 __all__ = [
     "PAPER_GRID",
     "BootstrapInterval",
     "BrierDecomposition",
-    "BrierScore",
-    "CalibrationError",
     "CalibrationTest",
-    "NegativeLogLikelihood",
     "ReliabilityCurve",
     "RiskCoverageCurve",
     "TemperatureScaling",
@@ -53,11 +52,16 @@ __all__ = [
     "smooth_calibration_error",
     "soft_calibration_error",
 ]
+_STREAMING = ("BrierScore", "CalibrationError", "NegativeLogLikelihood")
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("BrierScore", "CalibrationError", "NegativeLogLikelihood"):
+    if name in _STREAMING:
         from . import streaming
 
         return getattr(streaming, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_STREAMING])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lr_relax import _native
+from lr_relax._arguments import FLOATS
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -18,6 +19,11 @@ Bools = npt.NDArray[np.bool_]
 
 MAX_WEIGHT = 2.0**32
 """Of a row: the kernels' limit."""
+
+_REAL_TYPES = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)} | {
+    torch.bool,
+    *FLOATS,
+}
 
 
 def top_labels(
@@ -59,7 +65,10 @@ def check_predictions(
 
 def check_not_empty(n_rows: float) -> None:
     if not n_rows > 0:
-        raise ValueError("Expected argument `preds` to hold at least one row that counts, but got none.")
+        raise ValueError(
+            "Expected argument `preds` to hold at least one row that counts, but got none "
+            "(of a weight that is not 0)."
+        )
 
 
 def on_cpu(name: str, array: Tensor | Array) -> Tensor | Array:
@@ -68,7 +77,12 @@ def on_cpu(name: str, array: Tensor | Array) -> Tensor | Array:
             f"Expected argument `{name}` to be a torch tensor or a NumPy array, "
             f"but got {type(array).__name__}."
         )
-    return array.detach().cpu() if isinstance(array, Tensor) and not array.is_cpu else array
+    if not isinstance(array, Tensor):
+        return array
+    if array.is_meta or array.is_nested or array.layout != torch.strided:
+        what = "on the meta device" if array.is_meta else "sparse or nested"
+        raise TypeError(f"Expected argument `{name}` to be a dense tensor with memory, but got one {what}.")
+    return array.detach().cpu().resolve_neg()
 
 
 def check_weights(
@@ -78,19 +92,21 @@ def check_weights(
     if sample_weight is None:
         return None
     weight = on_cpu("sample_weight", sample_weight)
+    is_real = (
+        weight.dtype in _REAL_TYPES
+        if isinstance(weight, Tensor)
+        else weight.dtype.kind in "fiub" and weight.dtype.itemsize <= 8
+    )
+    if not is_real:
+        raise TypeError(f"Expected argument `sample_weight` to hold real numbers, but got {weight.dtype}.")
     if tuple(weight.shape) != tuple(target.shape):
         raise ValueError(
             f"Expected argument `sample_weight` to have shape {tuple(target.shape)}, that of `target`, "
             f"but got {tuple(weight.shape)}."
         )
     if isinstance(weight, Tensor):
-        weight = weight.detach().double().numpy()
-    try:
-        weights = np.ascontiguousarray(weight, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"Expected argument `sample_weight` to hold real numbers, but got {weight.dtype}."
-        ) from None
+        weight = weight.double().numpy()
+    weights = np.ascontiguousarray(weight, dtype=np.float64).reshape(-1)
     wrong = ~((weights >= 0) & (weights <= MAX_WEIGHT))
     if wrong.any():
         row = int(wrong.argmax())

@@ -126,6 +126,9 @@ def bootstrap_ci(
         estimate = float(statistic(weight[None], value[None])[0])
         sums = _native.bootstrap_sums(values, groups, n_groups, n_resamples, seed)
         draws = statistic(*(column.reshape(n_resamples, n_groups) for column in sums))
+        if statistic is _mean:
+            # Values are rounded to single precision; a mean of them is none beyond them.
+            draws = draws.clip(values.min(), values.max())
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     if method == "basic":
         low, high = 2 * estimate - high, 2 * estimate - low
@@ -158,7 +161,10 @@ def _rows(
             counts = hit >= 0
             confidence, hit, bins = confidence[counts], hit[counts], bins[counts]
         check_not_empty(len(hit))
-        return confidence - hit, bins, n_bins
+        # Most bins may be empty.
+        filled = np.bincount(bins) > 0
+        groups = (np.cumsum(filled) - 1).astype(np.uint32)[bins]
+        return confidence - hit, groups, int(filled.sum())
     if metric == "accuracy":
         confidence, right = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
         is_binary = tuple(preds.shape) == tuple(target.shape)
@@ -178,10 +184,8 @@ def _rows(
 
 
 def _mean(weight: Floats, value: Floats) -> Floats:
-    # A resample of a few rows may be empty; it has no mean.
-    with np.errstate(invalid="ignore"):
-        mean: Floats = value.sum(1) / weight.sum(1)
-    return mean[~np.isnan(mean)]
+    mean: Floats = value.sum(1) / weight.sum(1)
+    return mean
 
 
 def _expected(weight: Floats, value: Floats) -> Floats:
@@ -190,7 +194,7 @@ def _expected(weight: Floats, value: Floats) -> Floats:
 
 def _maximum(weight: Floats, value: Floats) -> Floats:
     gaps = np.divide(np.abs(value), weight, out=np.zeros_like(weight), where=weight > 0)
-    maximum: Floats = gaps.max(1)[weight.sum(1) > 0]
+    maximum: Floats = gaps.max(1)
     return maximum
 
 

@@ -51,7 +51,8 @@ def calibration_error(
             probability of the event ``target == k``, each class with bins of its own.
         debias: For "l2": subtract from each squared gap what chance adds to it, ``acc (1 - acc) / (n - 1)``,
             and leave out bins of a single row. What falls below 0 is 0. With weights it is not defined.
-        sample_weight: A number in [0, 2^32] for each row, of the shape of `target`.
+        sample_weight: A number in [0, 2^32] for each row, of the shape of `target`; what is below 2^-128 of
+            a weight is dropped.
         ignore_index: Rows with this target do not count; they are not even looked at.
 
     Returns:
@@ -75,7 +76,7 @@ def calibration_error(
     """
     check_norm(norm, debias)
     if debias and sample_weight is not None:
-        raise ValueError("Expected argument `sample_weight` to be None with `debias`.")
+        raise ValueError("Expected argument `sample_weight` to be None with `debias`, but got weights.")
     _, counts, digits = bin_digits(
         preds,
         target,

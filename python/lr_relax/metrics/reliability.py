@@ -101,7 +101,7 @@ def curve_of_sums(
     confidence_level: float = 0.95,
 ) -> ReliabilityCurve:
     """The curve of bins that hold `counts` predictions, `correct` right ones, and `confidence` in all."""
-    z2 = NormalDist().inv_cdf((1 + confidence_level) / 2) ** 2
+    z2 = NormalDist().inv_cdf((1 - confidence_level) / 2) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         confidence, accuracy = confidence / counts, correct / counts
         middle = (accuracy + z2 / (2 * counts)) / (1 + z2 / counts)

@@ -102,9 +102,11 @@ def accuracy(
         right = (confidence > 0.5) == right
     weights = check_weights(sample_weight, target, rows)
     right = right if rows is None else right[rows]
-    total = len(right) if weights is None else weights.sum()
-    check_not_empty(total)
-    return scalar_like(preds, right.mean() if weights is None else weights[right].sum() / total)
+    if weights is None:
+        check_not_empty(len(right))
+        return scalar_like(preds, right.mean())
+    sums = np.concatenate([_native.sum_digits(weights[right]), _native.sum_digits(weights), [0]])
+    return scalar_like(preds, mean_score(sums))
 
 
 def score_digits(

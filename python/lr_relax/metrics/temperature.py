@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lr_relax import _native
+from lr_relax._arguments import check_number
 
-from ._inputs import Array, check_choice, check_predictions
+from ._inputs import Array, check_choice, check_predictions, on_cpu
 
 PAPER_GRID = (0.25, 0.5, 0.75, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.5, 3.0)
 """The temperatures of Lienen & Hüllermeier (2021)."""
@@ -37,10 +38,7 @@ class TemperatureScaling(nn.Module):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not (isinstance(temperature, float | int) and not isinstance(temperature, bool)):
-            raise TypeError(f"Expected argument `temperature` to be a number, but got {temperature!r}.")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"Expected argument `temperature` to be positive, but got {temperature!r}.")
+        check_number("temperature", "a finite number above 0", lambda x: 0 < x < math.inf, temperature)
         self.temperature = nn.Parameter(torch.tensor(float(temperature), dtype=torch.float64))
 
     def fit(
@@ -55,24 +53,24 @@ class TemperatureScaling(nn.Module):
         """Set the temperature to the best one for these predictions, which should not be training data.
 
         Args:
-            logits: Of shape (..., C); a torch tensor or a NumPy array of 16, 32 or 64 bit floats, any
-            strides. target: Classes in [0, C), of the shape of `logits` without its last dimension, any
-            integer type. method: "nll": the greatest likelihood, by Newton's method to the precision of
-            doubles. "grid": of
-                `temperatures` the first with the least expected calibration error over 15 bins, all of them
-                in one pass: what the paper's code does.
-            temperatures: What "grid" looks through, in [1e-4, 1e4); the paper's 16 by default.
+            logits: Of shape (..., C); tensor or NumPy array of 16, 32 or 64 bit floats, any strides.
+            target: Classes in [0, C), of the shape of `logits` without its last dimension, of integer type.
+            method: "nll": the greatest likelihood, by Newton's method inside a bracket to the precision of
+                doubles. "grid": of `temperatures` the first with the least expected calibration error over 15
+                bins, all of them in one pass: what the paper's code does.
+            temperatures: What "grid" looks through, up to 4096 numbers in [1e-4, 1e4); default: the paper's.
             ignore_index: Rows with this target do not count.
 
         Returns:
             The module itself.
 
         Raises:
-            ValueError, TypeError, IndexError: as `calibration_error`; also a target class whose logit is
-            -inf.
+            ValueError, TypeError, IndexError: as `calibration_error`; for "nll" also a target class whose
+                logit is -inf.
 
-        A RuntimeWarning tells where no temperature is the best one: the likelihood grows until 1e4, because
-        the logits are worse than a guess.
+        A RuntimeWarning tells where no temperature is the best one, and an end of [1e-4, 1e4] is taken: the
+        likelihood grows with smaller ones where every prediction is right, and with larger ones where the
+        logits are worse than a guess. Where it is the same at all temperatures, 1 is taken.
         """
         check_choice("method", method, ("nll", "grid"))
         grid = _check_temperatures(temperatures)
@@ -81,41 +79,49 @@ class TemperatureScaling(nn.Module):
             best, at_end, _ = _native.fit_temperature(logits, target, ignore_index)
             if at_end:
                 warnings.warn(
-                    f"The likelihood grows up to the end of the range; the temperature is {best:g}.",
+                    f"The likelihood grows up to the end of the range of temperatures; {best:g} is taken.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
         else:
             errors = _native.calibration_of_temperatures(logits, target, grid, 15, ignore_index)
             best = grid[int(errors.argmin())]
-        with torch.no_grad():
-            self.temperature.fill_(best)
+        # In double precision, whatever `half()` has made of the module.
+        self.temperature.data = torch.tensor(best, dtype=torch.float64, device=self.temperature.device)
         return self
 
     def forward(self, logits: Tensor) -> Tensor:
         """``logits / temperature``, in the type of `logits`; differentiable."""
-        return logits / self.temperature
+        if not (isinstance(logits, Tensor) and logits.is_floating_point()):
+            got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+            raise TypeError(f"Expected argument `logits` to be a floating-point tensor, but got {got}.")
+        return (logits / self.temperature).to(logits.dtype)
 
     @torch.no_grad()
     def transform(self, logits: Tensor | Array) -> Any:
-        """``logits / temperature`` of a tensor or an array, of the same kind and type."""
-        if isinstance(logits, np.ndarray):
-            return logits / logits.dtype.type(self.temperature.item())
-        return self(logits)
+        """``logits / temperature`` of a tensor or an array, of the same kind and floating-point type."""
+        if isinstance(logits, Tensor):
+            return self(logits)
+        on_cpu("logits", logits)
+        if logits.dtype.kind != "f":
+            raise TypeError(
+                f"Expected argument `logits` to be of a floating-point type, but got {logits.dtype}."
+            )
+        return (logits / np.float64(self.temperature.item())).astype(logits.dtype)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature.item():g}"
 
 
 def _check_temperatures(temperatures: Sequence[float]) -> list[float]:
+    expected = "Expected argument `temperatures` to hold 1 to 4096 numbers in [1e-4, 1e4)"
     try:
         grid = [float(t) for t in temperatures]
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"Expected argument `temperatures` to hold numbers, but got {temperatures!r}."
-        ) from None
-    if not grid or len(grid) > 4096 or not all(1e-4 <= t < 1e4 for t in grid):
-        raise ValueError(
-            f"Expected argument `temperatures` to hold numbers in [1e-4, 1e4), but got {temperatures!r}."
-        )
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{expected}, but got {temperatures!r:.200}.") from None
+    if not 1 <= len(grid) <= 4096:
+        raise ValueError(f"{expected}, but got {len(grid)}.")
+    for t in grid:
+        if not 1e-4 <= t < 1e4:
+            raise ValueError(f"{expected}, but got {t!r}.")
     return grid
