@@ -9,15 +9,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from lr_relax.study import data
+from lr_relax.study import data, splits
 
 
 def main(folder: str, seeds: str) -> None:
     digits = data.load("digits", Path(folder))
     Path(folder).mkdir(parents=True, exist_ok=True)
     for seed in range(int(seeds)):
-        split = data.split(digits, seed)
-        arrays = {name: tensor.numpy() for name, tensor in vars(split).items()}
+        split = splits.split(digits, seed)
+        names = ("train_images", "train_labels", "eval_images", "eval_labels")
+        arrays = {name: getattr(split, name).numpy() for name in names}
         np.savez(Path(folder) / f"split-{seed}.npz", **arrays)
 
 

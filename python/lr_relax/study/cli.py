@@ -82,7 +82,7 @@ BELOW_ONE = Number(min=0, max=1, max_open=True)
 @main.command()
 @click.option(
     "--dataset",
-    type=click.Choice(data.DATASETS),
+    type=click.Choice(tuple(job.PRESETS)),
     default="digits",
     show_default=True,
     help="Scikit-learn's 8x8 digits, or Fashion-MNIST.",

@@ -27,7 +27,7 @@ from .. import LabelRelaxationLoss
 from ..metrics import ReliabilityCurve, reliability_curve
 from ..metrics.reliability import curve_of_sums
 from ..plots import reliability_diagram
-from . import data, models, training
+from . import data, models, splits, training
 from .atomic import replaced
 
 LOSSES = ("cross_entropy", "label_smoothing", "label_relaxation")
@@ -176,7 +176,7 @@ def run(
 ) -> Run:
     """Train and evaluate as ``setting`` says. Seeds torch's global generator."""
     start = time.perf_counter()
-    split = data.split(dataset, setting.seed, validation=setting.evaluated_on == "validation")
+    split = splits.split(dataset, setting.seed, validation=setting.evaluated_on == "validation")
     torch.manual_seed(setting.seed)
     model = models.simple_dense(split.train_images[0].numel(), dataset.classes)
     loss: nn.Module

@@ -1,29 +1,29 @@
-"""The data sets, and the splits of them that the paper's protocol trains and tests on.
+"""The data sets: where their files are, how they get there, and all images of one in memory.
 
-The paper merges a data set's train and test files and splits them anew for every seed, scales the pixels to
-[0, 1] and subtracts the mean image of the training part.
+Files, checksums and downloads are those of torchvision, in the folders where it looks for them; Debian's
+package ``dataset-fashion-mnist`` is found by itself. A file is unpacked whole or not at all, so that a full
+disk or an interrupted download leaves nothing that a later run would take for data.
 """
 
 from __future__ import annotations
 
 import gzip
 import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import HTTPError, URLError
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from torch import Tensor
 
 from .atomic import replaced
 
-DATASETS = ("digits", "fashion_mnist")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-VALIDATION_SHARE = 0.25  # of what is not test data
 
 
 class DataError(Exception):
@@ -35,92 +35,175 @@ class Dataset:
     """All images of a data set, train and test files merged in this order."""
 
     name: str
-    pixels: NDArray[np.uint8]  # (images, height, width)
+    pixels: NDArray[np.uint8]  # (images, channels, height, width)
     labels: NDArray[np.int64]  # (images,)
     white: int  # the largest pixel value
     classes: int
     test_share: Fraction
 
 
-@dataclass(frozen=True)
-class Split:
-    """What one run trains and is evaluated on: pixels in [0, 1] minus the mean image of the training part."""
+class _Files(NamedTuple):
+    """What torchvision calls a data set, what its images are, and the paper's share of test images."""
 
-    train_images: Tensor
-    train_labels: Tensor
-    eval_images: Tensor
-    eval_labels: Tensor
+    kind: str
+    shape: tuple[int, int, int]
+    classes: int
+    test_share: Fraction
+
+
+_FILES = {
+    "mnist": _Files("MNIST", (1, 28, 28), 10, Fraction(1, 7)),
+    "fashion_mnist": _Files("FashionMNIST", (1, 28, 28), 10, Fraction(1, 7)),
+    "cifar10": _Files("CIFAR10", (3, 32, 32), 10, Fraction(1, 6)),
+    "cifar100": _Files("CIFAR100", (3, 32, 32), 100, Fraction(1, 6)),
+}
+DATASETS = ("digits", *_FILES)
+
+# What reading such files raises if their content is something else.
+_NOT_IDX = (AssertionError, KeyError, TypeError, ValueError, RuntimeError)
+_NOT_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+
+_Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def load(name: str, data_dir: Path) -> Dataset:
-    """Load a data set by name; ``data_dir`` is where files that do not come with a package are kept."""
-    if name == "digits":
-        digits = load_digits()
-        pixels, labels = digits.images.astype(np.uint8), digits.target.astype(np.int64)
-        # Half for testing: on few images even a perfectly calibrated network has an ECE far from 0, here .010
-        # to .015 on a fifth of the digits (360 images) and .007 to .010 on half of them.
-        return Dataset(name, pixels, labels, white=16, classes=10, test_share=Fraction(1, 2))
-    if name == "fashion_mnist":
-        pixels, labels = _fashion_mnist(data_dir)
-        return Dataset(name, pixels, labels, white=255, classes=10, test_share=Fraction(1, 7))
-    raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
+    """Load a data set by name; ``data_dir`` is where files that do not come with a package are kept.
 
-
-def split(dataset: Dataset, seed: int, *, validation: bool = False) -> Split:
-    """Split as the paper's code does: the rows are the same, in the same order, for the same seed.
-
-    Args:
-        dataset: What :func:`load` returned.
-        seed: The random state of the split.
-        validation: Set the test part aside and evaluate on a quarter of the rest, to choose hyperparameters.
+    Files that are not there are copied from Debian's package or downloaded, with a progress bar on stderr.
     """
-    rows = np.arange(len(dataset.labels))
-    train, evaluated = train_test_split(rows, test_size=float(dataset.test_share), random_state=seed)
-    if validation:
-        train, evaluated = train_test_split(train, test_size=VALIDATION_SHARE, random_state=seed)
-    scaled = dataset.pixels.astype(np.float32) / dataset.white
-    train_images, eval_images = scaled[train], scaled[evaluated]
-    # NumPy's float32 mean, rounding included: what the paper's code subtracts.
-    mean_image = train_images.mean(axis=0)
-    return Split(
-        train_images=torch.from_numpy(train_images - mean_image),
-        train_labels=torch.from_numpy(dataset.labels[train]),
-        eval_images=torch.from_numpy(eval_images - mean_image),
-        eval_labels=torch.from_numpy(dataset.labels[evaluated]),
-    )
+    if name == "imagenet":
+        raise DataError("imagenet cannot be loaded, as in the paper's code, which names and refuses it")
+    if name not in DATASETS:
+        raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
+    if name == "digits":
+        return _digits()
+    pixels, labels = _from_files(name, data_dir)
+    files = _FILES[name]
+    return Dataset(name, pixels, labels, white=255, classes=files.classes, test_share=files.test_share)
 
 
-def _fashion_mnist(data_dir: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read torchvision's files in ``data_dir``; missing ones come from Debian's package or a download."""
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels, labels = digits.images[:, np.newaxis].astype(np.uint8), digits.target.astype(np.int64)
+    # Half for testing: on few images even a perfectly calibrated network has an ECE far from 0, here .010
+    # to .015 on a fifth of the digits (360 images) and .007 to .010 on half of them.
+    return Dataset("digits", pixels, labels, white=16, classes=10, test_share=Fraction(1, 2))
+
+
+def _from_files(name: str, data_dir: Path) -> _Arrays:
     try:
-        from torchvision.datasets import (
-            FashionMNIST,
-        )  # takes seconds to import, and only this data set needs it
+        from torchvision import datasets  # takes seconds to import, and the digits do without
     except ModuleNotFoundError as missing:
-        raise DataError(f'fashion_mnist needs {missing.name}: pip install "lr-relax[study]"') from missing
+        raise DataError(f'{name} needs {missing.name}: pip install "lr-relax[study]"') from missing
 
-    raw = data_dir / "FashionMNIST" / "raw"
-    names = [Path(archive).stem for archive, _ in FashionMNIST.resources]
+    files = _FILES[name]
+    torchvision_class = getattr(datasets, files.kind)
+    read: Callable[[Any, Path], _Arrays]
+    if hasattr(torchvision_class, "base_folder"):
+        folder, read = data_dir / torchvision_class.base_folder, _cifar
+    else:
+        folder, read = data_dir / files.kind / "raw", _mnist
     try:
-        missing_files = [name for name in names if not (raw / name).is_file()]
-        if missing_files and DEBIAN_FASHION_MNIST.is_dir():
-            raw.mkdir(parents=True, exist_ok=True)
-            for name in missing_files:
-                _unpack(DEBIAN_FASHION_MNIST / f"{name}.gz", raw / name)
-        parts = [FashionMNIST(data_dir, train=train, download=True) for train in (True, False)]
-        pixels = np.concatenate([part.data.numpy() for part in parts])
-        labels = np.concatenate([part.targets.numpy() for part in parts])
-        if pixels.shape != (len(labels), 28, 28) or labels.max() > 9:
-            raise ValueError(
-                "expected images of 28 x 28 pixels with a label from 0 to 9 each, "
-                f"got shape {pixels.shape} and {len(labels)} labels up to {labels.max()}"
-            )
-    except Exception as error:  # torchvision's reader raises whatever it stumbles over
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"fashion_mnist cannot be read from {raw} or downloaded to it: {reason}") from error
+        pixels, labels = read(torchvision_class, folder)
+        wanted = (len(labels), *files.shape)
+        if pixels.shape != wanted:
+            raise ValueError(f"expected pixels of shape {wanted}, got {pixels.shape}")
+        if len(outside := labels[(labels < 0) | (labels >= files.classes)]):
+            raise ValueError(f"expected labels from 0 to {files.classes - 1}, got {outside[0]}")
+    except Exception as error:  # torchvision's readers raise whatever they stumble over
+        raise DataError(
+            f"{name} cannot be read from {folder} or downloaded to it: {_reason(error)}"
+        ) from error
     return pixels, labels
 
 
-def _unpack(archive: Path, path: Path) -> None:
-    with replaced(path) as unpacked, gzip.open(archive) as source, unpacked.open("wb") as target:
-        shutil.copyfileobj(source, target)
+def _mnist(torchvision_class: Any, folder: Path) -> _Arrays:
+    """Read the four idx files, each copied or downloaded where it is missing."""
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    read = []
+    for archive, md5 in torchvision_class.resources:
+        path = folder / Path(archive).stem
+        if not path.is_file():
+            _fetch_idx(torchvision_class, archive, md5, path)
+        with _about(f"{path.name} is damaged", *_NOT_IDX):
+            values = (read_label_file if "labels" in path.name else read_image_file)(str(path))
+        read.append(values.numpy())
+    train_pixels, train_labels, test_pixels, test_labels = read
+    pixels = np.concatenate([train_pixels, test_pixels])[:, np.newaxis]
+    return pixels, np.concatenate([train_labels, test_labels])
+
+
+def _fetch_idx(torchvision_class: Any, archive: str, md5: str, path: Path) -> None:
+    from torchvision.datasets.utils import download_url
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = DEBIAN_FASHION_MNIST / archive
+    if torchvision_class.__name__ != "FashionMNIST" or not source.is_file():
+        source = path.with_name(archive)
+        for mirror in torchvision_class.mirrors:
+            try:
+                with _about(archive, Exception):
+                    download_url(f"{mirror}{archive}", path.parent, archive, md5)
+                break
+            except _Explained as error:
+                failure = error
+        else:
+            raise failure
+    with (
+        _about(f"{source} is damaged", *_NOT_GZIP),
+        replaced(path) as unpacked,
+        gzip.open(source) as compressed,
+        unpacked.open("wb") as target,
+    ):
+        shutil.copyfileobj(compressed, target)
+
+
+def _cifar(torchvision_class: Any, folder: Path) -> _Arrays:
+    """Read the pickles, whose checksums torchvision knows: one that is missing or damaged is fetched anew."""
+    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+
+    meta = torchvision_class.meta
+    pickles = [*torchvision_class.train_list, *torchvision_class.test_list, (meta["filename"], meta["md5"])]
+    bad = [name for name, md5 in pickles if not check_integrity(folder / name, md5)]
+    if bad:
+        folder.mkdir(parents=True, exist_ok=True)  # where that is forbidden, a download would be in vain
+        with _about(f"{bad[0]} is missing or damaged, {torchvision_class.filename}", Exception):
+            download_and_extract_archive(
+                torchvision_class.url,
+                folder.parent,
+                filename=torchvision_class.filename,
+                md5=torchvision_class.tgz_md5,
+            )
+    parts = [torchvision_class(folder.parent, train=train) for train in (True, False)]
+    channels_last = np.concatenate([part.data for part in parts])
+    labels = np.concatenate([np.asarray(part.targets, dtype=np.int64) for part in parts])
+    return np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2)), labels
+
+
+class _Explained(Exception):
+    """An error whose message names the file that it is about."""
+
+
+@contextmanager
+def _about(what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Have ``errors`` say what they are about."""
+    try:
+        yield
+    except errors as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it is the server's answer, too
+        raise _Explained(f"{what}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Why, in one line, without the numbers and brackets that only programs need."""
+    if isinstance(error, URLError) and isinstance(error.reason, OSError):
+        error = error.reason
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, AssertionError):
+        return "not the format that was expected"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .data import Split
+from .splits import Split
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (rows, classes) and class indices (rows,) to the mean loss."""

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 from lr_relax.study import data
-from torchvision.datasets import FashionMNIST
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
+
+NOBODY_ANSWERS = "http://127.0.0.1:9/"
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +16,9 @@ def digits() -> data.Dataset:
 
 @pytest.fixture
 def no_other_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither Debian's package nor a mirror that answers."""
+    """Neither Debian's package nor a server that answers."""
     monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "no-such-package")
-    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    for idx in (MNIST, FashionMNIST):
+        monkeypatch.setattr(idx, "mirrors", [NOBODY_ANSWERS])
+    for cifar in (CIFAR10, CIFAR100):
+        monkeypatch.setattr(cifar, "url", NOBODY_ANSWERS + cifar.filename)

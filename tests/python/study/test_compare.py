@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lr_relax.metrics import reliability_curve
-from lr_relax.study import compare, data, models, training
+from lr_relax.study import compare, data, models, splits, training
 from lr_relax.study.atomic import replaced
 from torch.nn import functional as F
 
@@ -58,7 +58,7 @@ def test_metrics_are_those_of_the_trained_network(
 ) -> None:
     """Trained again by hand, step by step."""
     torch.manual_seed(0)
-    model, split = models.simple_dense(64, 10), data.split(digits, 0)
+    model, split = models.simple_dense(64, 10), splits.split(digits, 0)
     list(training.train(model, split, F.cross_entropy, ONE_EPOCH))
     logits = training.predict(model, split.eval_images).double()
     curve = reliability_curve(logits, split.eval_labels, from_logits=True, n_bins=15)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lr_relax.study import data, models, training
+from lr_relax.study import data, models, splits, training
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ def test_the_dense_network_is_the_papers() -> None:
 
 
 def test_training_learns_and_reports_every_epoch(digits: data.Dataset) -> None:
-    split = data.split(digits, seed=0)
+    split = splits.split(digits, seed=0)
     torch.manual_seed(0)
     model = models.simple_dense(64, 10)
     epochs = list(training.train(model, split, F.cross_entropy, replace(ONE_EPOCH, epochs=3)))
@@ -55,7 +55,7 @@ def test_training_learns_and_reports_every_epoch(digits: data.Dataset) -> None:
 
 def test_an_epoch_uses_every_row_once(digits: data.Dataset) -> None:
     """With a rate too small to change anything, the epoch's loss is the loss over the whole training part."""
-    split = data.split(digits, seed=0)
+    split = splits.split(digits, seed=0)
     model = models.simple_dense(64, 10)
     [epoch] = training.train(
         model, split, F.cross_entropy, replace(ONE_EPOCH, learning_rate=1e-12, batch_size=100)
@@ -70,6 +70,6 @@ def test_diverging_training_is_noticed(digits: data.Dataset) -> None:
     with pytest.raises(training.DivergedError, match="epoch 1"):
         list(
             training.train(
-                model, data.split(digits, 0), F.cross_entropy, replace(ONE_EPOCH, learning_rate=1e9)
+                model, splits.split(digits, 0), F.cross_entropy, replace(ONE_EPOCH, learning_rate=1e9)
             )
         )

@@ -1,0 +1,381 @@
+"""The study's data sets: the real digits, and small files of the formats of all others."""
+
+import gzip
+import hashlib
+import os
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from lr_relax.study import data, splits
+from torchvision import datasets
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "no_other_source"),
+    pytest.mark.filterwarnings("ignore:Python 3.14 will, by default, filter extracted tar archives"),
+]
+
+KINDS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+SHAPES = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
+N_TRAIN, N_TEST = 60, 12
+
+Files = dict[str, bytes]
+
+
+def test_digits_are_the_real_ones_and_half_are_for_testing(digits: data.Dataset) -> None:
+    assert digits.pixels.shape == (1797, 1, 8, 8)
+    assert digits.pixels.max() == digits.white
+    assert digits.labels[:10].tolist() == list(range(10))
+    split = splits.split(digits, seed=0)
+    assert (len(split.train_labels), len(split.eval_labels)) == (898, 899)
+    assert (split.train_images.dtype, split.train_labels.dtype) == (torch.float32, torch.int64)
+
+
+def test_pixels_are_scaled_and_lose_the_mean_image_of_the_training_part(digits: data.Dataset) -> None:
+    split = splits.split(digits, seed=3, temperature=True)
+    assert split.train_images.mean(0).abs().max() < 1e-6
+    # The same image is subtracted from the other parts, whose own means are others.
+    assert split.eval_images.mean(0).abs().max() > 1e-3
+    assert split.scaling_images.mean(0).abs().max() > 1e-3
+    images = torch.cat([split.train_images, split.eval_images, split.scaling_images]) + split.mean_image
+    labels = torch.cat([split.train_labels, split.eval_labels, split.scaling_labels])
+    assert torch.equal(labels.bincount(), torch.from_numpy(digits.labels).bincount())
+    pixels = torch.from_numpy(digits.pixels).flatten(1)
+    got = (images.flatten(1) * 16).round()
+    assert sorted(got.tolist()) == sorted(pixels.tolist())
+    assert torch.allclose(images.flatten(1) * 16, got, atol=1e-5)
+
+
+def idx(values: np.ndarray) -> bytes:
+    """The idx format: type (8 is uint8) and rank, the shape in big-endian int32, the values."""
+    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    return header + values.astype(np.uint8).tobytes()
+
+
+def images_and_labels(name: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(n)
+    images = rng.integers(0, 256, (n, *SHAPES[name]), dtype=np.uint8)
+    return images, rng.integers(0, 100 if name == "cifar100" else 10, n)
+
+
+def mnist_files(name: str) -> Files:
+    """The unpacked files."""
+    files = {}
+    for part, n in (("train", N_TRAIN), ("t10k", N_TEST)):
+        images, labels = images_and_labels(name, n)
+        files[f"{part}-images-idx3-ubyte"] = idx(images[:, 0])
+        files[f"{part}-labels-idx1-ubyte"] = idx(labels)
+    return files
+
+
+def cifar_files(name: str) -> Files:
+    """Pickles of dictionaries, the training images of CIFAR-10 in five of them."""
+    kind = getattr(datasets, KINDS[name])
+    files = {kind.meta["filename"]: pickle.dumps({kind.meta["key"]: ["some class"]})}
+    for part, n in ((kind.train_list, N_TRAIN), (kind.test_list, N_TEST)):
+        images, labels = images_and_labels(name, n)
+        key = "fine_labels" if name == "cifar100" else "labels"
+        for (file, _), rows in zip(part, np.split(np.arange(n), len(part)), strict=True):
+            batch = {"data": images[rows].reshape(len(rows), -1), key: labels[rows].tolist()}
+            files[file] = pickle.dumps(batch)
+    return files
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def make_files(name: str, monkeypatch: pytest.MonkeyPatch) -> Files:
+    """Small files, whose checksums torchvision knows from now on."""
+    if name.endswith("mnist"):
+        return mnist_files(name)
+    files, kind = cifar_files(name), getattr(datasets, KINDS[name])
+    for names in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, names, [[file, md5(files[file])] for file, _ in getattr(kind, names)])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5(files[kind.meta["filename"]])})
+    return files
+
+
+def folder(name: str, data_dir: Path) -> Path:
+    """Where torchvision wants the files."""
+    kind = getattr(datasets, KINDS[name])
+    return data_dir / (kind.base_folder if name.startswith("cifar") else f"{KINDS[name]}/raw")
+
+
+def put(name: str, data_dir: Path, files: Files) -> Path:
+    where = folder(name, data_dir)
+    where.mkdir(parents=True)
+    for file, content in files.items():
+        (where / file).write_bytes(content)
+    return where
+
+
+def make_archives(name: str, files: Files, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server offers, with checksums that torchvision knows from now on."""
+    where.mkdir()
+    kind = getattr(datasets, KINDS[name])
+    if name.endswith("mnist"):
+        archives = [(archive, gzip.compress(files[Path(archive).stem])) for archive, _ in kind.resources]
+        for archive, content in archives:
+            (where / archive).write_bytes(content)
+        monkeypatch.setattr(kind, "resources", [(archive, md5(content)) for archive, content in archives])
+    else:
+        put(name, where, files)
+        with tarfile.open(where / kind.filename, "w:gz") as tar:
+            tar.add(where / kind.base_folder, kind.base_folder)
+        monkeypatch.setattr(kind, "tgz_md5", md5((where / kind.filename).read_bytes()))
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        """Nothing: stderr is for the progress."""
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Path], None]]:
+    """Have a folder serve as the place that torchvision downloads a data set from."""
+    servers = []
+
+    def start(name: str, where: Path) -> None:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(where)))
+        servers.append(server)
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        url, kind = f"http://127.0.0.1:{server.server_port}/", getattr(datasets, KINDS[name])
+        if name.endswith("mnist"):
+            # A mirror that does not answer comes first.
+            monkeypatch.setattr(kind, "mirrors", [*kind.mirrors, url])
+        else:
+            monkeypatch.setattr(kind, "url", url + kind.filename)
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def check(name: str, loaded: data.Dataset) -> None:
+    """Train and test files merged, in this order, channels first."""
+    parts = [images_and_labels(name, n) for n in (N_TRAIN, N_TEST)]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    assert np.array_equal(loaded.pixels, images)
+    assert np.array_equal(loaded.labels, labels)
+    assert loaded.pixels.flags.c_contiguous
+    assert (loaded.pixels.dtype, loaded.labels.dtype) == (np.uint8, np.int64)
+    assert (loaded.name, loaded.white, loaded.classes) == (name, 255, 100 if name == "cifar100" else 10)
+
+
+def refusal(name: str, data_dir: Path) -> str:
+    with pytest.raises(data.DataError) as refused:
+        data.load(name, data_dir)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert message.startswith(f"{name} cannot be read from {folder(name, data_dir)} or downloaded to it: ")
+    return message.split("downloaded to it: ", 1)[1]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_files_are_read_where_torchvision_has_them(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(name, tmp_path, make_files(name, monkeypatch))
+    loaded = data.load(name, tmp_path)
+    check(name, loaded)
+    n_eval = {"mnist": 11, "fashion_mnist": 11, "cifar10": 12, "cifar100": 12}[name]
+    assert len(splits.split(loaded, 0).eval_labels) == n_eval
+    for train, n in ((True, N_TRAIN), (False, N_TEST)):
+        assert len(getattr(datasets, KINDS[name])(tmp_path, train=train)) == n  # torchvision agrees
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_missing_files_are_downloaded_with_progress(
+    name: str,
+    serve: Callable[[str, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    make_archives(name, make_files(name, monkeypatch), tmp_path / "server", monkeypatch)
+    serve(name, tmp_path / "server")
+    check(name, data.load(name, tmp_path / "new" / "data"))
+    assert "100%" in capfd.readouterr().err
+    check(name, data.load(name, tmp_path / "new" / "data"))
+    assert capfd.readouterr() == ("", "")  # nothing to do
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_download_that_is_not_what_was_asked_for_is_refused(
+    name: str, serve: Callable[[str, Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_archives(name, make_files(name, monkeypatch), tmp_path / "server", monkeypatch)
+    archive = next(path for path in (tmp_path / "server").glob("*.gz") if "t10k" not in path.name)
+    good = archive.read_bytes()
+    archive.write_bytes(good[:-1] + b"x")
+    serve(name, tmp_path / "server")
+    assert refusal(name, tmp_path).endswith(f"{archive.name}: File not found or corrupted.")
+    archive.write_bytes(good)  # the server is repaired
+    check(name, data.load(name, tmp_path))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_neither_here_nor_there_is_named(name: str, tmp_path: Path) -> None:
+    kind = getattr(datasets, KINDS[name])
+    archive = kind.resources[0][0] if name.endswith("mnist") else kind.filename
+    assert refusal(name, tmp_path).endswith(f"{archive}: Connection refused")
+
+
+def test_a_file_that_the_server_lacks_is_named(
+    serve: Callable[[str, Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_archives("mnist", mnist_files("mnist"), tmp_path / "server", monkeypatch)
+    (tmp_path / "server" / "t10k-images-idx3-ubyte.gz").unlink()
+    serve("mnist", tmp_path / "server")
+    assert refusal("mnist", tmp_path) == "t10k-images-idx3-ubyte.gz: HTTP Error 404: File not found"
+
+
+def make_package(where: Path, monkeypatch: pytest.MonkeyPatch, cut: int | None = None) -> Files:
+    """Debian's package, its archives perhaps cut off."""
+    files = mnist_files("fashion_mnist")
+    where.mkdir()
+    for file, content in files.items():
+        (where / f"{file}.gz").write_bytes(gzip.compress(content)[:cut])
+    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", where)
+    return files
+
+
+def test_debians_package_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = make_package(tmp_path / "package", monkeypatch)
+    check("fashion_mnist", data.load("fashion_mnist", tmp_path / "new"))
+    assert {path.name for path in folder("fashion_mnist", tmp_path / "new").iterdir()} == files.keys()
+    refusal("mnist", tmp_path)  # whose files have the same names
+
+
+def test_a_damaged_package_leaves_no_partial_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_package(tmp_path / "package", monkeypatch, cut=-20)
+    reason = refusal("fashion_mnist", tmp_path)
+    assert reason.startswith(f"{tmp_path}/package/train-images-idx3-ubyte.gz is damaged: ")
+    assert list(folder("fashion_mnist", tmp_path).iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_partial_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_package(tmp_path / "package", monkeypatch)
+    raw = folder("fashion_mnist", tmp_path)
+    raw.mkdir(parents=True)
+    (raw / f".train-labels-idx1-ubyte.{os.getpid()}").symlink_to("/dev/full")  # where it is unpacked to
+    assert refusal("fashion_mnist", tmp_path) == "No space left on device"
+    assert [path.name for path in raw.iterdir()] == ["train-images-idx3-ubyte"]
+    check("fashion_mnist", data.load("fashion_mnist", tmp_path))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_disk_that_fills_in_a_download_is_told(
+    name: str, serve: Callable[[str, Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_archives(name, make_files(name, monkeypatch), tmp_path / "server", monkeypatch)
+    serve(name, tmp_path / "server")
+    kind = getattr(datasets, KINDS[name])
+    if name.endswith("mnist"):
+        archive = folder(name, tmp_path) / kind.resources[2][0]
+    else:
+        archive = tmp_path / kind.filename
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    archive.symlink_to("/dev/full")
+    assert refusal(name, tmp_path).endswith(f"{archive.name}: No space left on device")
+    archive.unlink()
+    check(name, data.load(name, tmp_path))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_that_cannot_be_read_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = make_files(name, monkeypatch)
+    path = put(name, tmp_path, files) / sorted(files)[-1]
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # a regular file, whose first bytes cannot be read, not even by root
+    assert "Input/output error" in refusal(name, tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_folder_without_permission_is_named(name: str, mode: int, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=mode)
+    assert "Permission denied" in refusal(name, closed)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_in_the_place_of_the_folder_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    reason = refusal(name, tmp_path / "file")
+    assert "Not a directory" in reason or "File exists" in reason
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"train-images-idx3-ubyte": b""}, "train-images-idx3-ubyte is damaged: "),
+        ({"train-images-idx3-ubyte": b"\0" * 100}, "train-images-idx3-ubyte is damaged: not the format"),
+        ({"t10k-images-idx3-ubyte": mnist_files("mnist")["t10k-images-idx3-ubyte"][:-1]}, "t10k-images"),
+        ({"t10k-labels-idx1-ubyte": idx(np.zeros((N_TEST, 1)))}, "t10k-labels-idx1-ubyte is damaged: "),
+        ({"t10k-labels-idx1-ubyte": idx(np.zeros(11))}, r"shape \(71, 1, 28, 28\), got \(72, 1, 28, 28\)"),
+        ({"t10k-labels-idx1-ubyte": idx(np.full(N_TEST, 10))}, "labels from 0 to 9, got 10"),
+        ({"t10k-images-idx3-ubyte": idx(np.zeros((N_TEST, 28, 27)))}, "must match exactly"),
+    ],
+    ids=["empty", "zeros", "truncated", "wrong rank", "label missing", "label out of range", "wrong size"],
+)
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_damaged_idx_files_are_refused(name: str, damage: Files, reason: str, tmp_path: Path) -> None:
+    put(name, tmp_path, mnist_files(name) | damage)
+    with pytest.raises(data.DataError, match=reason):
+        data.load(name, tmp_path)
+    refusal(name, tmp_path)
+
+
+@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
+def test_damaged_pickles_are_fetched_anew(
+    file: str, serve: Callable[[str, Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are not even opened: unpickling runs code."""
+    files = make_files("cifar10", monkeypatch)
+    make_archives("cifar10", files, tmp_path / "server", monkeypatch)
+    where = put("cifar10", tmp_path, files | {file: b"cos\nabort\n(tR."})
+    reason = f"{file} is missing or damaged, cifar-10-python.tar.gz: Connection refused"
+    assert refusal("cifar10", tmp_path) == reason
+    (where / file).unlink()
+    assert refusal("cifar10", tmp_path) == reason
+    serve("cifar10", tmp_path / "server")
+    check("cifar10", data.load("cifar10", tmp_path))
+
+
+def test_labels_of_pickles_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", ""]])
+    images = np.zeros((N_TRAIN, 3072), np.uint8)
+    bad = pickle.dumps({"data": images, "labels": [*range(9), -1] * 6})
+    files = cifar_files("cifar10") | {"data_batch_1": bad}
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", md5(bad)]])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5(files["test_batch"])]])
+    meta = datasets.CIFAR10.meta | {"md5": md5(files["batches.meta"])}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    put("cifar10", tmp_path, files)
+    assert refusal("cifar10", tmp_path) == "expected labels from 0 to 9, got -1"
+
+
+def test_imagenet_is_refused_as_in_the_original() -> None:
+    with pytest.raises(data.DataError, match="imagenet cannot be loaded"):
+        data.load("imagenet", Path("unused"))
+
+
+def test_an_unknown_data_set_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="one of digits, mnist, fashion_mnist, cifar10, cifar100, got 'svhn'"
+    ):
+        data.load("svhn", Path("unused"))
