@@ -54,13 +54,16 @@ def check_predictions(
     if ignore_index is not None:
         check_integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
     preds, target = on_cpu(name, preds), on_cpu("target", target)
-    if tuple(preds.shape) == tuple(target.shape):
-        # A binary event may be told by bools.
-        if isinstance(target, Tensor) and target.dtype == torch.bool:
-            target = target.view(torch.uint8)
-        elif isinstance(target, np.ndarray) and target.dtype == np.bool_:
-            target = target.view(np.uint8)
-    return preds, target
+    return preds, as_classes(preds, target)
+
+
+def as_classes(preds: Tensor | Array, target: Tensor | Array) -> Tensor | Array:
+    """A binary event may be told by bools, which then are 0 and 1."""
+    if tuple(preds.shape) != tuple(target.shape):
+        return target
+    if isinstance(target, Tensor):
+        return target.view(torch.uint8) if target.dtype == torch.bool else target
+    return target.view(np.uint8) if target.dtype == np.bool_ else target
 
 
 def check_not_empty(n_rows: float) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lr_relax._arguments import FLOATS, check_number
 from lr_relax._autograd import runs_natively
 
-from ._inputs import Array, check_choice, check_flag, check_integer, check_not_empty, on_cpu
+from ._inputs import Array, as_classes, check_choice, check_flag, check_integer, check_not_empty, on_cpu
 
 _INTEGERS = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
@@ -93,7 +93,7 @@ def soft_calibration_error(
         `torch.func`. Elsewhere, the result is NaN where these errors would be.
 
     Source: Karandikar, Cain, Tran, Lakshminarayanan, Shlens, Mozer & Roelofs, "Soft Calibration Objectives
-    for Neural Networks", NeurIPS 2021, eq. 11.
+    for Neural Networks", NeurIPS 2021.
 
     >>> logits = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     >>> error = soft_calibration_error(logits, torch.tensor([0, 1, 1]), from_logits=True)
@@ -144,10 +144,12 @@ def _tensors(preds: Tensor | Array, target: Tensor | Array) -> tuple[Tensor, Ten
     elif preds.dtype not in FLOATS:
         raise TypeError(f"Expected argument `preds` to be of a floating-point type, but got {preds.dtype}.")
     if not isinstance(target, Tensor):
-        array: Any = on_cpu("target", target)
+        array: Any = as_classes(preds, on_cpu("target", target))
         _check_integers(array.dtype, array.dtype.kind in "iu")
         target = torch.from_numpy(np.array(array, np.int64)).to(preds.device)
     else:
+        if target.dtype == torch.bool and target.shape == preds.shape:  # a binary event
+            target = target.to(torch.uint8)
         _check_integers(target.dtype, target.dtype in _INTEGERS)
     if target.device != preds.device:
         raise TypeError(
