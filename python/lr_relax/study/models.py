@@ -1,13 +1,56 @@
-"""The networks of the study, by the names that the paper's code gives them."""
+"""The networks of the study, layer by layer as the paper's code has them, by the names that it gives them.
+
+All take images with their channels first and give logits, where the paper's code ends with a softmax; their
+values, initial weights and penalties are otherwise its own (Lienen and Hüllermeier, AAAI 2021,
+https://github.com/julilien/LabelRelaxation). TensorFlow pads images asymmetrically under a stride, but only
+1x1 convolutions have one here, which pad nothing.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .network import ImageNorm, Network, RowNorm, glorot_uniform, he_normal, initialise
 
 
-def simple_dense(n_inputs: int, n_classes: int) -> nn.Sequential:
+def build(name: str, input_shape: Sequence[int], n_classes: int) -> Network:
+    """A network of that name with new weights, drawn from torch's global generator.
+
+    Args:
+        name: "simple_dense", "vgg" (VGG16), "resnet" (ResNet56V2) or "densenet" (DenseNet-BC of 100 layers).
+        input_shape: Channels, height and width of an image; for simple_dense any shape.
+        n_classes: The number of logits, at least 2.
+    """
+    if name not in NAMES:
+        names = ", ".join(repr(known) for known in NAMES[:-1])
+        raise ValueError(f"Expected argument `name` to be {names} or {NAMES[-1]!r}, but got {name!r}.")
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError(
+            f"Expected argument `input_shape` to be a sequence of positive integers, but got {input_shape!r}."
+        )
+    if not isinstance(n_classes, int) or n_classes < 2:
+        raise ValueError(
+            f"Expected argument `n_classes` to be an integer of at least 2, but got {n_classes!r}."
+        )
+    if name == "simple_dense":
+        return simple_dense(math.prod(shape), n_classes)
+    make, least = _OF_IMAGES[name]
+    if len(shape) != 3 or min(shape[1:]) < least:
+        raise ValueError(
+            f"Expected argument `input_shape` to be channels, height and width, of at least {least} pixels, "
+            f"for {name!r}, but got {shape}."
+        )
+    return make(*shape, n_classes)
+
+
+def simple_dense(n_inputs: int, n_classes: int) -> Network:
     """Two hidden layers of 1024 ReLU units, initialised as in Keras: Glorot-uniform weights, zero biases."""
-    model = nn.Sequential(
+    network = Network(
         nn.Flatten(),
         nn.Linear(n_inputs, 1024),
         nn.ReLU(),
@@ -15,8 +58,123 @@ def simple_dense(n_inputs: int, n_classes: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(1024, n_classes),
     )
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return model
+    initialise(network, glorot_uniform)
+    return network
+
+
+def vgg(channels: int, height: int, width: int, n_classes: int) -> Network:
+    """VGG16 (Simonyan and Zisserman, 2015) for small images, with batch norm after each ReLU, and dropout.
+
+    Of the three dense layers are left one of 512 units and the last. All weights but its have an L2 penalty.
+    """
+    layers: list[nn.Module] = []
+    n_in = channels
+    for stage, (n_out, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
+        for index in range(depth):
+            layers += [nn.Conv2d(n_in, n_out, 3, padding=1), nn.ReLU(), ImageNorm(n_out)]
+            if index < depth - 1:
+                layers.append(nn.Dropout(0.4 if stage else 0.3))
+            n_in = n_out
+        layers.append(nn.MaxPool2d(2))
+    layers += [nn.Dropout(0.5), nn.Flatten(), nn.Linear(512 * (height // 32) * (width // 32), 512)]
+    layers += [nn.ReLU(), RowNorm(512), nn.Dropout(0.5), nn.Linear(512, n_classes)]
+    network = Network(*layers, l2=5e-4)
+    initialise(network, glorot_uniform)
+    return network
+
+
+def resnet(channels: int, height: int, width: int, n_classes: int) -> Network:
+    """ResNet-56 version 2 (He et al., 2016, "Identity mappings in deep residual networks").
+
+    Three stages of six bottlenecks. All weights have an L2 penalty, and so have the predicted probabilities.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1), ImageNorm(16), nn.ReLU()]
+    n_in = 16
+    for stage, (n_inner, n_out) in enumerate([(16, 64), (64, 128), (128, 256)]):
+        for index in range(6):
+            stride = 2 if stage > 0 and index == 0 else 1
+            layers.append(_Bottleneck(n_in, n_inner, n_out, stride, activated=stage == index == 0))
+            n_in = n_out
+    layers += [ImageNorm(n_in), nn.ReLU(), nn.AvgPool2d(8), nn.Flatten()]
+    pooled = [math.ceil(size / 4) // 8 for size in (height, width)]
+    layers.append(nn.Linear(n_in * math.prod(pooled), n_classes))
+    network = Network(*layers, l2=1e-4, last_l2=1e-2, activity_l2=1e-2)
+    initialise(network, he_normal)
+    return network
+
+
+class _Bottleneck(nn.Module):
+    """Adds a 1x1, a 3x3 and a 1x1 convolution, each after norm and ReLU, to the input.
+
+    Where the number of channels changes, the input goes through a 1x1 convolution of its own. An input that
+    is already normalised and ``activated`` is not so again.
+    """
+
+    def __init__(self, n_in: int, n_inner: int, n_out: int, stride: int, *, activated: bool) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            *([] if activated else [ImageNorm(n_in), nn.ReLU()]),
+            nn.Conv2d(n_in, n_inner, 1, stride),
+            ImageNorm(n_inner),
+            nn.ReLU(),
+            nn.Conv2d(n_inner, n_inner, 3, padding=1),
+            ImageNorm(n_inner),
+            nn.ReLU(),
+            nn.Conv2d(n_inner, n_out, 1),
+        )
+        self.shortcut = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1, stride)
+
+    def forward(self, input: Tensor) -> Tensor:
+        residual: Tensor = self.residual(input)
+        shortcut: Tensor = self.shortcut(input)
+        return residual + shortcut
+
+
+def densenet(channels: int, height: int, width: int, n_classes: int) -> Network:
+    """DenseNet-BC (Huang et al., 2017) of 100 layers and growth 12: three dense blocks, halved in between.
+
+    The first convolution has no padding, so that images shrink by two pixels. There are no penalties, no
+    dropout, and no biases but the last layer's.
+    """
+    growth, n_out = 12, 24
+    layers: list[nn.Module] = [nn.Conv2d(channels, n_out, 3, bias=False)]
+    for block in range(3):
+        if block > 0:
+            layers += [ImageNorm(n_out), nn.ReLU()]
+            layers += [nn.Conv2d(n_out, n_out // 2, 1, bias=False), nn.AvgPool2d(2)]
+            n_out //= 2
+        for _ in range(16):
+            layers.append(_DenseLayer(n_out, growth))
+            n_out += growth
+    layers += [ImageNorm(n_out), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers.append(nn.Linear(n_out, n_classes))
+    network = Network(*layers)
+    initialise(network, glorot_uniform)
+    return network
+
+
+class _DenseLayer(nn.Module):
+    """Adds ``growth`` channels to the input's: a 1x1 and a 3x3 convolution, each after norm and ReLU."""
+
+    def __init__(self, n_in: int, growth: int) -> None:
+        super().__init__()
+        self.added = nn.Sequential(
+            ImageNorm(n_in),
+            nn.ReLU(),
+            nn.Conv2d(n_in, 4 * growth, 1, bias=False),
+            ImageNorm(4 * growth),
+            nn.ReLU(),
+            nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat([input, self.added(input)], 1)
+
+
+# Each network of images, and the least height and width that its poolings leave a pixel of.
+_OF_IMAGES: dict[str, tuple[Callable[[int, int, int, int], Network], int]] = {
+    "vgg": (vgg, 32),
+    "resnet": (resnet, 29),
+    "densenet": (densenet, 6),
+}
+NAMES = ("simple_dense", *_OF_IMAGES)

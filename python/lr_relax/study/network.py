@@ -1,0 +1,127 @@
+"""What the study's networks share: Keras's regularisers, initial weights and batch normalisation.
+
+The paper's code is Keras; where its layers differ from PyTorch's, these are Keras's (Lienen and Hüllermeier,
+AAAI 2021, https://github.com/julilien/LabelRelaxation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn, no_grad, var_mean
+
+NORM_EPS, NORM_MOMENTUM = 1e-3, 0.01  # the share of the new batch; Keras counts the rest, .99
+
+
+class Network(nn.Sequential):
+    """Layers in a row that give logits, and the penalties that belong to the loss in training.
+
+    The penalty of the weights is wanted in one of two places:
+
+    - In the loss, ``loss(logits, labels) + network.weight_penalty() + network.activity_penalty(logits)``.
+      This is what Keras does and reports.
+    - In the optimiser, ``SGD(network.parameter_groups(), ...)``, as weight decay. `torch.optim.SGD` adds the
+      penalty's gradient to the loss's before momentum, so that the steps are the same, and faster. They are
+      not if gradients are clipped: Keras clips the sum. The activity penalty stays in the loss.
+
+    Args:
+        layers: As for `torch.nn.Sequential`.
+        l2: Factor of the sum of squares of the weights of each convolution and linear layer but the last.
+            Biases and batch normalisation have no penalty.
+        last_l2: The same for the last.
+        activity_l2: Factor of the mean over rows of the sum of squares of the probabilities.
+    """
+
+    def __init__(self, *layers: Any, l2: float = 0.0, last_l2: float = 0.0, activity_l2: float = 0.0) -> None:
+        super().__init__(*layers)
+        self.l2, self.last_l2, self.activity_l2 = l2, last_l2, activity_l2
+
+    def weight_penalty(self) -> Tensor:
+        """Keras's L2: the factor times the sum of squares, without the half that weight decay has."""
+        terms = [l2 * weight.square().sum() for weight, l2 in self._factors() if l2]
+        return sum(terms, next(self.parameters()).new_zeros(()))
+
+    def activity_penalty(self, logits: Tensor, *, of_logits: bool = False) -> Tensor:
+        """The penalty of a batch's probabilities: it is the greater, the more certain they are.
+
+        ``of_logits=True`` is for logits instead, which the paper's code penalises where it is to choose a
+        temperature, as its network then ends without a softmax.
+        """
+        if not self.activity_l2:
+            return logits.new_zeros(())
+        outputs = logits if of_logits else logits.softmax(1)
+        return self.activity_l2 * outputs.square().sum() / len(logits)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters for an optimiser; a weight decay of 2 l2 has the gradient of the weight penalty."""
+        factors = dict(self._factors())
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in self.parameters():
+            groups.setdefault(2 * factors.get(parameter, 0.0), []).append(parameter)
+        return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
+
+    def _factors(self) -> Iterator[tuple[Tensor, float]]:
+        *others, last = _weighted_layers(self)
+        for layer in others:
+            yield layer.weight, self.l2
+        yield last.weight, self.last_l2
+
+
+def initialise(model: nn.Module, weights: Callable[[Tensor], Tensor]) -> None:
+    """Give every convolution and linear layer new weights, and biases of zero."""
+    for layer in _weighted_layers(model):
+        weights(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def glorot_uniform(weight: Tensor) -> Tensor:
+    """Keras's default, uniform within sqrt(6 / (fan in + fan out)) (Glorot and Bengio, 2010); in place."""
+    return nn.init.xavier_uniform_(weight)
+
+
+def he_normal(weight: Tensor) -> Tensor:
+    """Keras's He normal (He et al., 2015), cut off at two standard deviations of the whole normal; in place.
+
+    What is left has a variance of 2 / fan in.
+    """
+    left = 0.87962566103423978  # standard deviation of a standard normal that is cut off at -2 and 2
+    deviation = math.sqrt(2 / weight[0].numel()) / left
+    return nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+class ImageNorm(nn.BatchNorm2d):
+    """Batch normalisation of images; the moving variance is of unbiased variances, in Keras as in PyTorch."""
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__(n_channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+
+
+class RowNorm(nn.BatchNorm1d):
+    """Batch normalisation of rows; the moving variance is of biased variances, in Keras but not in PyTorch.
+
+    A batch may be a single row.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__(n_features, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        input = input.to(self.running_mean.dtype)
+        variance, mean = var_mean(input, 0, correction=0)
+        with no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, NORM_MOMENTUM)
+            self.running_var.lerp_(variance, NORM_MOMENTUM)
+        return (input - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+def _weighted_layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
