@@ -17,3 +17,4 @@ mod row;
 pub mod scores;
 mod sum_exp;
 pub mod temperature;
+pub mod temperature_grid;

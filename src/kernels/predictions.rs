@@ -38,7 +38,7 @@ macro_rules! typed {
             AnyRows::F64($typed) => $do,
             AnyRows::F16($typed) => $do,
             AnyRows::Bf16($typed) => $do,
-            AnyRows::Bool(_) => unreachable!("refused by `Predictions::new`"),
+            AnyRows::Bool(_) => unreachable!("refused before"),
         }
     };
 }

@@ -7,6 +7,7 @@ use crate::kernels::calibration::{self, Binning, Bins, Kind};
 use crate::kernels::coin::Scores;
 use crate::kernels::predictions::Predictions;
 use crate::kernels::temperature::{self, Fit};
+use crate::kernels::temperature_grid;
 use crate::rows::{AnyRows, Error, Rows, Targets};
 use crate::simd::Isa;
 
@@ -97,7 +98,7 @@ impl Arguments<'_> {
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn bin_each(&self, temperatures: &[f64], n_bins: usize) -> Result<Vec<Bins>, Error> {
         let (rows, targets) = self.logits()?;
-        temperature::bin_each(&rows, &targets, temperatures, n_bins, Isa::best())
+        temperature_grid::bin_each(&rows, &targets, temperatures, n_bins, Isa::best())
             .map_err(|error| error.named(self.name))
     }
 
