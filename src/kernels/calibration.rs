@@ -261,7 +261,8 @@ fn bin_with<T: Tally>(
             }
         };
         let weight = |i: usize| predictions.weights().map_or(1.0, |weights| weights[i]);
-        let blocks = range.clone().step_by(BLOCK).map(|start| start..(start + BLOCK).min(range.end));
+        let block = (BLOCK_NUMBERS / n_groups).clamp(1, BLOCK);
+        let blocks = range.clone().step_by(block).map(|start| start..(start + block).min(range.end));
         let (mut numbers, mut hits) = (Vec::new(), [0 as Hit; BLOCK]);
         for block in blocks {
             let length = block.len();
@@ -300,8 +301,9 @@ fn bin_with<T: Tally>(
     }
 }
 
-/// Rows whose confidences are computed before they are binned.
+/// Rows whose confidences are computed before they are binned; of many classes, so many that they stay in cache.
 const BLOCK: usize = 64;
+const BLOCK_NUMBERS: usize = 16_384;
 
 /// The bin [b, b + 1) of about even borders that holds `confidence`; the last one holds all that follows.
 #[inline(always)]

@@ -41,7 +41,7 @@ pub(super) fn borrow(array: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     Ok(View {
         data: data.cast(),
         dtype,
-        other: if dtype == Dtype::Other { descr.to_string().into() } else { "".into() },
+        other: descr.to_string().into(),
         shape: array.shape().to_vec(),
         strides: array.strides().iter().map(|stride| stride / size).collect(),
     })

@@ -75,7 +75,7 @@ impl Dtype {
 pub(crate) struct View {
     pub data: *mut u8,
     pub dtype: Dtype,
-    /// What to call a type that is [`Dtype::Other`].
+    /// What to call the type, where that is not as PyTorch does.
     pub other: Cow<'static, str>,
     pub shape: Vec<usize>,
     /// In elements.
