@@ -261,6 +261,7 @@ fn bin_with<T: Tally>(
             }
         };
         let weight = |i: usize| predictions.weights().map_or(1.0, |weights| weights[i]);
+        let all = &borders[..n_bins + 1];
         let block = (BLOCK_NUMBERS / n_groups).clamp(1, BLOCK);
         let blocks = range.clone().step_by(block).map(|start| start..(start + block).min(range.end));
         let (mut numbers, mut hits) = (Vec::new(), [0 as Hit; BLOCK]);
@@ -272,9 +273,22 @@ fn bin_with<T: Tally>(
                 if let Some(row) = predictions.top_labels_of(block.clone(), &mut numbers, hits) {
                     return Some(row);
                 }
-                for ((i, &confidence), &hit) in block.zip(&numbers).zip(&*hits) {
-                    if hit >= 0 {
-                        own.add(find(0, confidence), hit == 1, confidence, weight(i));
+                let find = |c| if is_even { even_bin(c, all) } else { any_bin(c, all) };
+                match predictions.weights() {
+                    None => {
+                        for (&confidence, &hit) in numbers.iter().zip(&*hits) {
+                            if hit >= 0 {
+                                own.add(find(confidence), hit == 1, confidence, 1.0);
+                            }
+                        }
+                    }
+                    Some(weights) => {
+                        for ((&confidence, &hit), &weight) in numbers.iter().zip(&*hits).zip(&weights[block])
+                        {
+                            if hit >= 0 {
+                                own.add(find(confidence), hit == 1, confidence, weight);
+                            }
+                        }
                     }
                 }
                 continue;
@@ -302,14 +316,14 @@ fn bin_with<T: Tally>(
 }
 
 /// Rows whose confidences are computed before they are binned; of many classes, so many that they stay in cache.
-const BLOCK: usize = 64;
+const BLOCK: usize = 256;
 const BLOCK_NUMBERS: usize = 16_384;
 
 /// The bin [b, b + 1) of about even borders that holds `confidence`; the last one holds all that follows.
 #[inline(always)]
 pub(super) fn even_bin(confidence: f64, borders: &[f64]) -> usize {
     let last = borders.len() - 2;
-    // Right but for the rounding of the borders.
+    // Right but for the rounding of the borders: rarely, and then the next one is.
     let mut b = ((confidence * (last + 1) as f64) as usize).min(last);
     while b > 0 && confidence < borders[b] {
         b -= 1;
