@@ -1,4 +1,4 @@
-"""What is checked of the arguments of a loss where no kernel does it: types, shapes, ranges of numbers.
+"""What is checked of arguments where no kernel does it, mostly of losses: types, shapes, ranges of numbers.
 
 The kernels' own checks are in src/untyped, with the same words.
 """

@@ -95,9 +95,9 @@ def error(bins: Bins, norm: str, debias: bool) -> float:
     """The mean over the groups of the error of each."""
     weight, filled = bins.weight, bins.weight > 0
     total = weight.sum(1)
-    # A weight may be smaller than what its mean can be told from: an empty bin has no part in anything.
-    gap = np.divide(bins.gap, weight, out=np.zeros_like(weight), where=filled)
     check_not_empty(total.max(initial=0))
+    # An empty bin has no gap.
+    gap = np.divide(bins.gap, weight, out=np.zeros_like(weight), where=filled)
     if norm == "l1":
         errors = bins.gap.sum(1) / total
     elif norm == "max":

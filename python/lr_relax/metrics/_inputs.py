@@ -47,6 +47,14 @@ def top_labels(
     return confidence, hit == 1
 
 
+def is_right(preds: Tensor | Array, target: Tensor | Array, confidence: Floats, hit: Bools) -> Bools:
+    """Whether the predicted class is the target, from what `top_labels` returns.
+
+    Of a binary event that is the probability of class 1 and whether it came; class 1 is predicted above 1/2.
+    """
+    return (confidence > 0.5) == hit if tuple(preds.shape) == tuple(target.shape) else hit
+
+
 def check_predictions(
     preds: Tensor | Array, target: Tensor | Array, ignore_index: int | None, *, name: str = "preds"
 ) -> tuple[Tensor | Array, Tensor | Array]:

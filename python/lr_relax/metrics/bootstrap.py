@@ -23,6 +23,7 @@ from ._inputs import (
     check_predictions,
     check_share,
     counted_rows,
+    is_right,
     top_labels,
 )
 
@@ -167,8 +168,7 @@ def _rows(
         return confidence - hit, groups, int(filled.sum())
     if metric == "accuracy":
         confidence, right = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
-        is_binary = tuple(preds.shape) == tuple(target.shape)
-        values = ((confidence > 0.5) == right if is_binary else right).astype(np.float64)
+        values = is_right(preds, target, confidence, right).astype(np.float64)
     else:
         name = "brier" if metric == "brier_score" else "log_likelihood"
         values = _native.row_scores(cpu_preds, cpu_target, bool(from_logits), ignore_index, name)

@@ -27,7 +27,7 @@ class ReliabilityCurve:
     edges: Floats
     """The borders of the bins, shape (n_bins + 1,); a bin holds its left border, the last one both.
 
-    With "paper" binning, rounding may put a confidence on a border into the bin before."""
+    They are those that decide: rounded to the type of the predictions or, with "paper" binning, as there."""
     counts: npt.NDArray[np.int64]
     """The number of predictions in each bin, shape (n_bins,)."""
     confidence: Floats

@@ -21,6 +21,7 @@ from ._inputs import (
     check_predictions,
     check_weights,
     counted_rows,
+    is_right,
     scalar_like,
 )
 
@@ -97,9 +98,7 @@ def accuracy(
     on_cpu, target = check_predictions(preds, target, ignore_index)
     confidence, hit = _native.top_labels(on_cpu, target, bool(from_logits), ignore_index)
     rows = counted_rows(target, ignore_index)
-    right = hit == 1
-    if tuple(on_cpu.shape) == tuple(target.shape):
-        right = (confidence > 0.5) == right
+    right = is_right(on_cpu, target, confidence, hit == 1)
     weights = check_weights(sample_weight, target, rows)
     right = right if rows is None else right[rows]
     if weights is None:

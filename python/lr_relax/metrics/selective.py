@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 from torch import Tensor
 
-from ._inputs import Array, Floats, scalar_like, top_labels
+from ._inputs import Array, Floats, is_right, scalar_like, top_labels
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def risk_coverage_curve(
     (array([0.5, 1. ]), array([0. , 0.5]), array([0.9, 0.8]))
     """
     confidence, hit = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
-    if preds.ndim == target.ndim:  # of a binary event: so far the probability of class 1, and whether it came
-        hit = (confidence > 0.5) == hit
+    hit = is_right(preds, target, confidence, hit)
+    if preds.ndim == target.ndim:  # of a binary event: so far the probability of class 1
         confidence = np.maximum(confidence, 1 - confidence)
 
     _, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)

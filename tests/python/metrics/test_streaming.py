@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from hypothesis import given
 from hypothesis import strategies as st
-
-torchmetrics = pytest.importorskip("torchmetrics")
-
-from lr_relax.metrics import (  # noqa: E402
+from lr_relax.metrics import (
     BrierScore,
     CalibrationError,
     NegativeLogLikelihood,
