@@ -14,6 +14,8 @@ def replaced(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # or the name could be on the disk before the content is
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

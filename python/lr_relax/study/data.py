@@ -59,6 +59,12 @@ _FILES = {
 }
 DATASETS = ("digits", *_FILES)
 
+
+def image_shape(name: str) -> tuple[int, int, int]:
+    """Channels, height and width of a data set's images."""
+    return (1, 8, 8) if name == "digits" else _FILES[name].shape
+
+
 # What reading such files raises if their content is something else.
 _NOT_IDX = (AssertionError, KeyError, TypeError, ValueError, RuntimeError)
 _NOT_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)

@@ -178,3 +178,8 @@ _OF_IMAGES: dict[str, tuple[Callable[[int, int, int, int], Network], int]] = {
     "densenet": (densenet, 6),
 }
 NAMES = ("simple_dense", *_OF_IMAGES)
+
+
+def least_size(name: str) -> int:
+    """The least height and width of images that a network takes."""
+    return 1 if name == "simple_dense" else _OF_IMAGES[name][1]

@@ -7,6 +7,7 @@ rate. The paper's rate changes in every step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -44,6 +45,39 @@ class Schedule:
     def rate(self, epoch: int, iteration: int) -> float:
         """The rate of an epoch's mini-batch that ``iteration`` others came before, in all epochs."""
         return self.of_epoch(epoch) / (1 + self.decay * iteration)
+
+
+@dataclass
+class Plateau:
+    """The factor by which the rate has dropped because the loss no longer fell: Keras's ReduceLROnPlateau.
+
+    Args:
+        factor: Of each drop; the paper's code has the root of a tenth.
+        patience: The number of epochs without an improvement that make a drop.
+        least_change: What counts as an improvement of the loss.
+        least_rate: Below which the rate does not drop.
+    """
+
+    factor: float = math.sqrt(0.1)
+    patience: int = 10
+    least_change: float = 1e-4
+    least_rate: float = 0.5e-6
+    best: float = math.inf
+    waited: int = 0
+    drops: int = 0
+
+    def see(self, loss: float) -> None:
+        """Note the loss of an epoch."""
+        if loss < self.best - self.least_change:
+            self.best, self.waited = loss, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            self.waited, self.drops = 0, self.drops + 1
+
+    def rate(self, rate: float) -> float:
+        """What becomes of the schedule's rate."""
+        return max(rate * self.factor**self.drops, min(rate, self.least_rate)) if self.drops else rate
 
 
 class KerasSGD(torch.optim.SGD):

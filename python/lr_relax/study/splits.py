@@ -45,7 +45,13 @@ class Split:
 
 
 def split_rows(
-    n: int, test_share: Fraction, seed: int, *, validation: bool = False, temperature: bool = False
+    n: int,
+    test_share: Fraction,
+    seed: int,
+    *,
+    validation: bool = False,
+    temperature: bool = False,
+    validation_share: float = VALIDATION_SHARE,
 ) -> Rows:
     """Split ``range(n)``; the arguments are those of :func:`split`."""
 
@@ -58,7 +64,7 @@ def split_rows(
     if temperature:
         train, scaling = draw(train, SCALING_SHARE)
     if validation:
-        train, evaluated = draw(train, VALIDATION_SHARE)
+        train, evaluated = draw(train, validation_share)
     return Rows(train, evaluated, scaling)
 
 
@@ -69,18 +75,26 @@ def split(
     validation: bool = False,
     temperature: bool = False,
     subtract_mean: bool = True,
+    validation_share: float = VALIDATION_SHARE,
 ) -> Split:
     """Split as the paper's code does: the rows are the same, in the same order, for the same seed.
 
     Args:
         dataset: What :func:`data.load` returned.
         seed: The random state of the split.
-        validation: Set the test part aside and evaluate on a quarter of the rest, to choose hyperparameters.
+        validation: Set the test part aside and evaluate on a part of the rest, to choose hyperparameters.
         temperature: Set a part aside to fit a temperature to.
         subtract_mean: Subtract the mean image of the training part from all images.
+        validation_share: How much of what is not for the test nor the temperature is for validation.
     """
-    n = len(dataset.labels)
-    rows = split_rows(n, dataset.test_share, seed, validation=validation, temperature=temperature)
+    rows = split_rows(
+        len(dataset.labels),
+        dataset.test_share,
+        seed,
+        validation=validation,
+        temperature=temperature,
+        validation_share=validation_share,
+    )
     images = [_scaled(dataset, part) for part in rows]
     mean_image = np.zeros_like(images[0][0])
     if subtract_mean:

@@ -1,4 +1,4 @@
-"""The command ``lr-relax``: checks arguments, shows progress, prints tables. The work is in compare.py."""
+"""``lr-relax compare``: three losses over several seeds, on digits or Fashion-MNIST, without any tracking."""
 
 from __future__ import annotations
 
@@ -6,60 +6,21 @@ import errno
 import math
 import os
 import shlex
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-try:
-    import click
-    import matplotlib  # noqa: F401  (asked for here, so that it is not missed after the training)
-    import sklearn  # noqa: F401
-    import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
-except ModuleNotFoundError as missing:
-    sys.exit(f'lr-relax needs {missing.name}: pip install "lr-relax[study]"')
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
 
-from . import compare as job
-from . import data
-from .training import DivergedError, Epoch, Recipe
-
-
-class OneLineErrors(click.Group):
-    """A group whose usage errors are a single line, without the usage above it."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with _without_usage():
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _without_usage():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _without_usage() -> Iterator[None]:
-    try:
-        yield
-    except click.exceptions.NoArgsIsHelpError:
-        raise
-    except click.UsageError as error:
-        error.ctx = None  # what Click takes the usage from
-        raise
-
-
-class Number(click.FloatRange):
-    """A range of floats that are numbers: Click's own lets nan and infinity pass."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
+from .. import compare as job
+from .. import data
+from ..results import Result
+from ..run import RunError, run
+from ..training import Epoch
+from .options import AT_LEAST_ONE, BELOW_ONE, POSITIVE, OneLineErrorsCommand
+from .terminal import progress_bar
 
 
 def _per_dataset(field: str) -> str:
@@ -67,19 +28,7 @@ def _per_dataset(field: str) -> str:
     return ", ".join(f"{getattr(preset, field):g} on {dataset}" for dataset, preset in job.PRESETS.items())
 
 
-@click.group(cls=OneLineErrors)
-@click.version_option(package_name="lr-relax")
-def main() -> None:
-    """Label relaxation and calibration: the study."""
-
-
-# Bounds beyond which no one means it, and below which nothing overflows.
-AT_LEAST_ONE = click.IntRange(min=1, max=1_000_000)
-POSITIVE = Number(min=0, min_open=True)
-BELOW_ONE = Number(min=0, max=1, max_open=True)
-
-
-@main.command()
+@click.command(cls=OneLineErrorsCommand)
 @click.option(
     "--dataset",
     type=click.Choice(tuple(job.PRESETS)),
@@ -192,21 +141,23 @@ def compare(
     except ValueError as error:
         raise click.BadParameter(f"{error}.", param_hint="'--out'") from error
 
-    settings = job.plan(
+    configs = job.plan(
         dataset,
-        Recipe(epochs, batch_size, lr),
         seeds=seeds,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=lr,
         alpha=alpha,
         smoothing=smoothing,
         n_bins=n_bins,
         validation=validation,
     )
-    todo = [setting for setting in settings if not (resume and results.find(setting))]
+    todo = [config for config in configs if not (resume and results.find(config))]
     start = time.perf_counter()
-    with _progress(len(todo) * epochs) as progress:
+    with progress_bar(len(todo) * epochs) as progress:
         [task] = progress.task_ids
-        for setting in todo:
-            progress.update(task, description=f"{job.title(setting)}, seed {setting.seed}")
+        for config in todo:
+            progress.update(task, description=f"{config.title}, seed {config.seed}")
 
             def show(epoch: Epoch) -> None:
                 progress.update(
@@ -214,12 +165,12 @@ def compare(
                 )
 
             try:
-                results.add(job.run(setting, loaded, command=command, on_epoch=show))
-            except (DivergedError, OSError) as error:
-                raise click.ClickException(f"{setting.loss}, seed {setting.seed}: {error}") from error
+                results.add(run(config, loaded, command=command, on_epoch=show))
+            except (RunError, OSError) as error:
+                raise click.ClickException(f"{config.title}, seed {config.seed}: {error}") from error
     seconds = time.perf_counter() - start
 
-    runs = [found for setting in settings if (found := results.find(setting)) is not None]
+    runs = [found for config in configs if (found := results.find(config)) is not None]
     job.save_diagrams(runs, out / "reliability.png")
     console = Console(soft_wrap=True, highlight=False)
     console.print(_table(runs))
@@ -231,67 +182,19 @@ def compare(
     console.print(f"{results.path}, {out / 'reliability.png'}")
 
 
-@main.group(cls=OneLineErrors)
-def figure() -> None:
-    """Draw pictures."""
-
-
-@figure.command()
-@click.option(
-    "--alpha",
-    type=Number(min=0, max=1, min_open=True, max_open=True),
-    default=0.25,
-    show_default=True,
-    help="Imprecision of label relaxation, weight of label smoothing.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("simplex.png"),
-    show_default=True,
-    help="The picture; its ending tells the format.",
-)
-def simplex(alpha: float, out: Path) -> None:
-    """Label smoothing beside label relaxation, over all predictions for three classes."""
-    from ..plots import relaxation_on_simplex
-
-    picture = relaxation_on_simplex(alpha)
-    try:
-        picture.savefig(out, dpi=150)
-    except (OSError, ValueError) as error:
-        raise click.BadParameter(f"{out} cannot be written: {error}.", param_hint="'--out'") from error
-    click.echo(out)
-
-
-def _progress(epochs: int) -> Progress:
-    """A progress bar over epochs, on stderr; silent where that is no terminal."""
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    progress.add_task("", total=epochs, status="")
-    return progress
-
-
-def _table(runs: list[job.Run]) -> Table:
-    setting, groups = runs[0].setting, job.by_loss(runs)
+def _table(runs: list[Result]) -> Table:
+    config, groups = runs[0].config, job.by_loss(runs)
+    evaluated = "test" if config.test_run else "validation"
     seeds = len(runs) // len(groups)
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    table = Table(title=f"{setting.dataset}, {runs[0].n_eval} {setting.evaluated_on} images, {spread}")
+    table = Table(title=f"{config.dataset_name}, {runs[0].n_eval} {evaluated} images, {spread}")
     table.add_column("loss")
-    for heading in ("accuracy", f"ECE ({setting.n_bins} bins)", "NLL"):
+    for heading in ("accuracy", f"ECE ({config.n_bins} bins)", "NLL"):
         table.add_column(heading, justify="right")
-    for group in groups.values():
+    for title, group in groups.items():
         cells = [
             f"{mean:.4f}" if math.isnan(deviation) else f"{mean:.4f} ± {deviation:.4f}"
             for mean, deviation in job.summarize(group).values()
         ]
-        table.add_row(job.title(group[0].setting), *cells)
+        table.add_row(title, *cells)
     return table
