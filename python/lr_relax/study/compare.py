@@ -97,8 +97,11 @@ def plan(
     n_bins: int = 15,
     validation: bool = False,
 ) -> list[RunConfig]:
-    """The runs of a comparison, seed by seed: an interrupted job has compared some seeds in full."""
-    return [
+    """The runs of a comparison, seed by seed: an interrupted job has compared some seeds in full.
+
+    Label smoothing by 0 is cross-entropy, which is not run twice.
+    """
+    configs = [
         RunConfig(
             model_name="simple_dense",
             dataset_name=dataset,
@@ -120,6 +123,7 @@ def plan(
             ("label_relaxation", alpha),
         )
     ]
+    return list(dict.fromkeys(configs))
 
 
 def by_loss(runs: Sequence[Result]) -> dict[str, list[Result]]:

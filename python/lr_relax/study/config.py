@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,9 @@ class RunConfig:
         object.__setattr__(self, "steps", tuple(self.steps) if isinstance(self.steps, list) else self.steps)
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "float" and isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, field.name, float(value))
+            if field.type == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+                with suppress(OverflowError):  # of an integer, which is then refused below
+                    object.__setattr__(self, field.name, float(value) + 0.0)  # -0 is 0, and named so
         _one_of("model_name", self.model_name, models.NAMES)
         _one_of("dataset_name", self.dataset_name, data.DATASETS)
         _one_of("loss_name", self.loss_name, LOSSES)
@@ -131,10 +133,12 @@ class RunConfig:
         _number("decay", self.decay, 0, math.inf)
         _number("gradient_clipping", self.gradient_clipping, 0, math.inf)
         _number("validation_share", self.validation_share, 0, 1, above=True)
-        if not isinstance(self.steps, tuple) or list(self.steps) != sorted(set(self.steps)):
+        if not isinstance(self.steps, tuple):
             raise ConfigError(f"Expected `steps` to be rising epochs, but got {self.steps!r}.")
         for step in self.steps:
             _integer("steps", step, 0, 1_000_000)
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ConfigError(f"Expected `steps` to be rising epochs, but got {self.steps!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """All options, as JSON has them."""

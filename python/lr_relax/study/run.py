@@ -74,6 +74,8 @@ def run(
     device, processes = torch.device(device), Processes()
     if folder is not None:
         if (finished := results.load(folder)) is not None:
+            if finished.config != config:
+                raise RunError(f"{folder} is the folder of another run")
             for epoch in finished.history:
                 on_epoch(epoch)
             return finished
@@ -81,14 +83,17 @@ def run(
             _begin(folder, config)
     start = time.perf_counter()
     dataset = data.load(config.dataset_name, data_dir) if dataset is None else dataset
-    split = splits.split(
-        dataset,
-        config.seed,
-        validation=not config.test_run,
-        temperature=config.temp_scaling,
-        subtract_mean=config.subtract_pixel_mean,
-        validation_share=config.validation_share,
-    )
+    try:
+        split = splits.split(
+            dataset,
+            config.seed,
+            validation=not config.test_run,
+            temperature=config.temp_scaling,
+            subtract_mean=config.subtract_pixel_mean,
+            validation_share=config.validation_share,
+        )
+    except ValueError as error:  # of a part that would be empty
+        raise RunError(f"{config.dataset_name} cannot be split: {error}") from error
     torch.manual_seed(config.seed)
     network = models.build(config.model_name, split.mean_image.shape, dataset.classes)
     training = Training(config, split, network, device=device)
@@ -135,11 +140,17 @@ def run(
 def _begin(folder: Path, config: RunConfig) -> None:
     """Make the folder; RunError if it is another run's."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise RunError(f"{folder} is the folder of another run")
+    path = folder / CONFIG
+    if path.exists():
+        try:
+            former = RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is not the configuration of a run, delete it to go on") from error
+        if former != config:
+            raise RunError(f"{folder} is the folder of another run")
+        return
     with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
 def _resume(training: Training, path: Path) -> float:

@@ -134,9 +134,9 @@ class Training:
         """Train for an epoch, on every row once. Seeds torch's global generator, from which dropout draws."""
         config, processes = self.config, self.processes
         start, number = time.perf_counter(), len(self.epochs)
-        order = torch.Generator().manual_seed(_seed(config.seed, number))
-        noise = torch.Generator().manual_seed(_seed(config.seed, number, processes.rank, 0))
-        torch.manual_seed(_seed(config.seed, number, processes.rank, 1))
+        order = torch.Generator().manual_seed(_seed(config.seed, number, 0, 0))
+        noise = torch.Generator().manual_seed(_seed(config.seed, number, processes.rank, 1))
+        torch.manual_seed(_seed(config.seed, number, processes.rank, 2))
         self.parallel.train()
         n = len(self.labels)
         # The data are one tensor that a permutation indexes: a DataLoader takes half as long again.
@@ -196,11 +196,11 @@ class Training:
             return None, None, None
         images, labels = self.validation
         logits = predict(self.network, images).double()
-        return (
-            cross_entropy(logits, labels).item(),
-            (logits.argmax(1) == labels).double().mean().item(),
-            float(expected_calibration_error(logits, labels, from_logits=True, n_bins=self.config.n_bins)),
+        ece = expected_calibration_error(
+            logits, labels, from_logits=True, n_bins=self.config.n_bins, binning="paper"
         )
+        accuracy = (logits.argmax(1) == labels).double().mean()
+        return cross_entropy(logits, labels).item(), accuracy.item(), float(ece)
 
 
 @torch.no_grad()
@@ -212,6 +212,6 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([network(portion.to(device)).cpu() for portion in portions])
 
 
-def _seed(*numbers: int) -> int:
-    """A seed that differs in all bits for each sequence of numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+def _seed(run: int, epoch: int, rank: int, use: int) -> int:
+    """A seed that has nothing in common with those of other numbers."""
+    return int(np.random.SeedSequence((run, epoch, rank, use)).generate_state(1, np.uint64)[0])

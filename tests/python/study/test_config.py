@@ -1,0 +1,275 @@
+"""The options of a run: what each may be, the names of their combinations, the files that they come from."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lr_relax.study import config, data
+from lr_relax.study.config import ConfigError, RunConfig, hyperparameters
+
+DIGITS = RunConfig(model_name="simple_dense", dataset_name="digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("model_name", ["vgg16", "VGG", None, 1, ["vgg"]]),
+        ("dataset_name", ["imagenet", "", None]),
+        ("loss_name", ["lr", "label_smoothing", None]),
+        ("alpha", [-0.1, 1.0, float("nan"), float("inf"), "0.1", None, True, 10**400]),
+        ("seed", [-1, 2**32, 0.0, "0", None, True]),
+        ("epochs", [0, -1, 1_000_001, 1.0, "10", None, True]),
+        ("batch_size", [0, -1, 1_000_001, 64.0, True]),
+        ("initial_lr", [0.0, -0.1, float("nan"), float("inf"), "0.1", None, True]),
+        ("steps", [(2, 1), (1, 1), (-1,), (1.0,), (True,), ("1",), (1, "2"), (1_000_001,), "12", 5, None]),
+        ("lr_sched_multipler", [0.0, -1.0, float("nan"), float("inf"), None]),
+        ("decay", [-1e-9, float("nan"), float("inf"), None]),
+        ("warmup", [-1, 1.0, 1_000_001, True]),
+        ("gradient_clipping", [-1e-9, float("nan"), float("inf"), None]),
+        ("temperature", ["ece", 1.0, None]),
+        ("validation_share", [0.0, 1.0, -0.1, float("nan"), None]),
+        ("n_bins", [0, 15.0, 1_000_001, True]),
+        *(
+            (field.name, [0, 1, "True", None])
+            for field in fields(RunConfig)
+            if isinstance(field.default, bool)
+        ),
+    ],
+)
+def test_an_option_out_of_its_range_is_named(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=f"`{name}`") as raised:
+            replace(DIGITS, **{name: value})
+        assert "\n" not in str(raised.value)
+        assert "got" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"alpha": 0.999, "loss_name": "label_relaxation"},
+        {"alpha": 100.0, "loss_name": "focal"},
+        {"alpha": 8, "loss_name": "confidence_penalty"},
+        {"seed": 2**32 - 1, "epochs": 1, "batch_size": 1, "n_bins": 1},
+        {"epochs": 1_000_000, "batch_size": 1_000_000, "n_bins": 1_000_000, "warmup": 1_000_000},
+        {"initial_lr": 1e-300, "lr_sched_multipler": 2, "decay": 1, "gradient_clipping": 1},
+        {"steps": (), "validation_share": 1 / 6},
+        {"steps": (0, 1_000_000), "validation_share": 0.999},
+    ],
+)
+def test_the_ends_of_the_ranges_are_allowed(changes: dict[str, Any]) -> None:
+    made = replace(DIGITS, **changes)
+    for name, value in changes.items():
+        assert getattr(made, name) == value
+        assert type(getattr(made, name)) is type(getattr(DIGITS, name))  # integers are floats where these are
+
+
+@pytest.mark.parametrize(
+    ("model", "small", "large"),
+    [("vgg", "mnist", "cifar10"), ("resnet", "mnist", "cifar10"), ("vgg", "digits", "cifar100")],
+)
+def test_images_that_are_too_small_for_the_network_are_refused(model: str, small: str, large: str) -> None:
+    with pytest.raises(ConfigError, match=f"`model_name` '{model}', but those of {small} have"):
+        RunConfig(model_name=model, dataset_name=small)
+    RunConfig(model_name=model, dataset_name=large)
+
+
+def test_the_defaults_are_those_of_the_papers_code() -> None:
+    assert RunConfig().to_dict() | {"temperature": None, "n_bins": None} == {
+        "model_name": "vgg",
+        "dataset_name": "cifar100",
+        "loss_name": "label_relaxation",
+        "alpha": 0.0,
+        "seed": 0,
+        "epochs": 200,
+        "batch_size": 64,
+        "initial_lr": 1e-3,
+        "steps": [80, 120, 160, 180],
+        "lr_sched_multipler": 0.1,
+        "decay": 0.0,
+        "warmup": 0,
+        "gradient_clipping": 0.0,
+        "reduce_on_plateau": False,
+        "data_augmentation": True,
+        "subtract_pixel_mean": True,
+        "model_checkpoints": False,
+        "test_run": False,
+        "temp_scaling": False,
+        "temperature": None,
+        "validation_share": 0.25,
+        "n_bins": None,
+        "legacy_clip": False,
+        "legacy_confidence_penalty": False,
+        "legacy_temp_scaling": False,
+        "legacy_schedule": False,
+        "legacy_checkpoints": False,
+    }
+
+
+# Every option over some of its range.
+BOOLS = {field.name: st.booleans() for field in fields(RunConfig) if isinstance(field.default, bool)}
+POSITIVE = st.floats(0, 1e6, exclude_min=True)
+CONFIGS = st.builds(
+    RunConfig,
+    model_name=st.sampled_from(["simple_dense"]),
+    dataset_name=st.sampled_from(data.DATASETS),
+    loss_name=st.sampled_from(config.LOSSES),
+    alpha=st.floats(0, 1, exclude_max=True) | st.just(-0.0),
+    seed=st.integers(0, 2**32 - 1),
+    epochs=st.integers(1, 1000),
+    batch_size=st.integers(1, 1000),
+    initial_lr=POSITIVE,
+    steps=st.lists(st.integers(0, 300), unique=True).map(sorted).map(tuple),
+    lr_sched_multipler=POSITIVE,
+    decay=st.floats(0, 1),
+    warmup=st.integers(0, 10),
+    gradient_clipping=st.floats(0, 10),
+    temperature=st.sampled_from(config.TEMPERATURES),
+    validation_share=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    n_bins=st.integers(1, 100),
+    **BOOLS,
+)
+
+
+@given(CONFIGS)
+def test_a_configuration_survives_json(made: RunConfig) -> None:
+    again = RunConfig.from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False)))
+    assert again == made
+    assert again.key == made.key
+    assert made.key == Path(made.key).name  # the name of a folder
+    assert len(made.key) < 128
+
+
+@given(CONFIGS, CONFIGS)
+def test_keys_are_equal_for_equal_configurations_only(one: RunConfig, other: RunConfig) -> None:
+    assert (one.key == other.key) == (one == other)
+
+
+@given(CONFIGS, st.data())
+def test_every_single_option_changes_the_key(made: RunConfig, draw: st.DataObject) -> None:
+    name = draw.draw(st.sampled_from([field.name for field in fields(RunConfig)]))
+    other = replace(made, **{name: getattr(draw.draw(CONFIGS), name)})
+    assert (other.key == made.key) == (other == made)
+
+
+def test_keys_do_not_change_between_versions() -> None:
+    """They are the names of folders that people have."""
+    assert DIGITS.key == "simple_dense-digits-label_relaxation-0-seed0-validation-7e3f4521"
+    made = replace(DIGITS, alpha=0.1, seed=3, test_run=True, steps=(30, 50))
+    assert made.key == "simple_dense-digits-label_relaxation-0.1-seed3-test-952ef8aa"
+
+
+def test_what_is_no_option_is_named() -> None:
+    with pytest.raises(ConfigError, match="'learning_rate'"):
+        RunConfig.from_dict({"learning_rate": 0.1})
+    assert RunConfig.from_dict({}) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({"loss_name": "cross_entropy"}, "cross-entropy"),
+        ({"loss_name": "cross_entropy", "alpha": 0.1}, "label smoothing 0.1"),
+        ({"loss_name": "label_relaxation", "alpha": 0.05}, "label relaxation 0.05"),
+        ({"loss_name": "label_relaxation"}, "label relaxation 0"),
+        ({"loss_name": "focal", "alpha": 2}, "focal 2"),
+        ({"loss_name": "confidence_penalty", "alpha": 0.3}, "confidence penalty 0.3"),
+        ({"loss_name": "cross_entropy", "temp_scaling": True}, "cross-entropy + temperature"),
+        ({"loss_name": "focal", "alpha": 3.5, "temp_scaling": True}, "focal 3.5 + temperature"),
+    ],
+)
+def test_titles(changes: dict[str, Any], title: str) -> None:
+    assert replace(DIGITS, **changes).title == title
+
+
+# Files of hyperparameters.
+
+ROW = {"initial_lr": 0.1, "epochs": 3, "steps": [1, 2], "data_augmentation": "False"}
+
+
+def in_file(tmp_path: Path, content: Any) -> Path:
+    path = tmp_path / "rows.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = in_file(tmp_path, {"VGG16_cifar10": ROW, "simple_dense_mnist": {"reduce_on_plateau": "True"}})
+    of_vgg = hyperparameters("focal", "vgg", "cifar10", path=path)
+    assert of_vgg == {"initial_lr": 0.1, "epochs": 3, "steps": [1, 2], "data_augmentation": False}
+    assert hyperparameters("focal", "simple_dense", "mnist", path=path) == {"reduce_on_plateau": True}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("\x00", "is not JSON"),
+        ([1], "is not an object of rows"),
+        ({"simple_dense_digits": ROW}, "has no row VGG16_cifar10"),
+        ({"VGG16_cifar10": [1]}, "has no options in its row VGG16_cifar10"),
+        ({"VGG16_cifar10": {"learning_rate": 1}}, "row VGG16_cifar10: .*'learning_rate'"),
+        ({"VGG16_cifar10": {"epochs": 0}}, "row VGG16_cifar10: .*`epochs`"),
+        ({"VGG16_cifar10": {"epochs": 1.5}}, "row VGG16_cifar10: .*`epochs`"),
+        ({"VGG16_cifar10": {"data_augmentation": "no"}}, "row VGG16_cifar10: .*`data_augmentation`"),
+        ({"VGG16_cifar10": {"steps": "1,2"}}, "row VGG16_cifar10: .*`steps`"),
+        ({"VGG16_cifar10": {"steps": [1, "2"]}}, "row VGG16_cifar10: .*`steps`"),
+    ],
+)
+def test_a_file_that_is_none_gives_one_line(content: Any, message: str, tmp_path: Path) -> None:
+    path = in_file(tmp_path, content)
+    with pytest.raises(ConfigError, match=message) as raised:
+        hyperparameters("focal", "vgg", "cifar10", path=path)
+    assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read_gives_one_line(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ConfigError, match=f"{path} cannot be read: {reason}"):
+            hyperparameters("focal", "vgg", "cifar10", path=path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        hyperparameters("focal", "vgg", "cifar10", path=tmp_path / "binary")
+
+
+def test_our_own_files_by_loss_short_and_as_in_the_papers_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which file and which row are asked for; what they have is tested with the files."""
+    files = {
+        "hyperparams_ce.json": {"ResNet56V2_cifar10": {"epochs": 1}},
+        "hyperparams_lr.json": {"DenseNetBC_cifar10": {"epochs": 2}},
+        "hyperparams_focal.json": {
+            "VGG16_cifar10": {"epochs": 3},
+            "legacy_VGG16_cifar10": {"epochs": 4},
+            "DenseNetBC_cifar10": {"epochs": 5},
+            "ResNet56V2_cifar10": {"epochs": 6},
+        },
+        "hyperparams_conf_pen.json": {"legacy_VGG16_cifar10": {"epochs": 7}},
+        "hyperparams_short.json": {"VGG16_cifar10": {"epochs": 8}},
+    }
+    monkeypatch.setattr(config, "load_json", files.__getitem__)
+
+    def epochs(loss: str, model: str, **options: bool) -> int:
+        found = hyperparameters(loss, model, "cifar10", **options)["epochs"]
+        assert isinstance(found, int)
+        return found
+
+    assert epochs("cross_entropy", "resnet") == 1
+    assert epochs("label_relaxation", "densenet") == 2
+    assert epochs("label_relaxation", "densenet", legacy=True) == 2  # only two files differ
+    assert epochs("focal", "vgg") == 3
+    assert epochs("focal", "vgg", legacy=True) == 4
+    assert epochs("focal", "densenet") == 5
+    assert epochs("focal", "resnet", legacy=True) == 6
+    assert epochs("confidence_penalty", "vgg", legacy=True) == 7
+    assert epochs("confidence_penalty", "vgg", short=True) == 8
+    with pytest.raises(ConfigError, match="of the paper's code has no row DenseNetBC"):
+        epochs("focal", "densenet", legacy=True)
+    with pytest.raises(ConfigError, match=r"hyperparams_conf_pen\.json has no row VGG16_cifar10"):
+        epochs("confidence_penalty", "vgg")
+    with pytest.raises(ConfigError, match="`loss_name`"):
+        epochs("lr", "vgg")
