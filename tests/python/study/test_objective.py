@@ -1,0 +1,170 @@
+"""What a run minimises: our losses by default, by option those of the paper's code to its own values."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lr_relax
+import pytest
+import torch
+from lr_relax.study import objective
+from lr_relax.study.config import RunConfig
+from torch import Tensor
+
+ORACLE = json.loads((Path(__file__).parents[2] / "oracle" / "losses.json").read_text())
+NAMES = {"lr": "label_relaxation", "focal": "focal", "confidence_penalty": "confidence_penalty"}
+CLIPPED: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "lr": objective.clipped_label_relaxation,
+    "focal": objective.clipped_focal,
+    "confidence_penalty": objective.clipped_confidence_penalty,
+}
+CASES = pytest.mark.parametrize(
+    "case",
+    [case for case in ORACLE["cases"] if case["loss"] in CLIPPED],
+    ids=lambda case: f"{case['loss']} {case['param']} {case['input']} {case['dtype']}",
+)
+
+
+def made(loss_name: str, alpha: float, **options: Any) -> RunConfig:
+    return RunConfig("simple_dense", "digits", loss_name, alpha, **options)
+
+
+def rows_of(case: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    kind = "probs" if case["input"] == "probs" else "logits"
+    dtype = getattr(torch, case["dtype"])
+    return torch.tensor(ORACLE[kind], dtype=dtype), torch.tensor(ORACLE[f"{kind}_classes"])
+
+
+def value_and_gradient(loss: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = inputs.clone().requires_grad_()
+    value = loss(leaf)
+    value.sum().backward()
+    assert leaf.grad is not None
+    return value.detach(), leaf.grad
+
+
+def assert_met(case: dict[str, Any], value: Tensor, gradient: Tensor, *, but: Tensor) -> None:
+    """Value and gradient are those of the paper's code, but for rows where rounding decides."""
+    tolerance = 2e-6 if case["dtype"] == "float32" else 1e-11
+    expected = torch.tensor(case["value"], dtype=value.dtype), torch.tensor(case["grad"], dtype=value.dtype)
+    for got, theirs in zip((value, gradient), expected, strict=True):
+        torch.testing.assert_close(got[~but], theirs[~but], rtol=tolerance, atol=tolerance)
+
+
+def at_border(case: dict[str, Any], rows: Tensor, target: Tensor) -> Tensor:
+    """Of label relaxation: in a row whose class has the probability 1 - alpha, rounding decides."""
+    p = rows / rows.sum(1, keepdim=True) if case["input"] == "probs" else rows.softmax(1)
+    own = p.gather(1, target[:, None])[:, 0]
+    return ((own - (1 - case["param"])).abs() < 1e-6) if case["loss"] == "lr" else own < 0
+
+
+@CASES
+def test_the_clipped_losses_are_the_paper_codes(case: dict[str, Any]) -> None:
+    """Saturated rows too, whose gradients are 0 there."""
+    rows, target = rows_of(case)
+    clipped = CLIPPED[case["loss"]]
+
+    def loss(inputs: Tensor) -> Tensor:
+        return clipped(inputs if case["input"] == "probs" else inputs.softmax(1), target, case["param"])
+
+    but = at_border(case, rows, target)
+    assert but.sum() <= 3
+    assert_met(case, *value_and_gradient(loss, rows), but=but)
+
+
+@CASES
+def test_legacy_options_train_with_the_paper_codes_losses(case: dict[str, Any]) -> None:
+    """Given logits, or under `legacy_temp_scaling` what is taken for probabilities: the mean of the rows."""
+    rows, target = rows_of(case)
+    config = made(
+        NAMES[case["loss"]],
+        case["param"],
+        legacy_clip=True,
+        legacy_confidence_penalty=True,
+        temp_scaling=case["input"] == "probs",
+        legacy_temp_scaling=case["input"] == "probs",
+    )
+    criterion = objective.criterion(config)
+    each = [
+        value_and_gradient(lambda row: criterion(row[None], label[None]), row)
+        for row, label in zip(rows, target, strict=True)
+    ]
+    values, gradients = (torch.stack(list(parts)) for parts in zip(*each, strict=True))
+    assert_met(case, values, gradients, but=at_border(case, rows, target))
+    assert criterion(rows, target).item() == pytest.approx(values.mean().item(), rel=1e-5)
+
+
+LOGITS = torch.randn(40, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+TARGET = torch.arange(40) % 10
+PUBLIC: dict[str, Callable[[float], torch.nn.Module]] = {
+    "label_relaxation": lr_relax.LabelRelaxationLoss,
+    "cross_entropy": lambda alpha: lr_relax.CrossEntropyLoss(label_smoothing=alpha),
+    "focal": lr_relax.FocalLoss,
+    "confidence_penalty": lr_relax.ConfidencePenaltyLoss,
+}
+
+
+@pytest.mark.parametrize("temp_scaling", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_by_default_the_losses_are_ours(name: str, alpha: float, temp_scaling: bool) -> None:
+    """On logits, also where a temperature is to be chosen."""
+    criterion = objective.criterion(made(name, alpha, temp_scaling=temp_scaling))
+    got = value_and_gradient(lambda logits: criterion(logits, TARGET), LOGITS)
+    ours = value_and_gradient(lambda logits: PUBLIC[name](alpha)(logits, TARGET), LOGITS)
+    assert torch.equal(got[0], ours[0])
+    assert torch.equal(got[1], ours[1])
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_legacy_temp_scaling_needs_temp_scaling(name: str) -> None:
+    plain = objective.criterion(made(name, 0.3))
+    legacy = objective.criterion(made(name, 0.3, legacy_temp_scaling=True))
+    assert legacy(LOGITS, TARGET).item() == plain(LOGITS, TARGET).item()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_cross_entropy_has_no_legacy(alpha: float) -> None:
+    """Keras computes it from the logits, unclipped, and under `temp_scaling` the paper's code knows them."""
+    legacy = made("cross_entropy", alpha, legacy_clip=True, temp_scaling=True, legacy_temp_scaling=True)
+    plain = objective.criterion(made("cross_entropy", alpha))
+    assert objective.criterion(legacy)(LOGITS, TARGET).item() == plain(LOGITS, TARGET).item()
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_sign_of_the_confidence_penalty(clip: bool) -> None:
+    """The paper's penalises confidence, its code rewards it."""
+    log_p = LOGITS.log_softmax(1)
+    cross_entropy = -log_p.gather(1, TARGET[:, None]).mean().item()
+    entropy = -(log_p.exp() * log_p).sum(1).mean().item()
+    paper = made("confidence_penalty", 0.5, legacy_clip=clip)
+    coded = replace(paper, legacy_confidence_penalty=True)
+    tolerance = 1e-4 if clip else 1e-9
+    for config, expected in (
+        (paper, cross_entropy - 0.5 * entropy),
+        (coded, cross_entropy + 0.5 * entropy),
+    ):
+        assert objective.criterion(config)(LOGITS, TARGET).item() == pytest.approx(expected, rel=tolerance)
+
+
+def test_the_gradient_with_the_sign_of_the_paper_code() -> None:
+    """Without its clip, of which rows that are not saturated know nothing."""
+    config = made("confidence_penalty", 0.5, legacy_confidence_penalty=True)
+    moderate = LOGITS / 3
+    plain, clipped = [
+        value_and_gradient(lambda logits: objective.criterion(each)(logits, TARGET), moderate)
+        for each in (config, replace(config, legacy_clip=True))
+    ]
+    torch.testing.assert_close(plain, clipped, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["label_relaxation", "focal", "confidence_penalty"])
+def test_a_saturated_wrong_prediction_learns_unless_clipped(name: str) -> None:
+    logits, target = torch.tensor([[40.0, 0.0, 0.0]]), torch.tensor([1])
+    for clip in (False, True):
+        criterion = objective.criterion(made(name, 0.1, legacy_clip=clip))
+        value, gradient = value_and_gradient(lambda logits: criterion(logits, target), logits)
+        assert value.isfinite()
+        assert (gradient[0, 1] < -0.5) == (not clip)
