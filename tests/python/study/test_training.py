@@ -1,15 +1,67 @@
-"""The study's network and its training."""
+"""The loop: what it trains on in which order, its steps, and what it tells of an epoch."""
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from lr_relax.study import data, models, splits, training
+from lr_relax.study import augmentation, data, models, splits, training
+from lr_relax.study.config import RunConfig
+from lr_relax.study.network import Network
+from lr_relax.study.optimiser import Plateau
+from lr_relax.study.training import Batch, DivergedError, Training
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ONE_EPOCH = training.Recipe(epochs=1, batch_size=64, learning_rate=0.1)
+CONFIG = RunConfig(
+    "simple_dense", "digits", "cross_entropy", epochs=3, initial_lr=0.1, steps=(), data_augmentation=False
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def split(digits: data.Dataset) -> splits.Split:
+    return splits.split(digits, seed=0, validation=True)
+
+
+def in_training(
+    split: splits.Split, network: Network | None = None, **changes: Any
+) -> tuple[Training, list[tuple[Tensor, float]]]:
+    """A training, and what it will have seen: the images of every batch, and the rate of its step."""
+    config = replace(CONFIG, **changes)
+    if network is None:
+        torch.manual_seed(config.seed)
+        network = models.simple_dense(64, 10)
+    made = Training(config, split, network, device=CPU)
+    seen: list[tuple[Tensor, float]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if module.training:
+            seen.append((inputs[0].clone(), made.optimiser.param_groups[0]["lr"]))
+
+    network.register_forward_pre_hook(note)
+    return made, seen
+
+
+def rows(split: splits.Split, images: Tensor) -> list[int]:
+    """Which rows of the training part some images are."""
+    each = {image.numpy().tobytes(): row for row, image in enumerate(split.train_images)}
+    return [each[image.numpy().tobytes()] for image in images]
+
+
+def orders(split: splits.Split, epochs: int, **changes: Any) -> list[list[int]]:
+    made, seen = in_training(split, **changes)
+    per_epoch = []
+    for _ in range(epochs):
+        seen.clear()
+        made.epoch()
+        per_epoch.append(rows(split, torch.cat([images for images, _ in seen])))
+    return per_epoch
 
 
 def test_the_dense_network_is_the_papers() -> None:
@@ -40,36 +92,341 @@ def test_the_dense_network_is_the_papers() -> None:
     ]
 
 
-def test_training_learns_and_reports_every_epoch(digits: data.Dataset) -> None:
-    split = splits.split(digits, seed=0)
+# What an epoch trains on.
+
+
+def test_every_epoch_has_every_row_once_in_an_order_of_its_own(split: splits.Split) -> None:
+    one, two = orders(split, 2, batch_size=100)
+    everything = list(range(len(split.train_labels)))
+    assert sorted(one) == sorted(two) == everything
+    assert one != two
+    assert everything not in (one, two)
+
+
+def test_the_order_is_the_seeds_and_the_epochs_alone(split: splits.Split) -> None:
+    """Not the loss's, nor the rate's, nor that of the random numbers drawn before."""
+    expected = orders(split, 2)
+    torch.manual_seed(1234)
+    assert orders(split, 2, loss_name="label_relaxation", alpha=0.1, initial_lr=0.01) == expected
+    assert orders(split, 1, seed=1) != expected[:1]
+
+
+def test_order_augmentation_and_dropout_draw_from_generators_of_their_own() -> None:
+    """Of every seed, epoch and process."""
+    numbers = [
+        (run, epoch, rank, use)
+        for run in (0, 1, 9)
+        for epoch in (0, 1)
+        for rank in (0, 1)
+        for use in (0, 1, 2)
+    ]
+    assert len({training._seed(*each) for each in numbers}) == len(numbers)
+
+
+def test_augmentation_is_new_in_every_epoch_and_repeats_with_the_seed(
+    split: splits.Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order stays as it is without; the generators of both are two, or they would move together."""
+    states: list[Tensor] = []
+
+    def noted(images: Tensor, generator: torch.Generator) -> Tensor:
+        states.append(generator.get_state())
+        return augmentation.augmented(images, generator)
+
+    monkeypatch.setattr(training, "augmented", noted)
+
+    def epochs(seed: int) -> list[Tensor]:
+        made, seen = in_training(split, data_augmentation=True, batch_size=1000, seed=seed)
+        return [(seen.clear(), made.epoch(), seen[0][0])[2] for _ in range(2)]
+
+    first, second = epochs(0)
+    again = epochs(0)
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+    plain = split.train_images[orders(split, 1, batch_size=1000)[0]]
+    assert not torch.equal(first, plain)
+    assert F.mse_loss(first, plain) < F.mse_loss(first, plain.roll(1, 0))  # of the same images, row by row
+    order = torch.Generator().manual_seed(training._seed(0, 0, 0, 0))
+    assert not any(torch.equal(state, order.get_state()) for state in states)
+    assert len({state.numpy().tobytes() for state in states}) == 2  # of two epochs, twice
+
+
+def test_dropout_repeats_with_seed_and_epoch(split: splits.Split) -> None:
+    def losses(before: int, seed: int = 0) -> list[float]:
+        torch.manual_seed(seed)
+        network = Network(nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Dropout(0.5), nn.Linear(100, 10))
+        made, _ = in_training(split, network, seed=seed)
+        torch.manual_seed(before)
+        return [made.epoch().loss for _ in range(2)]
+
+    assert losses(before=1) == losses(before=2)
+    assert losses(before=1) != losses(before=1, seed=1)
+
+
+# Its steps.
+
+
+def network_with_penalties() -> Network:
     torch.manual_seed(0)
-    model = models.simple_dense(64, 10)
-    epochs = list(training.train(model, split, F.cross_entropy, replace(ONE_EPOCH, epochs=3)))
-    assert len(epochs) == 3
+    layers = nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)
+    return Network(*layers, l2=0.02, last_l2=0.05, activity_l2=0.3).double()
+
+
+def double(split: splits.Split) -> splits.Split:
+    return replace(split, train_images=split.train_images.double(), eval_images=split.eval_images.double())
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_steps_are_keras_with_all_penalties_in_the_loss(split: splits.Split, clip: float) -> None:
+    """Trained again by hand: the gradient of loss and penalties is clipped, and Keras's momentum follows."""
+    split = double(split)
+    made, seen = in_training(
+        split,
+        network_with_penalties(),
+        gradient_clipping=clip,
+        steps=(0,),
+        lr_sched_multipler=0.5,
+        decay=1e-2,
+        warmup=1,
+    )
+    for _ in range(3):
+        made.epoch()
+    rates = [rate for _, rate in seen]
+    batches = math.ceil(len(split.train_labels) / 64)
+    of_epochs = (0.1, 0.05, 0.05)  # warmup of one epoch starts at the whole rate
+    assert rates == pytest.approx(
+        [
+            rate / (1 + 1e-2 * (epoch * batches + i))
+            for epoch, rate in enumerate(of_epochs)
+            for i in range(batches)
+        ]
+    )
+
+    def by_hand(gradient_of: Callable[[Network, Tensor, Tensor], list[Tensor]]) -> list[Tensor]:
+        network = network_with_penalties()
+        weights = [weight.detach() for weight in network.parameters()]
+        velocities = [torch.zeros_like(weight) for weight in weights]
+        for images, rate in seen:
+            labels = split.train_labels[rows(split, images)]
+            with torch.enable_grad():
+                gradients = gradient_of(network, images, labels)
+            for weight, velocity, gradient in zip(weights, velocities, gradients, strict=True):
+                velocity.mul_(0.9).sub_(rate * gradient)
+                weight.add_(0.9 * velocity - rate * gradient)
+        return weights
+
+    def gradients(network: Network, images: Tensor, labels: Tensor, of_weights: bool = True) -> list[Tensor]:
+        _, first, _, last = network
+        logits = network(images)
+        loss = F.cross_entropy(logits, labels)
+        loss = loss + 0.3 * logits.softmax(1).square().sum(1).mean()
+        if of_weights:
+            loss = loss + 0.02 * first.weight.square().sum() + 0.05 * last.weight.square().sum()
+        return list(torch.autograd.grad(loss, list(network.parameters())))
+
+    def clipped(network: Network, images: Tensor, labels: Tensor) -> list[Tensor]:
+        return [g.clamp(-clip, clip) if clip else g for g in gradients(network, images, labels)]
+
+    got = list(made.network.parameters())
+    for mine, expected in zip(got, by_hand(clipped), strict=True):
+        torch.testing.assert_close(mine.detach(), expected, rtol=1e-9, atol=1e-11)
+    if not clip:
+        return
+
+    def clipped_before_the_decay(network: Network, images: Tensor, labels: Tensor) -> list[Tensor]:
+        of_loss = gradients(network, images, labels, of_weights=False)
+        decays = (2 * 0.02, 0, 2 * 0.05, 0)
+        each = zip(of_loss, decays, network.parameters(), strict=True)
+        return [g.clamp(-clip, clip) + decay * weight.detach() for g, decay, weight in each]
+
+    others = by_hand(clipped_before_the_decay)
+    assert (got[0] - others[0]).abs().max() > 1e-3  # the test can tell
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_activity_penalty_is_that_of_the_outputs(split: splits.Split, legacy: bool) -> None:
+    """Which under temperature scaling are logits in the paper's code."""
+    made, _ = in_training(
+        split,
+        network_with_penalties(),
+        temp_scaling=True,
+        legacy_temp_scaling=legacy,
+        loss_name="cross_entropy",
+    )
+    logits, labels = torch.randn(6, 10), torch.arange(6)
+    outputs = logits if legacy else logits.softmax(1)
+    expected = F.cross_entropy(logits, labels) + 0.3 * outputs.square().sum() / 6
+    torch.testing.assert_close(made._loss(logits, labels), expected)
+
+
+# The learning rate.
+
+
+def test_the_plateau_is_keras_worked_by_hand() -> None:
+    """Factor .1, patience 2, improvements of more than .1, not below .002."""
+    plateau = Plateau(factor=0.1, patience=2, least_change=0.1, least_rate=0.002)
+    rates = []
+    for loss in (5, 4, 3.95, 3.9, 3.8, 3.85, 3.75, 3.6, 3.6, 3.6, 3.6, 3.6, 1.0):
+        plateau.see(loss)
+        rates.append(plateau.rate(1.0))
+    #  best:   5    4    4    4    3.8  3.8  3.8  3.6  3.6  3.6  3.6  3.6  1
+    #  waited: 0    0    1    2    0    1    2    0    1    2    1    2    0
+    assert rates == pytest.approx(
+        [1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.002, 0.002, 0.002, 0.002]
+    )
+    assert plateau.rate(0.001) == 0.001  # a rate below the least one is left alone
+
+
+def test_the_plateau_of_the_paper_code() -> None:
+    plateau = Plateau()
+    for _ in range(11):
+        plateau.see(1.0)
+    assert plateau.rate(0.1) == pytest.approx(0.1 * 0.1**0.5)
+    for _ in range(200):
+        plateau.see(1.0 - 1e-5)
+    assert plateau.rate(0.1) == 0.5e-6
+
+
+@pytest.mark.parametrize(("legacy", "test_run"), [(False, False), (False, True), (True, False)])
+def test_the_rate_drops_where_the_loss_does_not(split: splits.Split, legacy: bool, test_run: bool) -> None:
+    """The validation loss if there is one, else that of the training."""
+    small = replace(split, train_images=split.train_images[:40], train_labels=split.train_labels[:40])
+    made, _ = in_training(
+        small, initial_lr=1e-5, reduce_on_plateau=True, legacy_schedule=legacy, test_run=test_run
+    )
+    made.plateau.best = -1.0  # nothing is an improvement
+    rates = [made.epoch().lr for _ in range(21)]
+    drop = 1 if legacy else math.sqrt(0.1)
+    assert rates == pytest.approx([1e-5] * 10 + [1e-5 * drop] * 10 + [1e-5 * drop**2])
+
+
+def test_the_paper_code_has_no_warmup(split: splits.Split) -> None:
+    small = replace(split, train_images=split.train_images[:40], train_labels=split.train_labels[:40])
+    for legacy, rates in ((False, [0.025, 0.05, 0.075, 0.1, 0.1]), (True, [0.1] * 5)):
+        made, _ = in_training(small, warmup=4, legacy_schedule=legacy)
+        assert [made.epoch().lr for _ in range(5)] == pytest.approx(rates)
+
+
+# What it tells.
+
+
+def test_training_learns_and_reports_every_epoch(split: splits.Split) -> None:
+    made, _ = in_training(split)
+    epochs = [made.epoch() for _ in range(3)]
+    assert made.epochs == epochs
+    assert [epoch.epoch for epoch in epochs] == [0, 1, 2]
     assert epochs[0].loss > epochs[1].loss > epochs[2].loss
     assert epochs[0].accuracy < epochs[2].accuracy > 0.9
-    logits = training.predict(model, split.eval_images)
-    assert (logits.argmax(1) == split.eval_labels).float().mean() > 0.85
+    assert all(epoch.seconds > 0 for epoch in epochs)
+    logits = training.predict(made.network, split.eval_images)
     assert not logits.requires_grad
+    assert (logits.argmax(1) == split.eval_labels).double().mean().item() == epochs[-1].val_accuracy
+    assert epochs[-1].val_accuracy is not None
+    assert epochs[-1].val_accuracy > 0.85
 
 
-def test_an_epoch_uses_every_row_once(digits: data.Dataset) -> None:
-    """With a rate too small to change anything, the epoch's loss is the loss over the whole training part."""
-    split = splits.split(digits, seed=0)
-    model = models.simple_dense(64, 10)
-    [epoch] = training.train(
-        model, split, F.cross_entropy, replace(ONE_EPOCH, learning_rate=1e-12, batch_size=100)
-    )
-    logits = training.predict(model, split.train_images)
+@pytest.mark.parametrize("batch_size", [100, 673, 1000, 1])
+def test_loss_and_accuracy_are_means_over_all_rows(split: splits.Split, batch_size: int) -> None:
+    """With a rate too small to change anything, they are those of the whole training part."""
+    made, _ = in_training(split, initial_lr=1e-12, batch_size=batch_size)
+    epoch = made.epoch()
+    logits = training.predict(made.network, split.train_images)
     assert epoch.loss == pytest.approx(F.cross_entropy(logits, split.train_labels).item(), rel=1e-5)
     assert epoch.accuracy == pytest.approx((logits.argmax(1) == split.train_labels).double().mean().item())
 
 
-def test_diverging_training_is_noticed(digits: data.Dataset) -> None:
-    model = models.simple_dense(64, 10)
-    with pytest.raises(training.DivergedError, match="epoch 1"):
-        list(
-            training.train(
-                model, splits.split(digits, 0), F.cross_entropy, replace(ONE_EPOCH, learning_rate=1e9)
-            )
+def test_validation_is_cross_entropy_accuracy_and_the_papers_ece(split: splits.Split) -> None:
+    """By hand, with another loss and 7 bins."""
+    made, _ = in_training(split, loss_name="label_relaxation", alpha=0.2, n_bins=7)
+    epoch = made.epoch()
+    logits = training.predict(made.network, split.eval_images).double().numpy()
+    labels = split.eval_labels.numpy()
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    assert epoch.val_loss == pytest.approx(-np.log(p[np.arange(len(p)), labels]).mean(), rel=1e-9)
+    hits, confidence = p.argmax(1) == labels, p.max(1)
+    assert epoch.val_accuracy == pytest.approx(hits.mean())
+    bins = np.minimum((confidence // (1 / 7)).astype(int), 6)
+    gaps = [abs((confidence - hits)[bins == k].sum()) for k in range(7)]
+    assert epoch.val_ece == pytest.approx(sum(gaps) / len(p), abs=1e-12)
+
+
+def test_a_test_run_knows_nothing_of_the_evaluation(split: splits.Split) -> None:
+    made, _ = in_training(split, test_run=True)
+    epoch = made.epoch()
+    assert (epoch.val_loss, epoch.val_accuracy, epoch.val_ece) == (None, None, None)
+    validated, _ = in_training(split)
+    assert validated.epoch().loss == epoch.loss  # validation draws nothing that training would miss
+
+
+def test_every_batch_is_told(split: splits.Split) -> None:
+    made, _ = in_training(split, batch_size=300)
+    told: list[tuple[int, int, int, int, float, float]] = []
+
+    def tell(batch: Batch) -> None:
+        told.append((batch.epoch, batch.done, batch.batches, batch.rows, batch.loss, batch.accuracy))
+
+    epochs = [made.epoch(tell) for _ in range(2)]
+    assert [each[:4] for each in told] == [
+        (epoch, done, 3, n) for epoch in (0, 1) for done, n in ((1, 300), (2, 600), (3, 673))
+    ]
+    for epoch, last in zip(epochs, (told[2], told[5]), strict=True):
+        assert (epoch.loss, epoch.accuracy) == pytest.approx(last[4:])
+
+
+@pytest.mark.parametrize("rate", [1e9, 1e30])
+def test_diverging_training_is_noticed(split: splits.Split, rate: float) -> None:
+    made, _ = in_training(split, initial_lr=rate)
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) in epoch 1; a smaller learning rate"):
+        made.epoch()
+    assert made.epochs == []
+
+
+def test_predictions_do_not_depend_on_their_portions(split: splits.Split) -> None:
+    torch.manual_seed(0)
+    network = Network(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5)).train()
+    many = split.train_images.repeat(4, 1, 1, 1)
+    got = training.predict(network, many)
+    assert torch.equal(got, training.predict(network, many))  # without dropout
+    torch.testing.assert_close(got[1500:1510], training.predict(network, many[1500:1510]))
+
+
+# Its state.
+
+
+def test_a_training_goes_on_from_its_state_bit_for_bit(split: splits.Split) -> None:
+    """Momentum, schedule, plateau, augmentation, dropout, batch norm's statistics."""
+
+    def fresh(seed: int) -> Training:
+        torch.manual_seed(seed)
+        layers = (
+            nn.Flatten(),
+            nn.Linear(64, 50),
+            nn.BatchNorm1d(50),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(50, 10),
         )
+        network = Network(*layers, l2=1e-3)
+        changes: dict[str, Any] = {"data_augmentation": True, "reduce_on_plateau": True}
+        made, _ = in_training(split, network, **changes, steps=(1,), decay=1e-3, warmup=1)
+        made.plateau = Plateau(patience=1, least_change=0.5)
+        return made
+
+    whole, half = fresh(0), fresh(0)
+    for _ in range(2):
+        half.epoch()
+    resumed = fresh(99)
+    resumed.load_state_dict(half.state_dict())
+    torch.rand(7)
+    epochs = [whole.epoch() for _ in range(5)]
+    for _ in range(3):
+        resumed.epoch()
+    assert [replace(each, seconds=0) for each in resumed.epochs] == [
+        replace(each, seconds=0) for each in epochs
+    ]
+    assert resumed.plateau == whole.plateau
+    assert whole.plateau.drops > 1
+    expected = whole.network.state_dict()
+    for name, value in resumed.network.state_dict().items():
+        assert torch.equal(value, expected[name]), name
