@@ -32,6 +32,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(content) as archive:
             intact = archive.testzip() is None  # checksums, which torch does not look at
+        content.seek(0)
         state = torch.load(content, map_location=device, weights_only=True) if intact else None
     except Exception as error:  # torch raises whatever it stumbles over
         raise CheckpointError(_DAMAGED.format(path)) from error
