@@ -14,12 +14,16 @@ from torch.nn import functional as F
 LARGEST_SHIFT = 0.1  # of the height, of the width
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(
+    images: Tensor, generator: torch.Generator, *, batch: int | None = None, share: slice = slice(None)
+) -> Tensor:
     """Shift every image at random and mirror about half of them; the generator decides.
 
-    With a generator of the CPU the result is the same, up to rounding, wherever the images are.
+    With a generator of the CPU the result is the same, up to rounding, wherever the images are, and where
+    they are only a share of a batch of so many: then each becomes what it becomes in the whole batch.
     """
-    draws = torch.rand(3, len(images), generator=generator, device=generator.device).to(images)
+    size = len(images) if batch is None else batch
+    draws = torch.rand(3, size, generator=generator, device=generator.device)[:, share].to(images)
     down, right = (2 * draws[:2] - 1) * LARGEST_SHIFT
     return shifted(images, down * images.shape[-2], right * images.shape[-1], mirrored=draws[2] < 0.5)
 

@@ -1,11 +1,17 @@
 """The processes that train one network together, under torchrun; without it, one process.
 
-torchrun --nproc-per-node 2 -m lr_relax.study.lr_study --model_name resnet ...
+torchrun --standalone --nproc-per-node 2 -m lr_relax.study.lr_study --model_name resnet ...
+
+Only the first process touches files and tells anything. What it reads it gives to the others, and so it does
+with its errors, so that all end where one cannot go on.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import socket
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,15 +22,48 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+class ProcessesError(Exception):
+    """The processes cannot work together; the message says why in one line."""
+
+
 def start(device: torch.device) -> torch.device:
     """Join the other processes, if torchrun has started several; the device of this one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= devices:
+            raise ProcessesError(f"process {local} has no device: each needs its own, and there are {devices}")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    elif os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+        # All are on this machine. Left alone, gloo asks for the host's name, which may lead nowhere.
+        for loopback in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ProcessesError(f"the processes cannot reach each other: {reason}") from error
+    atexit.register(dist.destroy_process_group)
     return device
+
+
+def let_the_first_tell(seconds: float = 30) -> None:
+    """Wait, in the other processes, for the first to tell what is wrong and to end; torchrun then ends all.
+
+    An error of this process alone is told after that time.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+        time.sleep(seconds)
+
+
+def is_loss_of_another(error: BaseException) -> bool:
+    """Whether this is what torch raises where another process has ended."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
 
 
 class Processes:
@@ -35,15 +74,15 @@ class Processes:
         self.rank: int = dist.get_rank() if together else 0
         self.size: int = dist.get_world_size() if together else 1
 
-    def share(self, rows: Tensor) -> tuple[Tensor, float]:
-        """This process's rows, and the factor of their mean that makes the average over all the batch's mean.
+    def share(self, rows: int) -> tuple[slice, float]:
+        """This process's rows of a batch, and the factor of their mean.
 
-        Where there are fewer rows than processes, some get one that does not count.
+        With the factor, the average over the processes is the mean over the batch. Where there are fewer rows than processes, some get one that does not count.
         """
-        if self.size == 1:
-            return rows, 1.0
-        mine = rows[self.rank :: self.size]
-        return (mine, len(mine) * self.size / len(rows)) if len(mine) else (rows[:1], 0.0)
+        if self.rank >= rows:
+            return slice(1), 0.0
+        mine = slice(self.rank, None, self.size)
+        return mine, len(range(rows)[mine]) * self.size / rows
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -52,14 +91,17 @@ class Processes:
         return values
 
     def first(self, compute: Callable[[], T]) -> T:
-        """What the first process computes, for all."""
+        """What the first process computes, for all, or raises, in all."""
         if self.size == 1:
             return compute()
-        result = [compute() if self.rank == 0 else None]
-        dist.broadcast_object_list(result)
-        return result[0]  # type: ignore[return-value]
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
+        outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
+        if self.rank == 0:
+            try:
+                outcome = [(compute(), None)]
+            except Exception as error:
+                outcome = [(None, error)]
+        dist.broadcast_object_list(outcome)
+        [(result, failure)] = outcome
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[return-value]

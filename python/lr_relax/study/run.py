@@ -73,16 +73,16 @@ def run(
         raise ValueError("Expected argument `folder` to be a path for `model_checkpoints`, but got None.")
     device, processes = torch.device(device), Processes()
     if folder is not None:
-        if (finished := results.load(folder)) is not None:
+        if (finished := processes.first(lambda: results.load(folder))) is not None:
             if finished.config != config:
                 raise RunError(f"{folder} is the folder of another run")
             for epoch in finished.history:
                 on_epoch(epoch)
             return finished
-        if processes.rank == 0:
-            _begin(folder, config)
+        processes.first(lambda: _begin(folder, config))
     start = time.perf_counter()
-    dataset = data.load(config.dataset_name, data_dir) if dataset is None else dataset
+    if dataset is None:
+        dataset = processes.first(lambda: data.load(config.dataset_name, data_dir))
     try:
         split = splits.split(
             dataset,
@@ -97,12 +97,9 @@ def run(
     torch.manual_seed(config.seed)
     network = models.build(config.model_name, split.mean_image.shape, dataset.classes)
     training = Training(config, split, network, device=device)
-    before = 0.0
-    if folder is not None and (folder / CHECKPOINT).exists():
-        before = _resume(training, folder / CHECKPOINT)
-        for epoch in training.epochs:
-            on_epoch(epoch)
-    processes.wait()
+    before = 0.0 if folder is None else _resume(training, folder / CHECKPOINT)
+    for epoch in training.epochs:
+        on_epoch(epoch)
 
     def seconds() -> float:
         return before + time.perf_counter() - start
@@ -112,28 +109,27 @@ def run(
             epoch = training.epoch(on_batch)
         except DivergedError as error:
             raise RunError(str(error)) from error
-        if folder is not None and processes.rank == 0:
-            if config.model_checkpoints and _is_best(training):
-                checkpoint.save({"network": network.state_dict()}, folder / MODEL)
-            checkpoint.save({**training.state_dict(), "seconds": seconds()}, folder / CHECKPOINT)
+        if folder is not None:
+            processes.first(lambda: _keep(training, seconds(), folder))
         on_epoch(epoch)
 
-    if folder is not None and config.model_checkpoints and not config.legacy_checkpoints:
-        processes.wait()
-        network.load_state_dict(checkpoint.load(folder / MODEL, device)["network"])
-    evaluated = processes.first(lambda: _evaluate(config, network, split))
+    def evaluated() -> dict[str, Any]:
+        if folder is not None and config.model_checkpoints and not config.legacy_checkpoints:
+            network.load_state_dict(checkpoint.load(folder / MODEL, device)["network"])
+        return _evaluate(config, network, split)
+
     result = Result(
         config=config,
         n_train=len(split.train_labels),
         n_eval=len(split.eval_labels),
-        **evaluated,
+        **processes.first(evaluated),
         history=training.epochs,
         seconds=seconds(),
         environment=environment(device),
         command=command,
     )
-    if folder is not None and processes.rank == 0:
-        _finish(folder, result)
+    if folder is not None:
+        processes.first(lambda: _finish(folder, result))
     return result
 
 
@@ -154,13 +150,23 @@ def _begin(folder: Path, config: RunConfig) -> None:
 
 
 def _resume(training: Training, path: Path) -> float:
-    """Go on from a checkpoint; the seconds that it took."""
-    state = checkpoint.load(path, training.device)
+    """Go on from the checkpoint, if there is one; the seconds that it took."""
+    processes, cpu = training.processes, torch.device("cpu")  # each process has its own device
+    state = processes.first(lambda: checkpoint.load(path, cpu) if path.exists() else None)
+    if state is None:
+        return 0.0
     try:
         training.load_state_dict(state)
         return float(state["seconds"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"{path} is not a checkpoint of this run, delete it to start anew") from error
+
+
+def _keep(training: Training, seconds: float, folder: Path) -> None:
+    """Write the checkpoint, and the model if it is the best so far."""
+    if training.config.model_checkpoints and _is_best(training):
+        checkpoint.save({"network": training.network.state_dict()}, folder / MODEL)
+    checkpoint.save({**training.state_dict(), "seconds": seconds}, folder / CHECKPOINT)
 
 
 def _is_best(training: Training) -> bool:

@@ -115,6 +115,11 @@ class Training:
             self.parallel = DistributedDataParallel(
                 self.network, device_ids=[device] if device.type == "cuda" else None
             )
+            # After its first backward pass DDP orders the gradients anew, and with them the terms of their
+            # sums. With that behind it, a resumed run adds as the uninterrupted one does.
+            self.parallel.eval()
+            self.parallel(self.images[:1]).sum().backward()
+            self.optimiser.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -135,7 +140,7 @@ class Training:
         config, processes = self.config, self.processes
         start, number = time.perf_counter(), len(self.epochs)
         order = torch.Generator().manual_seed(_seed(config.seed, number, 0, 0))
-        noise = torch.Generator().manual_seed(_seed(config.seed, number, processes.rank, 1))
+        noise = torch.Generator().manual_seed(_seed(config.seed, number, 0, 1))
         torch.manual_seed(_seed(config.seed, number, processes.rank, 2))
         self.parallel.train()
         n = len(self.labels)
@@ -148,10 +153,11 @@ class Training:
         for index, batch in enumerate(batches):
             rate = self.plateau.rate(self.schedule.rate(number, number * len(batches) + index))
             self.optimiser.set_rate(rate)
-            rows, share = processes.share(batch)
+            mine, share = processes.share(len(batch))
+            rows = batch[mine]
             images, labels = self.images[rows], self.labels[rows]
             if config.data_augmentation:
-                images = augmented(images, noise)
+                images = augmented(images, noise, batch=len(batch), share=mine)
             logits = self.parallel(images)
             loss = self._loss(logits, labels)
             self.optimiser.zero_grad()

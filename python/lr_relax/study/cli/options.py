@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .. import config, data, models
+from .. import config, data, models, processes
 from ..config import ConfigError, RunConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -20,13 +20,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Usage errors without the usage above them."""
+    """Usage errors without the usage above them; of several processes the first tells."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:
         raise
-    except click.UsageError as error:
-        error.ctx = None  # what Click takes the usage from
+    except click.ClickException as error:
+        processes.let_the_first_tell()
+        if isinstance(error, click.UsageError):
+            error.ctx = None  # what Click takes the usage from
         raise
 
 

@@ -92,18 +92,25 @@ class Execution:
         """Join the other processes, load the data, see that results can be kept."""
         if options["threads"]:
             torch.set_num_threads(options["threads"])
-        device = processes.start(_device(options["device"]))
-        first = processes.Processes().rank == 0
+        device = _device(options["device"])
         try:
-            dataset = data.load(dataset_name, options["data_dir"])
+            device = processes.start(device)
+        except processes.ProcessesError as error:
+            raise click.ClickException(str(error)) from error
+        together, out = processes.Processes(), options["out"]
+        try:
+            dataset = together.first(lambda: data.load(dataset_name, options["data_dir"]))
         except data.DataError as error:
             raise click.UsageError(str(error)) from error
-        out = options["out"]
-        try:
+
+        def probe() -> None:
             out.mkdir(parents=True, exist_ok=True)
-            probe = out / ".writable"
-            probe.touch()
-            probe.unlink(missing_ok=True)
+            file = out / ".writable"
+            file.touch()
+            file.unlink(missing_ok=True)
+
+        try:
+            together.first(probe)
         except OSError as error:
             raise click.BadParameter(
                 f"{out} cannot be written to: {error.strerror}.", param_hint="'--out'"
@@ -112,10 +119,10 @@ class Execution:
             out=out,
             data_dir=options["data_dir"],
             device=device,
-            silent=bool(options["cluster_job"]) or not first,
+            silent=bool(options["cluster_job"]) or together.rank > 0,
             restart=bool(options["restart"]),
             dataset=dataset,
-            first=first,
+            first=together.rank == 0,
         )
 
     def run(self, config: RunConfig) -> Result:
@@ -147,6 +154,12 @@ class Execution:
                 raise click.ClickException(f"{config.title}, seed {config.seed}: {error}") from error
             except OSError as error:
                 raise click.ClickException(f"{folder}: {error.strerror}") from error
+            except RuntimeError as error:
+                if not processes.is_loss_of_another(error):
+                    raise
+                raise click.ClickException(
+                    "another of the processes has ended; start again to go on from the last epoch"
+                ) from error
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,276 @@
+"""Several processes that train one network, started by torchrun: its agent, or its command line."""
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lr_relax.study import checkpoint, data, splits
+from lr_relax.study.config import RunConfig
+from lr_relax.study.network import Network
+from lr_relax.study.optimiser import Plateau
+from lr_relax.study.processes import Processes, start
+from lr_relax.study.run import run
+from lr_relax.study.training import Training
+from torch import nn
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# What the processes import is imported once: they are forks of a server.
+multiprocessing.set_forkserver_preload(["lr_relax.study.cli", "torch._dynamo", "sklearn.datasets"])
+
+CONFIG = RunConfig("simple_dense", "digits", alpha=0.1, epochs=2, initial_lr=0.05, decay=0.01, batch_size=96)
+OPTIONS = ["--model_name", "simple_dense", "--dataset_name", "digits", "--alpha", "0.1", "--initial_lr", "0.05"]
+
+
+def torchrun(logs: Path, size: int, work: Callable[..., Any], *arguments: Any) -> dict[int, Any]:
+    """What ``work`` returns in each process; their outputs are kept in ``logs``."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=size,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="test",
+        max_restarts=0,
+        start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
+    )
+    returned: dict[int, Any] = elastic_launch(config, work)(*arguments)
+    return returned
+
+
+def told(logs: Path, stream: str) -> list[str]:
+    """The lines of all processes."""
+    return [line for file in logs.rglob(f"{stream}.log") for line in file.read_text().splitlines()]
+
+
+def study(arguments: list[str]) -> None:
+    """The command, in one of the processes."""
+    from lr_relax.study.cli.study import study
+
+    torch.set_num_threads(1)
+    try:
+        study([*OPTIONS, *arguments], prog_name="lr_study")
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def result_of(out: Path) -> dict[str, Any]:
+    """The only result, without what may differ."""
+    [file] = out.rglob("result.json")
+    result: dict[str, Any] = json.loads(file.read_text())
+    result["history"] = [numbers(epoch) for epoch in result["history"]]
+    return result | {"seconds": 0, "command": "", "environment": {}}
+
+
+def numbers(epoch: dict[str, Any]) -> dict[str, float]:
+    """All but the time; in test runs some are missing."""
+    return {name: value for name, value in epoch.items() if name != "seconds" and value is not None}
+
+
+# One network, one and two processes.
+
+
+def small_network() -> Network:
+    """With all the penalties."""
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
+    return Network(*layers, l2=1e-3, last_l2=1e-2, activity_l2=1e-2)
+
+
+def trained(config: RunConfig) -> dict[str, Any]:
+    dataset = data.load("digits", Path("unused"))
+    split = splits.split(dataset, 0, validation=not config.test_run)
+    training = Training(config, split, small_network(), device=torch.device("cpu"))
+    training.plateau = Plateau(patience=1, least_change=10)  # drops after every epoch but the first
+    for _ in range(config.epochs):
+        training.epoch()
+    return training.state_dict()
+
+
+CONFIGS = {
+    "plain": CONFIG,
+    "clipping and plateau": replace(CONFIG, gradient_clipping=0.01, reduce_on_plateau=True, epochs=3),
+    "plateau of a test run": replace(CONFIG, test_run=True, reduce_on_plateau=True, epochs=3),
+    "batches of one row": replace(CONFIG, batch_size=1, epochs=1, data_augmentation=False),
+}
+
+
+def train_all() -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    start(torch.device("cpu"))
+    return [trained(config) for config in CONFIGS.values()]
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    both = torchrun(tmp_path, 2, train_all)
+    for name, config, first, second in zip(CONFIGS, CONFIGS.values(), both[0], both[1], strict=True):
+        alone = trained(config)
+        rows = 898 if config.test_run else 673
+        assert rows % config.batch_size in (0, 1, 34)  # the last batch of the first two has one row
+        for key, weights in alone["network"].items():
+            torch.testing.assert_close(first["network"][key], weights, rtol=1e-5, atol=1e-6, msg=name)
+            assert second["network"][key].equal(first["network"][key]), name
+        assert first["plateau"] == pytest.approx(alone["plateau"], rel=1e-5), name
+        for one, two, other in zip(alone["epochs"], first["epochs"], second["epochs"], strict=True):
+            one, two, other = map(numbers, (one, two, other))
+            assert two == other, name
+            assert two == pytest.approx(one, rel=1e-5), name
+    assert both[0][1]["plateau"]["drops"] == 2
+    assert told(tmp_path, "stderr") == []
+
+
+@pytest.mark.parametrize(("size", "rows"), [(1, 5), (2, 5), (3, 5), (3, 2), (4, 1)])
+def test_shares_are_all_rows_once_and_average_to_the_mean(size: int, rows: int) -> None:
+    seen, mean, batch = [], 0.0, torch.arange(rows)
+    for rank in range(size):
+        processes = Processes()
+        processes.rank, processes.size = rank, size
+        mine, factor = processes.share(rows)
+        assert len(batch[mine])
+        seen += batch[mine].tolist() if factor else []
+        mean += factor * batch[mine].double().mean().item() / size
+    assert sorted(seen) == [*range(rows)]
+    assert mean == pytest.approx((rows - 1) / 2)
+
+
+# A run and its folder.
+
+IMAGES = RunConfig("resnet", "cifar10", epochs=3, batch_size=5, model_checkpoints=True, temp_scaling=True)
+
+
+def run_thrice(folder: Path) -> list[dict[str, Any]]:
+    """Without a break, with one, and once more; the folder's files are those of the first process."""
+    torch.set_num_threads(1)
+    start(torch.device("cpu"))
+    generator = np.random.default_rng(0)
+    images = generator.integers(256, size=(40, 3, 32, 32), dtype=np.uint8)
+    dataset = data.Dataset("cifar10", images, np.arange(40) % 10, 255, 10, data.Fraction(1, 4))
+
+    def interrupt(epoch: Any) -> None:
+        if epoch.epoch == 1:
+            raise KeyboardInterrupt
+
+    whole = run(IMAGES, dataset, folder=folder / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(IMAGES, dataset, folder=folder / "broken", on_epoch=interrupt)
+    resumed = run(IMAGES, dataset, folder=folder / "broken")
+    assert asdict(run(IMAGES, dataset, folder=folder / "broken"))["bin_counts"] == resumed.bin_counts
+    return [
+        {**asdict(each), "seconds": 0, "history": [replace(epoch, seconds=0) for epoch in each.history]}
+        for each in (whole, resumed)
+    ]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_resumed_runs_are_the_uninterrupted_ones_bit_for_bit(tmp_path: Path, size: int) -> None:
+    of_all = torchrun(tmp_path / "logs", size, run_thrice, tmp_path)
+    whole = of_all[0][0]
+    assert whole["environment"]["processes"] == str(size)
+    for results in of_all.values():
+        assert results == [whole, whole]
+    for folder in ("whole", "broken"):
+        files = sorted(path.name for path in (tmp_path / folder).iterdir())
+        assert files == ["config.json", "model.pt", "reliability.png", "result.json"]
+    assert told(tmp_path / "logs", "stderr") == []  # no warning of torch's about layouts, either
+
+
+# The command.
+
+
+def test_the_command_gives_one_result_also_after_all_are_killed(tmp_path: Path) -> None:
+    options = ["--epochs", "12", "--batch_size", "16"]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        + ["-m", "lr_relax.study.lr_study", *OPTIONS, *options, "--out", str(tmp_path / "killed")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert killed.stderr
+    assert any("epoch 3/12" in line for line in killed.stderr)
+    workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    assert len(workers) == 2
+    for process in [killed.pid, *map(int, workers)]:
+        os.kill(process, signal.SIGKILL)
+    killed.wait()
+    killed.stderr.close()
+    assert not [*tmp_path.rglob("result.json")]
+
+    torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "killed")])
+    [*lines] = told(tmp_path / "logs", "stderr")
+    assert [line.split("  ")[0] for line in lines] == [f"epoch {i}/12" for i in range(1, 13)]
+    assert len(told(tmp_path / "logs", "stdout")) == 3  # of the first process alone
+
+    torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "whole"), "--cluster_job"])
+    assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
+
+    alone = [sys.executable, "-m", "lr_relax.study.lr_study", *OPTIONS, *options, "--threads", "1"]
+    subprocess.run([*alone, "--out", str(tmp_path / "alone")], check=True, capture_output=True, timeout=120)
+    one, two = result_of(tmp_path / "alone"), result_of(tmp_path / "whole")
+    assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.02)
+    assert two["history"][0] == pytest.approx(one["history"][0], rel=1e-4)
+
+
+def failing_to_write(arguments: list[str]) -> None:
+    def full(state: object, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    checkpoint.save = full
+    study(arguments)
+
+
+def killed_in_mid_run(arguments: list[str]) -> None:
+    sum_of_all = Processes.sum
+
+    def die(self: Processes, values: torch.Tensor) -> torch.Tensor:
+        if self.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sum_of_all(self, values)
+
+    Processes.sum = die  # type: ignore[method-assign]
+    study(arguments)
+
+
+@pytest.mark.parametrize(
+    ("work", "arguments", "message", "code"),
+    [
+        (study, ["--initial_lr", "1e30"], "the loss is nan in epoch 1", 1),
+        (study, ["--dataset_name", "mnist", "--data_dir", "{file}"], "mnist cannot be read from {file}", 2),
+        (study, ["--out", "{file}"], "{file} cannot be written to", 2),
+        (study, ["--epochs", "0"], "'--epochs': 0 is not in the range", 2),
+        (failing_to_write, [], "No space left on device", 1),
+        (killed_in_mid_run, [], "another of the processes has ended", 1),
+    ],
+)
+def test_where_one_cannot_go_on_all_end_with_one_line(
+    work: Callable[..., None], arguments: list[str], message: str, code: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    arguments = [argument.format(file=file) for argument in arguments]
+    begin = time.monotonic()
+    with pytest.raises(ChildFailedError) as failure:
+        torchrun(tmp_path / "logs", 2, work, ["--cluster_job", "--out", str(tmp_path / "out"), *arguments])
+    assert time.monotonic() - begin < 25
+    [line] = told(tmp_path / "logs", "stderr")
+    assert message.format(file=file) in line
+    assert failure.value.failures
+    for ended in failure.value.failures.values():
+        assert ended.exitcode in (code, -signal.SIGTERM, -signal.SIGKILL)
+    assert not [*tmp_path.rglob("result.json")]
