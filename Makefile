@@ -44,7 +44,7 @@ TCH := target/tch
 NEEDS_TORCH = @$(BIN)/python -c 'import torch; assert torch.__version__.split("+")[0] == "$(TORCH)"' \
 	2> /dev/null || { echo "The feature tch needs torch $(TORCH) in $(VENV): make clean setup" >&2; exit 1; }
 
-$(TCH)/.built: $(VENV)/.installed Cargo.toml Cargo.lock build.rs $(SOURCES) $(shell find python -name '*.py*')
+$(TCH)/.built: $(VENV)/.installed Cargo.toml Cargo.lock build.rs $(SOURCES) $(shell find -L python -name '*.py*' -o -name '*.json')
 	$(NEEDS_TORCH)
 	rm -rf $(TCH)
 	$(BIN)/maturin build --quiet --release --features pyo3-tch --auditwheel skip --out $(TCH)/wheel

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,24 @@ class RunConfig:
         if unknown:
             raise ConfigError(f"Expected options of a run, but got {unknown[0]!r}.")
         return cls(**values)
+
+    def effective(self) -> RunConfig:
+        """The same run, with the options that do nothing in it at their defaults.
+
+        So a grid's runs of one loss keep their keys, whatever is asked of another.
+        """
+        scaled = self.temp_scaling
+        plain = self.loss_name == "cross_entropy"
+        return replace(
+            self,
+            temperature=self.temperature if scaled else "grid",
+            legacy_clip=self.legacy_clip and not plain,
+            legacy_confidence_penalty=self.legacy_confidence_penalty
+            and self.loss_name == "confidence_penalty",
+            legacy_temp_scaling=self.legacy_temp_scaling and scaled and not plain,
+            legacy_schedule=self.legacy_schedule and bool(self.warmup or self.reduce_on_plateau),
+            legacy_checkpoints=self.legacy_checkpoints and self.model_checkpoints,
+        )
 
     @property
     def key(self) -> str:

@@ -34,7 +34,9 @@ def start(device: torch.device) -> torch.device:
     if device.type == "cuda":
         local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= devices:
-            raise ProcessesError(f"process {local} has no device: each needs its own, and there are {devices}")
+            raise ProcessesError(
+                f"process {local} has no device: each needs its own, and there are {devices}"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     elif os.environ.get("LOCAL_WORLD_SIZE") == str(size):
@@ -77,7 +79,8 @@ class Processes:
     def share(self, rows: int) -> tuple[slice, float]:
         """This process's rows of a batch, and the factor of their mean.
 
-        With the factor, the average over the processes is the mean over the batch. Where there are fewer rows than processes, some get one that does not count.
+        With the factor, the average over the processes is the mean over the batch. Where there are fewer
+        rows than processes, some get one that does not count.
         """
         if self.rank >= rows:
             return slice(1), 0.0

@@ -34,7 +34,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 multiprocessing.set_forkserver_preload(["lr_relax.study.cli", "torch._dynamo", "sklearn.datasets"])
 
 CONFIG = RunConfig("simple_dense", "digits", alpha=0.1, epochs=2, initial_lr=0.05, decay=0.01, batch_size=96)
-OPTIONS = ["--model_name", "simple_dense", "--dataset_name", "digits", "--alpha", "0.1", "--initial_lr", "0.05"]
+OPTIONS = [
+    "--model_name",
+    "simple_dense",
+    "--dataset_name",
+    "digits",
+    "--alpha",
+    "0.1",
+    "--initial_lr",
+    "0.05",
+]
 
 
 def torchrun(logs: Path, size: int, work: Callable[..., Any], *arguments: Any) -> dict[int, Any]:
@@ -197,8 +206,10 @@ def test_resumed_runs_are_the_uninterrupted_ones_bit_for_bit(tmp_path: Path, siz
 def test_the_command_gives_one_result_also_after_all_are_killed(tmp_path: Path) -> None:
     options = ["--epochs", "12", "--batch_size", "16"]
     killed = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + ["-m", "lr_relax.study.lr_study", *OPTIONS, *options, "--out", str(tmp_path / "killed")],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "lr_relax.study.lr_study", *OPTIONS, *options, "--out", str(tmp_path / "killed")),
+        ],
         stderr=subprocess.PIPE,
         text=True,
     )

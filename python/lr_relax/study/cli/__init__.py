@@ -15,8 +15,9 @@ except ModuleNotFoundError as missing:
     sys.exit(f'lr-relax needs {missing.name}: pip install "lr-relax[study]"')
 
 from .compare import compare
+from .grid import grid
 from .options import OneLineErrors
-from .report import figure
+from .report import figure, table
 from .study import study, study_ho
 
 
@@ -26,5 +27,5 @@ def main() -> None:
     """Label relaxation and calibration: the study."""
 
 
-for command in (compare, study, study_ho, figure):
+for command in (compare, study, study_ho, grid, table, figure):
     main.add_command(command)

@@ -277,6 +277,6 @@ def read_config(given: Mapping[str, Any], **fixed: Any) -> RunConfig:
         row: dict[str, Any] = {}
         if given.get("load_ext_params") or path or short or legacy:
             row = config.hyperparameters(**names, path=path, short=bool(short), legacy=bool(legacy))
-        return RunConfig.from_dict({**row, **options})
+        return RunConfig.from_dict({**row, **options}).effective()
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

@@ -5,9 +5,7 @@ Source: Lienen and Hüllermeier, AAAI 2021, https://github.com/julilien/LabelRel
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,16 @@ import click
 import torch
 from rich.console import Console
 
-from .. import data, processes, search
+from .. import data, processes, search, tracking
 from ..checkpoint import CheckpointError
 from ..config import RunConfig
 from ..results import Result, ResultError
 from ..run import RunError, run
-from ..training import Batch, Epoch
+from ..tracking import TensorBoard, TrackingError
+from ..training import Epoch
+from .execution import Tracking, command_line, load, out_options, tracking_options, writable
 from .options import (
+    AT_LEAST_ONE,
     NOT_NEGATIVE,
     List,
     OneLineErrorsCommand,
@@ -37,21 +38,14 @@ from .terminal import RunProgress
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _EXECUTION = [
+    out_options(Path("runs", "study")),
+    switch("restart", "Train anew, even what has finished."),
+    tracking_options,
+    option("autolog_freq", type=AT_LEAST_ONE, default=1, show_default=True, help="Track every nth epoch."),
     option(
-        "data_dir",
-        type=click.Path(path_type=Path),
-        default=Path("data"),
-        show_default=True,
-        help="Where the data set's files are, or are put.",
+        "tensorboard", type=click.Path(path_type=Path), help="Write logs for TensorBoard to this folder, too."
     ),
-    option(
-        "out",
-        type=click.Path(path_type=Path),
-        default=Path("runs", "study"),
-        show_default=True,
-        help="Every run has a folder here: an interrupted run goes on, a finished one is not repeated.",
-    ),
-    switch("restart", "Train anew what is in the folder."),
+    switch("cluster_job", "Show nothing but the result, and write no logs for TensorBoard."),
     option(
         "device",
         default="auto",
@@ -64,7 +58,6 @@ _EXECUTION = [
         show_default="torch's",
         help="Of the CPU; results differ in rounding.",
     ),
-    switch("cluster_job", "Show nothing but the result and write no TensorBoard logs."),
 ]
 
 
@@ -75,21 +68,25 @@ def execution_options(command: Command) -> Command:
     return command
 
 
-@dataclass
+@dataclass(frozen=True)
 class Execution:
     """How and where to run; made before anything is trained, so that what is wrong with it is told first."""
 
-    out: Path
-    data_dir: Path
-    device: torch.device
-    silent: bool
-    restart: bool
     dataset: data.Dataset
+    out: Path
+    tracking: Tracking
+    tensorboard: Path | None
+    track_every: int
+    device: torch.device
+    restart: bool
+    silent: bool
     first: bool
+    """Whether this is the first of the processes that train together: the one that tells and keeps."""
+    command: str
 
     @classmethod
     def prepare(cls, dataset_name: str, options: dict[str, Any]) -> Execution:
-        """Join the other processes, load the data, see that results can be kept."""
+        """Check all that can be wrong, load the data, join the other processes."""
         if options["threads"]:
             torch.set_num_threads(options["threads"])
         device = _device(options["device"])
@@ -97,69 +94,68 @@ class Execution:
             device = processes.start(device)
         except processes.ProcessesError as error:
             raise click.ClickException(str(error)) from error
-        together, out = processes.Processes(), options["out"]
-        try:
-            dataset = together.first(lambda: data.load(dataset_name, options["data_dir"]))
-        except data.DataError as error:
-            raise click.UsageError(str(error)) from error
-
-        def probe() -> None:
-            out.mkdir(parents=True, exist_ok=True)
-            file = out / ".writable"
-            file.touch()
-            file.unlink(missing_ok=True)
-
-        try:
-            together.first(probe)
-        except OSError as error:
-            raise click.BadParameter(
-                f"{out} cannot be written to: {error.strerror}.", param_hint="'--out'"
-            ) from error
+        together = processes.Processes()
+        first = together.rank == 0
+        tensorboard = None if options["cluster_job"] else options["tensorboard"]
+        if tensorboard is not None:
+            try:
+                TensorBoard(tensorboard)
+            except TrackingError as error:
+                raise click.UsageError(str(error)) from error
         return cls(
-            out=out,
-            data_dir=options["data_dir"],
+            dataset=together.first(lambda: load(dataset_name, options["data_dir"])),
+            out=together.first(lambda: writable(options["out"])),
+            tracking=Tracking.prepare(options if first else {**options, "tracking_uri": "none"}),
+            tensorboard=tensorboard if first else None,
+            track_every=options["autolog_freq"],
             device=device,
-            silent=bool(options["cluster_job"]) or together.rank > 0,
             restart=bool(options["restart"]),
-            dataset=dataset,
-            first=together.rank == 0,
+            silent=bool(options["cluster_job"]) or not first,
+            first=first,
+            command=command_line(),
         )
 
-    def run(self, config: RunConfig) -> Result:
-        """Run, or go on with, or read the result of what has been run before."""
+    def run(self, config: RunConfig, parent: str = "") -> Result:
+        """Run, or go on with, or read the result of, what has been run before."""
         folder = self.out / config.key
         if self.restart and self.first:
             shutil.rmtree(folder, ignore_errors=True)
-        with RunProgress(
-            f"{config.title}, seed {config.seed}", config.epochs, silent=self.silent
-        ) as progress:
+        tracker = self.tracking.run(config, folder, self.command, parent)
+        board = None if self.tensorboard is None else TensorBoard(self.tensorboard / config.key)
+        title = f"{config.title}, seed {config.seed}"
 
-            def on_epoch(epoch: Epoch) -> None:
-                progress.epoch(epoch)
+        def on_epoch(epoch: Epoch) -> None:
+            progress.epoch(epoch)
+            if epoch.epoch % self.track_every == 0 or epoch.epoch == config.epochs - 1:
+                tracker.epoch(epoch)
+                if board is not None:
+                    board.epoch(epoch)
 
-            def on_batch(batch: Batch) -> None:
-                progress.batch(batch)
-
+        with RunProgress(title, config.epochs, silent=self.silent) as progress:
             try:
-                return run(
+                result = run(
                     config,
                     self.dataset,
                     folder=folder,
                     device=self.device,
-                    command=shlex.join(["lr-relax", *sys.argv[1:]]),
+                    command=self.command,
                     on_epoch=on_epoch,
-                    on_batch=on_batch,
+                    on_batch=progress.batch,
                 )
-            except (RunError, ResultError, CheckpointError) as error:
-                raise click.ClickException(f"{config.title}, seed {config.seed}: {error}") from error
-            except OSError as error:
-                raise click.ClickException(f"{folder}: {error.strerror}") from error
+            except (RunError, ResultError, CheckpointError, OSError) as error:
+                reason = f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
+                tracker.failed(reason)
+                raise click.ClickException(f"{title}: {reason}") from error
             except RuntimeError as error:
                 if not processes.is_loss_of_another(error):
                     raise
                 raise click.ClickException(
                     "another of the processes has ended; start again to go on from the last epoch"
                 ) from error
+        tracker.finished(result)
+        if board is not None:
+            board.close()
+        return result
 
 
 def _device(name: str) -> torch.device:
@@ -210,13 +206,20 @@ def study_ho(**options: Any) -> None:
         candidates = search.candidates(config, alphas)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--alphas'") from error
+    by_ece = bool(options["optimize_ece"])
     execution = Execution.prepare(config.dataset_name, options)
-    results = [execution.run(candidate) for candidate in candidates]
-    best = search.best(results, by_ece=bool(options["optimize_ece"]))
-    final = search.final(best.config)
-    result = execution.run(final)
+    parent = execution.tracking.parent(
+        execution.out / f"search-{config.key}",
+        "search",
+        {**config.to_dict(), "optimize_ece": by_ece, "alphas": ",".join(f"{alpha:g}" for alpha in alphas)},
+        execution.command,
+    )
+    results = [execution.run(candidate, parent.run_id) for candidate in candidates]
+    best = search.best(results, by_ece=by_ece).config
+    result = execution.run(search.final(best), parent.run_id)
+    parent.finished(params={"best_alpha": best.alpha}, metrics=tracking.final_metrics(result))
     if execution.first:
-        _print(result, execution.out / final.key)
+        _print(result, execution.out / result.config.key)
 
 
 def _print(result: Result, folder: Path) -> None:

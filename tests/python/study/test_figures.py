@@ -1,0 +1,184 @@
+"""The study's pictures show what the tracked runs say."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lr_relax.study import figures
+from tracked_runs import record, result
+
+SIGNATURES = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+
+
+def panels(figure: Any) -> list[list[Any]]:
+    """The axes of each part of a figure."""
+    figure.draw_without_rendering()
+    return [part.axes for part in figure.subfigs]
+
+
+def some_results(**fields: Any) -> list[Any]:
+    """Of two seeds: together the second bin has 4 predictions, a half of them right."""
+    return [
+        result([0, 1], [None, 0.8], [None, 1.0], seed=0, test_run=True, **fields),
+        result([0, 3], [None, 0.8], [None, 1 / 3], seed=1, test_run=True, **fields),
+    ]
+
+
+def test_each_loss_has_a_panel_of_its_seeds_pooled() -> None:
+    results = some_results(loss_name="cross_entropy") + some_results(alpha=0.1)
+    figure = figures.draw_reliability(reversed(results))
+    [[plain, relaxed]] = panels(figure)
+    assert [plain.get_title(), relaxed.get_title()] == ["cross-entropy", "label relaxation 0.1"]
+    for ax in (plain, relaxed):
+        assert ax.get_legend().get_title().get_text() == "ECE 0.3000"
+    [part] = figure.subfigs
+    assert part.get_suptitle() == "fashion_mnist, simple_dense, 10 epochs: test predictions of 2 seeds"
+
+
+def test_alphas_of_one_seed_have_panels_and_those_chosen_by_seeds_share_one() -> None:
+    of_both = some_results(alpha=0.1) + some_results(alpha=0.2)
+    [axes] = panels(figures.draw_reliability(of_both))
+    assert [ax.get_title() for ax in axes] == ["label relaxation 0.1", "label relaxation 0.2"]
+    [[ax]] = panels(figures.draw_reliability([of_both[0], of_both[3]]))
+    assert ax.get_title() == "label relaxation 0.1 to 0.2"
+
+
+def test_settings_and_data_are_never_pooled() -> None:
+    results = [
+        result([1, n], [0.4, 0.8], [0.5, 1.0], test_run=test, epochs=epochs)
+        for n, (test, epochs) in enumerate([(True, 10), (False, 10), (True, 50)], 1)
+    ]
+    figure = figures.draw_reliability(results)
+    assert [part.get_suptitle().replace("\n", " ") for part in figure.subfigs] == [
+        f"fashion_mnist, simple_dense, {which} predictions of 1 seed"
+        for which in ("10 epochs: validation", "10 epochs: test", "50 epochs: test")
+    ]
+    shares = [axes[0].child_axes[0].patches[-1].get_height() for axes in panels(figure)]
+    assert shares == pytest.approx([2 / 3, 1 / 2, 3 / 4])
+
+
+def test_many_panels_go_into_rows_without_overlap() -> None:
+    results = [each for alpha in (0.0, 0.1, 0.2, 0.3, 0.4) for each in some_results(alpha=alpha)]
+    [axes] = panels(figures.draw_reliability(results))
+    assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, 0, 0, 1]
+    boxes = [ax.get_tightbbox() for ax in axes]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+RECORDS = [
+    *(record(0.9, 0.1, loss_name="cross_entropy", seed=seed) for seed in (0, 1)),
+    *(record(0.8 + seed / 10, alpha, alpha=alpha, seed=seed) for alpha in (0.1, 0.2) for seed in (0, 1)),
+    record(0.7, 0.3, alpha=0.4),
+    record(0.7, 0.3, loss_name="focal", alpha=2.0),
+]
+
+
+def test_lines_are_means_over_seeds_and_bands_their_deviations() -> None:
+    figure = figures.draw_against_alpha(reversed(RECORDS))
+    [(accuracy, ece)] = panels(figure)
+    for ax, means, name in (
+        (accuracy, [0.85, 0.85, 0.7], "accuracy"),
+        (ece, [0.1, 0.2, 0.3], "expected calibration error"),
+    ):
+        level, line, point = ax.lines
+        assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_xscale()) == ("alpha", name, "log")
+        assert line.get_xdata() == pytest.approx([0.1, 0.2, 0.4])
+        assert line.get_ydata() == pytest.approx(means)
+        assert set(level.get_ydata()) == {0.9 if ax is accuracy else 0.1}
+        assert [*point.get_xdata(), *point.get_ydata()] == [2.0, 0.7 if ax is accuracy else 0.3]
+    band = accuracy.collections[0].get_paths()[0].vertices
+    deviation = np.std([0.8, 0.9], ddof=1)
+    for alpha, low, high in (
+        (0.1, 0.85 - deviation, 0.85 + deviation),
+        (0.2, 0.85 - deviation, 0.85 + deviation),
+        (0.4, 0.7, 0.7),  # one seed
+    ):
+        there = band[np.isclose(band[:, 0], alpha), 1]
+        assert (there.min(), there.max()) == (pytest.approx(low), pytest.approx(high))
+    [part] = figure.subfigs
+    assert part.get_suptitle() == "fashion_mnist, simple_dense, 10 epochs: validation data"
+    [legend] = part.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["cross-entropy", "label relaxation", "focal"]
+    assert len({line.get_color() for line in accuracy.lines}) == 3
+
+
+def test_the_level_line_of_cross_entropy_has_a_band_too() -> None:
+    runs = [record(0.8 + seed / 10, 0.1, loss_name="cross_entropy", seed=seed) for seed in (0, 1)]
+    [(accuracy, _)] = panels(figures.draw_against_alpha([*runs, record(0.7, 0.3, alpha=0.4)]))
+    [band] = accuracy.patches
+    assert (band.get_y(), band.get_height()) == pytest.approx((0.85 - np.sqrt(0.005), 2 * np.sqrt(0.005)))
+
+
+def test_a_lone_alpha_has_a_bar_for_its_deviation() -> None:
+    runs = [record(0.8 + seed / 10, 0.1, alpha=0.1, seed=seed) for seed in (0, 1)]
+    [(accuracy, _)] = panels(figures.draw_against_alpha(runs))
+    [bar] = accuracy.collections[0].get_segments()
+    assert bar == pytest.approx(
+        np.array([[0.1, 0.85 - np.sqrt(0.005)], [0.1, 0.85 + np.sqrt(0.005)]]), rel=1e-9
+    )
+
+
+def test_validation_and_test_data_stand_below_each_other_in_the_same_colours() -> None:
+    tested = [record(0.7, 0.3, loss_name="focal", alpha=alpha, test_run=True) for alpha in (0.0, 1.0)]
+    figure = figures.draw_against_alpha([*tested, *RECORDS])
+    above, below = panels(figure)
+    assert [part.get_suptitle().split(": ")[1] for part in figure.subfigs] == ["validation data", "test data"]
+    assert below[0].lines[0].get_color() == above[0].lines[2].get_color()
+    assert below[0].get_xscale() == "symlog"
+    ticks = [text.get_text() for text in below[0].get_xticklabels()]
+    assert ticks == ["0", "1"]
+
+
+@pytest.mark.parametrize("ending", [".png", ".pdf", ".svg", ".PNG"])
+def test_the_ending_tells_the_format(tmp_path: Path, ending: str) -> None:
+    figures.reliability(some_results(), tmp_path / f"a{ending}")
+    figures.against_alpha(RECORDS, tmp_path / f"b{ending}")
+    for path in tmp_path.iterdir():
+        assert path.read_bytes().startswith(SIGNATURES[ending.lower()])
+    assert len([*tmp_path.iterdir()]) == 2, "nothing else is left there"
+
+
+@pytest.mark.parametrize("path", ["picture", "picture.jpeg", "png"])
+def test_other_endings_are_refused(tmp_path: Path, path: str) -> None:
+    for draw in (figures.reliability, figures.against_alpha):
+        with pytest.raises(
+            ValueError, match=r"^Expected argument `path` to end in \.png, \.pdf, \.svg, but got"
+        ):
+            draw([], tmp_path / path)
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    def disk_full(figure: Figure, path: Path, **_: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", disk_full)
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space"):
+        figures.against_alpha(RECORDS, path)
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("picture.png", b"old")]
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^There are no results to draw reliability diagrams of\.$"):
+        figures.reliability([], tmp_path / "a.png")
+    without = [record(0.9, 0.1, loss_name="cross_entropy"), record(0.9, float("nan"), alpha=0.1)]
+    for records in ([], without):
+        with pytest.raises(
+            ValueError, match=r"^There are no finished runs of a loss with an alpha to draw\.$"
+        ):
+            figures.against_alpha(records, tmp_path / "a.png")
+
+
+def test_matplotlib_is_imported_only_to_draw() -> None:
+    code = "import sys, lr_relax.study.figures; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

@@ -1,0 +1,195 @@
+"""What tables of tracked runs look like in each format."""
+
+import csv
+import io
+import re
+from itertools import product
+from typing import Any
+
+import pytest
+from lr_relax.study.tables import FORMATS, render
+from tracked_runs import record
+
+# Relaxation's seeds choose differently, and one lacks its test run; focal has no validation runs. The numbers
+# of the test runs are exact in binary.
+RUNS = [
+    *(record(0.921875, 0.03125, loss_name="cross_entropy", seed=seed, test_run=True) for seed in (0, 1, 2)),
+    *(record(0.9, 0.02 + alpha / 10, alpha=alpha, seed=seed) for alpha, seed in product((0.1, 0.2), (0, 1))),
+    record(0.9, 0.04, alpha=0.2, seed=2),
+    record(0.90625, 0.015625, alpha=0.1, seed=0, test_run=True),
+    record(0.9375, 0.03125, alpha=0.2, seed=2, test_run=True),
+    *(
+        record(accuracy, 0.25, loss_name="focal", alpha=2, seed=seed, test_run=True)
+        for accuracy, seed in ((0.875, 0), (0.90625, 1))
+    ),
+]
+CODE = {
+    "dataset_name": "fashion_mnist",
+    "model_name": "simple_dense",
+    "loss_name": "cross_entropy",
+    "alpha": 0.0,
+    "chosen_for": None,
+    "temp_scaling": False,
+    "epochs": 50,
+    "seeds": 3,
+    "accuracy": 0.91,
+    "accuracy_std": None,
+    "ece": 0.1291,
+    "ece_std": 0.01,
+    "source": "100 % of the paper's_code",
+}
+
+MARKDOWN = """\
+### fashion_mnist, simple_dense, 10 epochs: alpha optimised for accuracy
+
+| loss             |            alpha | seeds |            accuracy |                 ECE | accuracy [1] |         ECE [1] |
+|:-----------------|-----------------:|------:|--------------------:|--------------------:|-------------:|----------------:|
+| cross-entropy    |                — |     3 | **0.9219 ± 0.0000** |     0.0312 ± 0.0000 |        0.910 | 0.1291 ± 0.0100 |
+| label relaxation | 0.1 (1), 0.2 (1) |     2 | **0.9219 ± 0.0221** | **0.0234 ± 0.0110** |            — |               — |
+| focal            |               2† |     2 |     0.8906 ± 0.0221 |     0.2500 ± 0.0000 |            — |               — |
+
+- Test data; mean ± sample standard deviation over seeds.
+- In brackets after an alpha: the number of seeds for which it was chosen.
+- † Not chosen: this loss has no validation runs.
+- label relaxation: no test run of seed 1 (alpha 0.1).
+- focal 2: no test run of seed 2.
+- [1] 100 % of the paper's_code, 50 epochs, 3 seeds.
+"""  # noqa: E501
+
+LATEX = r"""\begin{table}
+  \centering
+  \caption{fashion\_mnist, simple\_dense, 10 epochs: alpha optimised for accuracy}
+  \begin{tabular}{lrrrrrr}
+    \toprule
+    loss & alpha & seeds & accuracy & ECE & accuracy {[}1] & ECE {[}1] \\
+    \midrule
+    cross-entropy & --- & 3 & \textbf{0.9219 $\pm$ 0.0000} & 0.0312 $\pm$ 0.0000 & 0.910 & 0.1291 $\pm$ 0.0100 \\
+    label relaxation & 0.1 (1), 0.2 (1) & 2 & \textbf{0.9219 $\pm$ 0.0221} & \textbf{0.0234 $\pm$ 0.0110} & --- & --- \\
+    focal & 2\dag{} & 2 & 0.8906 $\pm$ 0.0221 & 0.2500 $\pm$ 0.0000 & --- & --- \\
+    \bottomrule
+  \end{tabular}
+
+  \footnotesize
+  Test data; mean $\pm$ sample standard deviation over seeds.\par
+  In brackets after an alpha: the number of seeds for which it was chosen.\par
+  \dag{} Not chosen: this loss has no validation runs.\par
+  label relaxation: no test run of seed 1 (alpha 0.1).\par
+  focal 2: no test run of seed 2.\par
+  {[}1] 100 \% of the paper's\_code, 50 epochs, 3 seeds.\par
+\end{table}
+"""  # noqa: E501
+
+CSV = """\
+dataset_name,model_name,epochs,setting,optimised_for,loss,alpha_chosen,alphas,seeds,missing_seeds,n_seeds,\
+accuracy_mean,accuracy_std,ece_mean,ece_std,"100 % of the paper's_code, 50 epochs: accuracy",\
+"100 % of the paper's_code, 50 epochs: accuracy_std","100 % of the paper's_code, 50 epochs: ece",\
+"100 % of the paper's_code, 50 epochs: ece_std","100 % of the paper's_code, 50 epochs: seeds"
+fashion_mnist,simple_dense,10,,accuracy,cross-entropy,False,0.0 0.0 0.0,0 1 2,,3,\
+0.921875,0.0,0.03125,0.0,0.91,,0.1291,0.01,3
+fashion_mnist,simple_dense,10,,accuracy,label relaxation,True,0.1 0.2,0 2,1,2,\
+0.921875,0.02209708691207961,0.0234375,0.011048543456039806,,,,,
+fashion_mnist,simple_dense,10,,accuracy,focal,False,2.0 2.0,0 1,2,2,\
+0.890625,0.02209708691207961,0.25,0.0,,,,,
+"""
+
+
+def written(format: str, runs: list[Any] = RUNS, *published: Any) -> str:
+    return render(runs, {"rows": list(published)}, format)
+
+
+def test_markdown() -> None:
+    first, second = re.split(r"\n(?=###)", written("markdown", RUNS, CODE))
+    assert first == MARKDOWN
+    assert second.startswith("### fashion_mnist, simple_dense, 10 epochs: alpha optimised for ECE\n")
+
+
+def test_latex() -> None:
+    first, second = re.split(r"\n(?=\\begin{table})", written("latex", RUNS, CODE))
+    assert first == LATEX
+    assert r"\caption{fashion\_mnist, simple\_dense, 10 epochs: alpha optimised for ECE}" in second
+
+
+def test_csv() -> None:
+    text = written("csv", RUNS, CODE)
+    assert text.startswith(CSV)
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert [line["optimised_for"] for line in lines] == ["accuracy"] * 3 + ["ece"] * 3
+
+
+def test_settings_stand_below_each_other_and_in_one_csv_with_what_differs() -> None:
+    runs = [record(0.9, 0.1, test_run=True, batch_size=size) for size in (32, 64)]
+    headings = [line for line in written("markdown", runs).splitlines() if line.startswith("#")]
+    assert headings == [f"### fashion_mnist, simple_dense, 10 epochs, batch_size {n}" for n in (32, 64)]
+    lines = list(csv.DictReader(io.StringIO(written("csv", runs))))
+    assert [(line["setting"], line["optimised_for"]) for line in lines] == [
+        ("batch_size=32", ""),
+        ("batch_size=64", ""),
+    ]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_one_seed_and_missing_runs_give_no_nan(format: str) -> None:
+    runs = [
+        record(0.9, 0.1, alpha=0.1, test_run=True),
+        record(0.8, 0.2, loss_name="focal", alpha=1.0, seed=1),
+    ]
+    text = written(format, runs)
+    assert "nan" not in text.lower()
+    assert "standard deviation" not in text
+    assert "None" not in text
+    if format == "markdown":
+        assert "| label relaxation |  0.1† |     1 |   0.9000 | 0.1000 |\n" in text
+        assert "| focal            |     1 |     0 |        — |      — |\n" in text
+        assert "- focal: no test run of seeds 0 (no validation run), 1 (alpha 1).\n" in text
+
+
+def test_all_that_show_the_best_number_are_bold_and_a_lonely_one_is_not() -> None:
+    runs = [
+        record(accuracy, ece, loss_name="focal", alpha=alpha, test_run=True)
+        for alpha, accuracy, ece in [
+            (0.0, 0.90001, 0.1),
+            (1.0, 0.90004, 0.2),
+            (2.0, 0.9, 0.1),
+            (3.0, 0.8, 0.3),
+        ]
+    ]
+    bold = re.findall(r"\*\*(.*?)\*\*", written("markdown", runs))
+    assert bold == ["0.9000", "0.1000", "0.9000", "0.9000", "0.1000"]
+    assert "**" not in written("markdown", runs[:1])
+
+
+def test_published_numbers_have_their_digits() -> None:
+    published = [CODE | {"accuracy": 0.985, "accuracy_std": 0.001, "ece": 0.12345, "ece_std": None}]
+    line = written("markdown", RUNS, *published).splitlines()[4]
+    assert [cell.strip() for cell in line.split("|")[6:8]] == ["0.985 ± 0.001", "0.1235"]
+
+
+@pytest.mark.parametrize(
+    ("format", "shown"),
+    [
+        ("markdown", r"[1] a\|b \*c\* \`d\` \<e> \\f [g] #h & i_j, 50 epochs"),
+        (
+            "latex",
+            r"{[}1] a|b *c* `d` \textless{}e\textgreater{} \textbackslash{}f {[}g] \#h \& i\_j, 50 epochs",
+        ),
+    ],
+)
+def test_signs_that_mean_something_are_escaped(format: str, shown: str) -> None:
+    assert shown in written(format, RUNS, CODE | {"source": r"a|b *c* `d` <e> \f [g] #h & i_j"})
+
+
+def test_runs_that_were_left_out_are_told() -> None:
+    bad = record(0.9, float("inf"), alpha=0.3, test_run=True)
+    assert f"- Left out for want of accuracy or ECE: {bad.key}.\n" in written("markdown", [*RUNS, bad])
+    for format in FORMATS:
+        assert written(format, [bad])
+
+
+def test_unknown_formats_and_no_runs() -> None:
+    with pytest.raises(
+        ValueError, match=r"^Expected argument `format` to be one of markdown, latex, csv, but"
+    ):
+        render(RUNS, format="html")
+    for format in FORMATS:
+        with pytest.raises(ValueError, match=r"^There are no finished runs to make a table of\.$"):
+            render([], format=format)

@@ -1,0 +1,672 @@
+"""What MLflow and TensorBoard hold of runs that end, fail, are killed and resumed. The stores are real."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+from urllib.request import urlopen
+
+import lr_relax
+import pytest
+from lr_relax.study import mlflow_store, tracked, tracking
+from lr_relax.study.config import RunConfig
+from lr_relax.study.results import Metrics, Result, save
+from lr_relax.study.tracking import TensorBoard, Tracker, TrackingError, check
+from lr_relax.study.training import Epoch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+EXPERIMENT = "a study"
+CONFIG = RunConfig(model_name="simple_dense", dataset_name="digits", alpha=0.1, steps=(2, 3), epochs=5)
+TEST = dataclasses.replace(CONFIG, test_run=True)
+CURVES = ("loss", "accuracy", "lr", "val_loss", "val_accuracy", "val_ece")
+
+
+class Server:
+    """``mlflow server``, which can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        store, artifacts = f"sqlite:///{self.folder}/mlflow.db", str(self.folder / "artifacts")
+        options = ["--backend-store-uri", store, "--artifacts-destination", artifacts, "--workers", "1"]
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                *options,
+            ],
+            env=os.environ
+            | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # its workers are killed with it
+        )
+        until = time.monotonic() + 60
+        while True:
+            assert self.process.poll() is None, "mlflow server ended"
+            assert time.monotonic() < until, "mlflow server does not answer"
+            with suppress(OSError), urlopen(f"{self.uri}/health", timeout=5):
+                return
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store; to copy it is faster than to make one for each test."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    check(f"sqlite:///{path}", "another study")
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(database, folder)
+    running = Server(folder)
+    running.start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path, database: Path) -> str:
+    (tmp_path / "a store").mkdir()
+    shutil.copy(database, tmp_path / "a store")
+    return f"sqlite:///{tmp_path}/a store/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def nothing_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_failed", {})
+
+
+@pytest.fixture
+def experiment(request: pytest.FixtureRequest) -> str:
+    """A name of its own for each test, as all share the server."""
+    return f"{EXPERIMENT}: {request.node.name}"
+
+
+def epoch(step: int, *, test_run: bool = False) -> Epoch:
+    validation = (None, None, None) if test_run else (0.6 + step, 0.5 + step / 100, 0.25)
+    return Epoch(step, 0.5 + step, 0.4 + step / 100, 0.1, *validation, seconds=2.0)
+
+
+def result_of(config: RunConfig = CONFIG, **changes: object) -> Result:
+    result = Result(
+        config=config,
+        n_train=600,
+        n_eval=200,
+        accuracy=0.875,
+        ece=0.0625,
+        nll=0.5,
+        brier=0.25,
+        temperature=None,
+        unscaled=None,
+        bin_counts=[0, 200],
+        bin_confidence=[None, 0.9375],
+        bin_accuracy=[None, 0.875],
+        history=[epoch(step, test_run=config.test_run) for step in range(config.epochs)],
+        seconds=12.5,
+        environment={"commit": "c0ffee", "torch": "2.13.0"},
+        command="lr-relax study",
+    )
+    return dataclasses.replace(result, **changes)  # type: ignore[arg-type]
+
+
+def finish(tracker: Tracker, folder: Path, result: Result) -> None:
+    """As a run does: its files are there before it is told."""
+    folder.mkdir(exist_ok=True)
+    save(result, folder)
+    (folder / "reliability.png").write_bytes(b"\x89PNG and so on")
+    tracker.finished(result)
+
+
+def the_run(uri: str, experiment: str = EXPERIMENT) -> Run:
+    [run] = all_runs(uri, experiment)
+    return run
+
+
+def all_runs(uri: str, experiment: str = EXPERIMENT) -> list[Run]:
+    mlflow = MlflowClient(uri)
+    found = mlflow.get_experiment_by_name(experiment)
+    assert found is not None
+    return list(mlflow.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"]))
+
+
+def steps(uri: str, run_id: str, name: str = "loss") -> list[int]:
+    return sorted(metric.step for metric in MlflowClient(uri).get_metric_history(run_id, name))
+
+
+@pytest.mark.parametrize("store", ["sqlite", "server"])
+def test_mlflow_has_all_of_a_finished_run(
+    store: str, experiment: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    uri = request.getfixturevalue(store)
+    uri = uri if isinstance(uri, str) else uri.uri
+    folder, result = (
+        tmp_path / "run",
+        result_of(temperature=1.5, unscaled=Metrics(accuracy=0.875, ece=0.125, nll=0.75, brier=0.5)),
+    )
+    tracker = Tracker.of_run(CONFIG, uri, experiment, folder=folder, command="lr-relax study")
+    assert the_run(uri, experiment).info.status == "RUNNING"
+    for each in result.history:
+        tracker.epoch(each)
+    finish(tracker, folder, result)
+
+    run, mlflow = the_run(uri, experiment), MlflowClient(uri)
+    assert run.info.run_id == tracker.run_id == json.loads((folder / "tracking.json").read_text())["run_id"]
+    assert (run.info.status, run.info.run_name) == ("FINISHED", CONFIG.key)
+    assert run.data.params == {name: str(value) for name, value in CONFIG.to_dict().items()} | {"T": "1.5"}
+    for name in CURVES:
+        history = mlflow.get_metric_history(tracker.run_id, name)
+        expected = [(each.epoch, getattr(each, name)) for each in result.history]
+        assert [(metric.step, metric.value) for metric in history] == expected
+    final = {
+        "validation_accuracy": 0.875,
+        "ece": 0.0625,
+        "nll": 0.5,
+        "brier": 0.25,
+        "seconds": 12.5,
+        "unscaled_ece": 0.125,
+        "unscaled_nll": 0.75,
+    }
+    assert {name: run.data.metrics[name] for name in run.data.metrics.keys() - {*CURVES}} == final
+    tags = run.data.tags
+    assert (tags["lr_relax.key"], tags["lr_relax.kind"]) == (CONFIG.key, "run")
+    assert (tags["lr_relax.command"], tags["mlflow.source.git.commit"]) == ("lr-relax study", "c0ffee")
+    assert tags["lr_relax.version"] == lr_relax.__version__
+    assert "mlflow.parentRunId" not in tags
+    for name in ("result.json", "reliability.png"):
+        path = mlflow.download_artifacts(tracker.run_id, name, str(tmp_path))
+        assert Path(path).read_bytes() == (folder / name).read_bytes()
+
+    [record] = tracked.records(uri, experiment)
+    assert (record.run_id, record.key, record.config) == (tracker.run_id, CONFIG.key, CONFIG)
+    assert (record.metrics, record.tags) == (run.data.metrics, tags)
+    assert tracked.result(uri, record) == result
+
+
+def test_artifacts_are_beside_the_database(
+    sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finish(
+        Tracker.of_run(CONFIG, "sqlite:///a store/mlflow.db", EXPERIMENT, folder=tmp_path),
+        tmp_path,
+        result_of(),
+    )
+    [artifact] = (tmp_path / "a store" / "mlruns").rglob("result.json")
+    assert artifact.read_bytes() == (tmp_path / "result.json").read_bytes()
+    assert the_run(sqlite).info.status == "FINISHED"
+
+
+def test_a_test_run_has_no_validation_metrics(sqlite: str, tmp_path: Path) -> None:
+    tracker = Tracker.of_run(TEST, sqlite, EXPERIMENT, folder=tmp_path)
+    tracker.epoch(epoch(0, test_run=True))
+    finish(tracker, tmp_path, result_of(TEST, environment={"commit": ""}))
+    run = the_run(sqlite)
+    assert {*run.data.metrics} == {
+        "loss",
+        "accuracy",
+        "lr",
+        "test_accuracy",
+        "ece",
+        "nll",
+        "brier",
+        "seconds",
+    }
+    assert "T" not in run.data.params
+    assert "mlflow.source.git.commit" not in run.data.tags
+
+
+def test_runs_point_to_their_search_which_ends_with_the_choice(sqlite: str, tmp_path: Path) -> None:
+    def search() -> Tracker:
+        return Tracker(
+            sqlite,
+            EXPERIMENT,
+            folder=tmp_path / "search",
+            params={"alphas": [0.1, 0.2]},
+            name="a search",
+            kind="search",
+        )
+
+    parent = search()
+    child = Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path / "run", parent=parent.run_id)
+    finish(child, tmp_path / "run", result_of())
+    for tracker in (parent, search()):  # the search is started once more
+        assert MlflowClient(sqlite).get_run(parent.run_id).info.status == "RUNNING"
+        tracker.finished(params={"alpha": 0.1}, metrics=tracking.final_metrics(result_of(TEST)))
+        run = MlflowClient(sqlite).get_run(parent.run_id)
+        assert (run.info.status, run.info.run_name) == ("FINISHED", "a search")
+        assert run.data.params == {"alphas": "[0.1, 0.2]", "alpha": "0.1"}
+        assert run.data.metrics["test_accuracy"] == 0.875
+        assert run.data.tags["lr_relax.kind"] == "search"
+        assert steps(sqlite, parent.run_id, "ece") == [0]
+        if tracker is parent:
+            search()
+    children = [run for run in all_runs(sqlite) if run.data.tags.get("mlflow.parentRunId") == parent.run_id]
+    assert [run.info.run_id for run in children] == [child.run_id]
+    assert [record.run_id for record in tracked.records(sqlite, EXPERIMENT)] == [child.run_id]
+
+
+@pytest.mark.parametrize("lost", ["nothing", "run_id", "the last call"])
+def test_a_resumed_run_goes_on_in_the_same_run_of_mlflow(lost: str, sqlite: str, tmp_path: Path) -> None:
+    first = Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path)
+    for step in range(3):
+        first.epoch(epoch(step))
+    if lost == "run_id":  # it was killed before MLflow's answer was kept
+        state = json.loads((tmp_path / "tracking.json").read_text())
+        del state["run_id"]
+        (tmp_path / "tracking.json").write_text(json.dumps(state))
+    again = Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path)
+    for step in range(5):
+        again.epoch(dataclasses.replace(epoch(step), seconds=3.0))
+    finish(again, tmp_path, result_of())
+    if lost == "the last call":  # it was killed after all was sent, before the run's end was
+        MlflowClient(sqlite).update_run(again.run_id, "RUNNING")
+    for _ in range(2):
+        late = Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path)
+        late.epoch(epoch(0))
+        late.finished(result_of())
+    run = the_run(sqlite)
+    assert run.info.run_id == first.run_id == again.run_id == late.run_id
+    assert run.info.status == "FINISHED"
+    for name in CURVES:
+        assert steps(sqlite, first.run_id, name) == [0, 1, 2, 3, 4]
+    for name in ("validation_accuracy", "ece", "seconds"):
+        assert steps(sqlite, first.run_id, name) == [0]
+
+
+def test_a_run_of_many_epochs_may_be_told_at_its_end(sqlite: str, tmp_path: Path) -> None:
+    result = result_of(history=[epoch(step) for step in range(250)])
+    tracker = Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path, started=time.time() - 500)
+    finish(tracker, tmp_path, result)
+    history = MlflowClient(sqlite).get_metric_history(tracker.run_id, "val_ece")
+    assert [metric.step for metric in history] == [*range(250)]
+    assert {b.timestamp - a.timestamp for a, b in pairwise(history)} <= {
+        1999,
+        2000,
+        2001,
+    }
+    info = the_run(sqlite).info
+    assert info.end_time - info.start_time >= 500_000
+
+
+def test_another_store_or_experiment_gets_everything(sqlite: str, database: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    finish(Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=folder), folder, result_of())
+    shutil.copy(database, tmp_path / "other.db")
+    for uri, name in ((sqlite, "next study"), (f"sqlite:///{tmp_path}/other.db", EXPERIMENT)):
+        finish(Tracker.of_run(CONFIG, uri, name, folder=folder), folder, result_of())
+        run = the_run(uri, name)
+        assert run.info.status == "FINISHED"
+        assert steps(uri, run.info.run_id) == [0, 1, 2, 3, 4]
+    assert len(all_runs(sqlite)) == 1
+
+
+@pytest.mark.parametrize("when", ["finished", "running"])
+def test_a_deleted_run_is_sent_anew(
+    when: str, sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path)
+    tracker.epoch(epoch(0))
+    deleted = tracker.run_id
+    if when == "finished":
+        finish(tracker, tmp_path, result_of())
+    MlflowClient(sqlite).delete_run(deleted)
+    if when == "finished":
+        tracker = Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path)
+    else:
+        tracker.epoch(epoch(1))
+        assert len(caplog.records) == 1
+    finish(tracker, tmp_path, result_of())
+    assert the_run(sqlite).info.run_id == tracker.run_id != deleted
+    assert steps(sqlite, tracker.run_id) == [0, 1, 2, 3, 4]
+
+
+def test_a_failed_run_tells_why_and_may_be_resumed(sqlite: str, tmp_path: Path) -> None:
+    failing = Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path)
+    failing.epoch(epoch(0))
+    failing.failed("the loss is nan in epoch 2")
+    run = the_run(sqlite)
+    assert (run.info.status, run.data.tags["lr_relax.reason"]) == ("FAILED", "the loss is nan in epoch 2")
+    assert tracked.records(sqlite, EXPERIMENT) == []
+    resumed = Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path)
+    run = the_run(sqlite)
+    assert run.info.status == "RUNNING"
+    assert "lr_relax.reason" not in run.data.tags
+    finish(resumed, tmp_path, result_of())
+    assert the_run(sqlite).info.status == "FINISHED"
+    assert steps(sqlite, resumed.run_id) == [0, 1, 2, 3, 4]
+
+
+def test_a_server_that_is_killed_costs_one_warning_and_no_epoch(
+    server: Server,
+    experiment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the second is at once
+    back, stays, late = tmp_path / "back", tmp_path / "stays", tmp_path / "late"
+    trackers = [Tracker.of_run(CONFIG, server.uri, experiment, folder=folder) for folder in (back, stays)]
+    for tracker in trackers:
+        tracker.epoch(epoch(0))
+    server.kill()
+    try:
+        start = time.monotonic()
+        for step in (1, 2):
+            for tracker in trackers:
+                tracker.epoch(epoch(step))
+        trackers.append(
+            Tracker.of_run(TEST, server.uri, experiment, folder=late)
+        )  # it has never seen the server
+        trackers[2].epoch(epoch(0))
+        finish(trackers[1], stays, result_of())
+        trackers[2].failed("it may")
+        assert time.monotonic() - start < 5
+        [warning] = caplog.messages
+        assert warning.endswith(f"MLflow at {server.uri}: no server answers ([Errno 111] Connection refused)")
+    finally:
+        server.start()
+    assert [steps(server.uri, tracker.run_id) for tracker in trackers[:2]] == [[0], [0]]
+    trackers[0].epoch(epoch(3))  # too soon to try again
+    assert steps(server.uri, trackers[0].run_id) == [0]
+    tracking._failed[server.uri] -= tracking.RETRY_AFTER  # the time has passed
+    trackers[0].epoch(epoch(4))
+    assert steps(server.uri, trackers[0].run_id) == [0, 1, 2, 3, 4]
+    finish(trackers[0], back, result_of())
+    finish(Tracker.of_run(CONFIG, server.uri, experiment, folder=stays), stays, result_of())  # the next start
+    finish(trackers[2], late, result_of(TEST))
+    runs = all_runs(server.uri, experiment)
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    assert [steps(server.uri, run.info.run_id) for run in runs] == [[0, 1, 2, 3, 4]] * 3
+    assert len(caplog.records) == 1
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from lr_relax.study import results, tracking
+uri, experiment, folder, kill = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4:]
+result = results.load(folder)
+print("ready", flush=True)
+input()
+tracking.check(uri, experiment)
+tracker = tracking.Tracker.of_run(result.config, uri, experiment, folder=folder)
+for epoch in result.history[:2]:
+    tracker.epoch(epoch)
+if kill:
+    os.kill(os.getpid(), signal.SIGKILL)
+tracker.finished(result)
+"""
+
+
+def start(uri: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    folder.mkdir()
+    save(result_of(), folder)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, uri, EXPERIMENT, str(folder), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_create_a_store_at_once_and_silently_and_one_is_killed(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    processes = [start(uri, tmp_path / "ends"), start(uri, tmp_path / "killed", "kill")]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate(timeout=300) for process in processes] == [("", ""), ("", "")]
+    assert [process.returncode for process in processes] == [0, -signal.SIGKILL]
+    assert sorted(run.info.status for run in all_runs(uri)) == ["FINISHED", "RUNNING"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mlflow.db", "mlruns"]
+    resumed = Tracker.of_run(CONFIG, uri, EXPERIMENT, folder=tmp_path / "killed")
+    for step in range(5):
+        resumed.epoch(epoch(step))
+    finish(resumed, tmp_path / "killed", result_of())
+    runs = all_runs(uri)
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    assert [steps(uri, run.info.run_id) for run in runs] == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_check_creates_a_store_where_hard_links_are_not_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*paths: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    check(f"sqlite:///{tmp_path}/mlflow.db", EXPERIMENT)
+    assert all_runs(f"sqlite:///{tmp_path}/mlflow.db") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:9", "http://127.0.0.1:9: no server answers ([Errno 111] Connection refused)"),
+        ("http://someone:secret@127.0.0.1:9", "http://127.0.0.1:9: no server answers"),
+        ("{silent}", "no server answers (Read timed out. (read timeout=1))"),
+        ("https://no-such-host.invalid", "no server answers (Failed to resolve 'no-such-host.invalid'"),
+        ("http://", "MLflow at http://: "),
+        ("foo://somewhere", "there are no stores of the kind 'foo'"),
+        ("", "there are no stores of the kind ''"),
+        ("mlruns", "maintenance mode"),
+        ("file:///tmp/mlruns", "Please migrate to a database backend (e.g., 'sqlite:///mlflow.db')"),
+        ("sqlite://", "Expected the URI to name a file, as in sqlite:///mlflow.db, but got 'sqlite://'."),
+        ("sqlite:///:memory:", "Expected the URI to name a file"),
+        ("sqlite:///{tmp}/text", "/text: file is not a database"),
+        ("sqlite:///{tmp}/folder", "/folder: unable to open database file"),
+        ("sqlite:///{tmp}/text/mlflow.db", "/text/mlflow.db: no file can be created there: File exists"),
+        (
+            "sqlite:////proc/mlflow.db",
+            "/proc/mlflow.db: no file can be created there: No such file or directory",
+        ),
+        ("sqlite:///{tmp}/old.db", "Detected out-of-date database schema (found version 0,"),
+        ("sqlite:///{tmp}/locked.db", "database is locked"),
+        ("postgresql://someone:secret@127.0.0.1:9/mlflow", "postgresql://127.0.0.1:9/mlflow: "),
+        ("mysql+nothing://127.0.0.1:9/mlflow", "Can't load plugin: sqlalchemy.dialects:mysql.nothing"),
+    ],
+)
+def test_check_says_in_one_line_and_soon_why_a_store_does_not_do(
+    uri: str, message: str, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mlflow_store, "AT_ONCE", mlflow_store.AT_ONCE | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1"})
+    (tmp_path / "text").write_text("this is text\n" * 100)
+    (tmp_path / "folder").mkdir()
+    for name in ("old.db", "locked.db"):
+        shutil.copy(database, tmp_path / name)
+    with closing(sqlite3.connect(tmp_path / "old.db")) as old:
+        old.execute("UPDATE alembic_version SET version_num = '0'")
+        old.commit()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        closing(sqlite3.connect(tmp_path / "locked.db")) as locked,
+    ):
+        locked.execute("BEGIN EXCLUSIVE")
+        start = time.monotonic()
+        with pytest.raises(TrackingError) as caught:
+            check(
+                uri.format(tmp=tmp_path, silent=f"http://127.0.0.1:{silent.getsockname()[1]}"),
+                EXPERIMENT,
+            )
+    assert time.monotonic() - start < 7
+    text = str(caught.value)
+    assert message in text
+    assert "\n" not in text
+    assert len(text) < 500
+    assert "secret" not in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "locked.db", "old.db", "text"]
+
+
+def test_check_refuses_a_server_that_is_not_mlflows() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        thread = Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(TrackingError, match=r"failed with error code 501 != 200") as caught:
+                check(f"http://127.0.0.1:{other.server_port}", EXPERIMENT)
+        finally:
+            other.shutdown()
+            thread.join()
+    assert "\n" not in str(caught.value)
+
+
+def test_check_refuses_a_deleted_experiment(sqlite: str) -> None:
+    check(sqlite, EXPERIMENT)
+    mlflow = MlflowClient(sqlite)
+    found = mlflow.get_experiment_by_name(EXPERIMENT)
+    assert found is not None
+    mlflow.delete_experiment(found.experiment_id)
+    with pytest.raises(TrackingError, match="the experiment a study is deleted: choose another name, or"):
+        check(sqlite, EXPERIMENT)
+
+
+def test_check_names_the_extra_where_mlflow_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(TrackingError, match=r'mlflow is missing: pip install "lr-relax\[study\]"$'):
+        check("http://127.0.0.1:9")
+
+
+def test_the_default_store_is_mlflows_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.default_uri() == "sqlite:///mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking.default_uri() == "http://127.0.0.1:5000"
+
+
+def test_the_environment_is_left_as_it_was(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    before = dict(os.environ)
+    with mlflow_store.calls(sqlite):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"uri": ', '{"uri": "{uri}", "experiment": "a study"}'])
+def test_a_broken_file_begins_a_new_run(text: str, sqlite: str, tmp_path: Path) -> None:
+    (tmp_path / "tracking.json").write_text(text.replace("{uri}", sqlite))
+    tracker = Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path)
+    assert the_run(sqlite).info.run_id == tracker.run_id
+
+
+def test_a_folder_that_cannot_be_written_to_costs_a_warning(
+    sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path / "file").epoch(epoch(0))
+    [warning] = caplog.messages
+    assert warning.startswith(
+        "tracking is interrupted; the run goes on, the rest is sent later: MLflow at sqlite"
+    )
+    assert warning.endswith(f"Not a directory: {tmp_path}/file/tracking.json")
+    assert all_runs(sqlite) == []
+
+
+def test_records_are_the_newest_of_each_key_over_all_pages(
+    sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracked, "PAGE", 2)
+    configs = [dataclasses.replace(CONFIG, seed=seed) for seed in (0, 1, 2, 1, 3)]
+    trackers = []
+    for i, config in enumerate(configs):
+        folder = tmp_path / str(i)
+        trackers.append(Tracker.of_run(config, sqlite, EXPERIMENT, folder=folder, started=1000.0 + i))
+        finish(trackers[-1], folder, result_of(config))
+    found = tracked.records(sqlite, EXPERIMENT)
+    assert [record.run_id for record in found] == [trackers[i].run_id for i in (4, 3, 2, 0)]
+    assert [record.config.seed for record in found] == [3, 1, 2, 0]
+    monkeypatch.setattr(tracked, "PAGE", 1000)
+    assert tracked.records(sqlite, EXPERIMENT) == found
+
+
+def test_reading_creates_nothing_and_says_what_is_missing(sqlite: str, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="there is no experiment of no one"):
+        tracked.records(sqlite, "of no one")
+    with pytest.raises(TrackingError, match=r"none\.db: there is no such file"):
+        tracked.records(f"sqlite:///{tmp_path}/none.db", EXPERIMENT)
+    assert [path.name for path in tmp_path.iterdir()] == ["a store"]
+    Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path).finished(result_of())  # it has no result.json
+    [record] = tracked.records(sqlite, EXPERIMENT)
+    with pytest.raises(TrackingError, match=r"result\.json"):
+        tracked.result(sqlite, record)
+    MlflowClient(sqlite).log_text(record.run_id, "{}", "result.json")
+    with pytest.raises(TrackingError, match=r"has no result\.json of this version"):
+        tracked.result(sqlite, record)
+    Tracker(sqlite, EXPERIMENT, folder=tmp_path / "x", params={"model_name": "other"}, name="x").finished()
+    with pytest.raises(TrackingError, match=r"is none of this version's: Expected `model_name` to be one of"):
+        tracked.records(sqlite, EXPERIMENT)
+
+
+def test_tensorboard_shows_each_epoch_once_also_of_a_resumed_run(tmp_path: Path) -> None:
+    for n_epochs in (3, 5):
+        board = TensorBoard(tmp_path / "board")
+        for step in range(n_epochs):
+            board.epoch(epoch(step))
+        if n_epochs == 5:  # the first is killed
+            board.close()
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert sorted(events.Tags()["scalars"]) == sorted(CURVES)
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert shown == [(step, 0.5 + step) for step in range(5)]
+
+
+def test_tensorboard_leaves_out_what_is_not_known_and_writes_nothing_without_epochs(tmp_path: Path) -> None:
+    TensorBoard(tmp_path / "none").close()
+    assert not (tmp_path / "none").exists()
+    board = TensorBoard(tmp_path / "board")
+    board.epoch(epoch(0, test_run=True))
+    board.close()
+    assert sorted(EventAccumulator(str(tmp_path / "board")).Reload().Tags()["scalars"]) == [
+        "accuracy",
+        "loss",
+        "lr",
+    ]
+
+
+def test_tensorboard_names_the_extra_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(TrackingError, match=r'need tensorboard: pip install "lr-relax\[tensorboard\]"$'):
+        TensorBoard(tmp_path)
