@@ -150,7 +150,7 @@ def slurm(
 ) -> Outcomes:
     """Run jobs as an array of SLURM jobs, at most ``workers`` at a time; ``folder`` gets scripts and logs.
 
-    The other parameters are those of submitit's ``AutoExecutor``: ``timeout_min`` (of a run, a day unless told),
+    The other parameters are those of submitit's ``AutoExecutor``: ``timeout_min`` (a day unless told),
     ``mem_gb``, ``slurm_partition``, ``slurm_account`` and so on. A run that is preempted is queued again and
     resumes; one that runs out of time fails, and resumes when tried again. That a job died without a word
     is learnt from ``sacct``, which is asked every few minutes. With ``cluster="local"`` submitit runs jobs

@@ -36,6 +36,7 @@ SETTINGS = {
 AT_ONCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
+PATIENCE = 5.0  # seconds, while another process writes to the database
 CHECKED = "lr_relax.checked"  # a tag of experiments: when something was last written for a test
 
 
@@ -137,7 +138,7 @@ def _open_database(path: Path, create: bool) -> None:
             _create_database(path)
         except OSError as error:
             raise TrackingError(f"no file can be created there: {error.strerror}") from error
-    with closing(sqlite3.connect(path, timeout=5)) as database:
+    with closing(sqlite3.connect(path, timeout=PATIENCE)) as database:
         database.execute("BEGIN IMMEDIATE" if create else "PRAGMA schema_version")
 
 

@@ -2,13 +2,18 @@
 
 import json
 import shlex
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from click.testing import Result as Ran
 from lr_relax.study import cli, compare
+from lr_relax.study.config import RunConfig
+from lr_relax.study.results import Result
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -16,11 +21,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ["compare", "--epochs", "1", "--seeds", "1"]
 
 
-def lr_relax(*arguments: str) -> Result:
+def lr_relax(*arguments: str) -> Ran:
     return CliRunner().invoke(cli.main, arguments, prog_name="lr-relax")
 
 
-def runs_in(out: Path) -> list[dict[str, object]]:
+def runs_in(out: Path) -> list[dict[str, Any]]:
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert isinstance(runs, list)
     return runs
@@ -34,18 +39,19 @@ def test_compare_prints_the_table_and_saves_runs_and_diagrams(tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     assert result.stderr == ""  # no progress bar where there is no terminal
     runs = runs_in(out)
-    assert [run["setting"]["loss"] for run in runs] == [*compare.LOSSES] * 2
+    losses = [("cross_entropy", 0.0), ("cross_entropy", 0.01), ("label_relaxation", 0.05)]
+    assert [(run["config"]["loss_name"], run["config"]["alpha"]) for run in runs] == losses * 2
     for run in runs:
-        setting = run["setting"]
-        assert isinstance(setting, dict)
-        assert (setting["dataset"], setting["epochs"], setting["batch_size"]) == ("digits", 1, 64)
-        assert (setting["n_bins"], setting["threads"], setting["evaluated_on"]) == (15, 1, "test")
-        assert {"lr_relax", "torch", "python", "seed", "alpha", "learning_rate", "momentum"} <= setting.keys()
-        assert len(run["epoch_losses"]) == 1
+        config = run["config"]
+        assert (config["dataset_name"], config["epochs"], config["batch_size"]) == ("digits", 1, 64)
+        assert (config["n_bins"], config["test_run"]) == (15, True)
+        assert run["environment"]["threads"] == "1"
+        assert {"lr_relax", "torch", "python", "commit"} <= run["environment"].keys()
+        assert len(run["history"]) == 1
         assert sum(run["bin_counts"]) == run["n_eval"] == 899
         assert run["seconds"] > 0
         assert run["command"] in result.stdout.replace("\n", " ")
-    eces = [run["ece"] for run in runs if run["setting"]["loss"] == "label_relaxation"]
+    eces = [run["ece"] for run in runs if run["config"]["loss_name"] == "label_relaxation"]
     [row] = [line for line in result.stdout.splitlines() if "label relaxation 0.05" in line]
     assert f"{np.mean(eces):.4f} ± {np.std(eces, ddof=1):.4f}" in row
     assert "6 runs in" in result.stdout
@@ -62,27 +68,30 @@ def test_the_printed_command_gives_the_same_runs(tmp_path: Path) -> None:
     (tmp_path / "a b" / "results.json").unlink()
     assert lr_relax(*shlex.split(str(runs[0]["command"]))[1:]).exit_code == 0
     again = runs_in(tmp_path / "a b")
-    assert [run | {"seconds": 0} for run in again] == [run | {"seconds": 0} for run in runs]
+    for run in (*runs, *again):
+        run["seconds"] = run["history"][0]["seconds"] = 0
+    assert again == runs
 
 
 def test_an_interrupted_job_keeps_its_runs_and_resumes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    train, trained = compare.run, []
+    module = import_module("lr_relax.study.cli.compare")
+    train, trained = module.run, []
 
-    def interrupted(setting: compare.Setting, *args: object, **kwargs: object) -> compare.Run:
+    def interrupted(config: RunConfig, *args: object, **kwargs: object) -> Result:
         if len(trained) == 2:
             raise KeyboardInterrupt
-        trained.append(setting)
-        return train(setting, *args, **kwargs)
+        trained.append(config)
+        return train(config, *args, **kwargs)
 
-    monkeypatch.setattr(compare, "run", interrupted)
+    monkeypatch.setattr(module, "run", interrupted)
     assert lr_relax(*TINY, "--out", str(tmp_path)).exit_code == 1
     kept = runs_in(tmp_path)
-    assert [run["setting"]["loss"] for run in kept] == ["cross_entropy", "label_smoothing"]
+    assert [run["config"]["alpha"] for run in kept] == [0.0, 0.01]
     trained.clear()
     assert lr_relax(*TINY, "--out", str(tmp_path), "--resume").exit_code == 0
-    assert [setting.loss for setting in trained] == ["label_relaxation"]
+    assert [config.loss_name for config in trained] == ["label_relaxation"]
     assert runs_in(tmp_path)[:2] == kept
 
 
@@ -133,7 +142,8 @@ def test_bad_arguments_give_one_line_and_exit_code_2_before_training(
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "results.json").write_text('{"something": "else"}')
-    monkeypatch.setattr(compare, "run", lambda *args, **kwargs: pytest.fail("training began"))
+    module = import_module("lr_relax.study.cli.compare")
+    monkeypatch.setattr(module, "run", lambda *args, **kwargs: pytest.fail("training began"))
     monkeypatch.chdir(tmp_path)
     result = lr_relax("compare", *[argument.format(**names) for argument in arguments])
     assert result.exit_code == 2
@@ -154,7 +164,7 @@ def test_bad_arguments_of_the_group_give_one_line_too(arguments: list[str]) -> N
 def test_diverging_training_ends_in_one_line(tmp_path: Path) -> None:
     result = lr_relax(*TINY, "--lr", "1e9", "--out", str(tmp_path))
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: cross_entropy, seed 0: the loss is")
+    assert result.stderr.startswith("Error: cross-entropy, seed 0: the loss is")
     assert result.stderr.count("\n") == 1
 
 
