@@ -129,9 +129,9 @@ def test_augmentation_is_new_in_every_epoch_and_repeats_with_the_seed(
     """The order stays as it is without; the generators of both are two, or they would move together."""
     states: list[Tensor] = []
 
-    def noted(images: Tensor, generator: torch.Generator) -> Tensor:
+    def noted(images: Tensor, generator: torch.Generator, **share: Any) -> Tensor:
         states.append(generator.get_state())
-        return augmentation.augmented(images, generator)
+        return augmentation.augmented(images, generator, **share)
 
     monkeypatch.setattr(training, "augmented", noted)
 
