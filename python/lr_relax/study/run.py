@@ -104,25 +104,26 @@ def run(
     def seconds() -> float:
         return before + time.perf_counter() - start
 
-    while len(training.epochs) < config.epochs:
-        try:
-            epoch = training.epoch(on_batch)
-        except DivergedError as error:
-            raise RunError(str(error)) from error
-        if folder is not None:
-            processes.first(lambda: _keep(training, seconds(), folder))
-        on_epoch(epoch)
-
     def evaluated() -> dict[str, Any]:
         if folder is not None and config.model_checkpoints and not config.legacy_checkpoints:
             network.load_state_dict(checkpoint.load(folder / MODEL, device)["network"])
         return _evaluate(config, network, split)
 
+    try:
+        while len(training.epochs) < config.epochs:
+            epoch = training.epoch(on_batch)
+            if folder is not None:
+                processes.first(lambda: _keep(training, seconds(), folder))
+            on_epoch(epoch)
+        evaluation = processes.first(evaluated)
+    except DivergedError as error:
+        raise RunError(str(error)) from error
+
     result = Result(
         config=config,
         n_train=len(split.train_labels),
         n_eval=len(split.eval_labels),
-        **processes.first(evaluated),
+        **evaluation,
         history=training.epochs,
         seconds=seconds(),
         environment=environment(device),
@@ -177,11 +178,11 @@ def _is_best(training: Training) -> bool:
 
 def _evaluate(config: RunConfig, network: torch.nn.Module, split: splits.Split) -> dict[str, Any]:
     """The fields of a result that tell how good the network is."""
-    logits, labels = _finite_logits(network, split.eval_images), split.eval_labels
+    logits, labels = predict(network, split.eval_images), split.eval_labels
     temperature = unscaled = None
     if config.temp_scaling:
         unscaled = _metrics(logits, labels, config.n_bins)[0]
-        held_out = _finite_logits(network, split.scaling_images)
+        held_out = predict(network, split.scaling_images)
         scaling = TemperatureScaling().fit(held_out, split.scaling_labels, method=config.temperature)
         temperature = scaling.temperature.item()
         logits = scaling.transform(logits)
@@ -194,13 +195,6 @@ def _evaluate(config: RunConfig, network: torch.nn.Module, split: splits.Split) 
         "bin_confidence": [None if math.isnan(mean) else mean for mean in curve.confidence.tolist()],
         "bin_accuracy": [None if math.isnan(mean) else mean for mean in curve.accuracy.tolist()],
     }
-
-
-def _finite_logits(network: torch.nn.Module, images: Tensor) -> Tensor:
-    logits = predict(network, images).double()
-    if not logits.isfinite().all():
-        raise RunError("the trained network gives infinite logits; a smaller learning rate may help")
-    return logits
 
 
 def _metrics(logits: Tensor, labels: Tensor, n_bins: int) -> tuple[Metrics, ReliabilityCurve]:

@@ -34,7 +34,7 @@ CHANNELS_LAST = ("vgg", "resnet")
 
 
 class DivergedError(Exception):
-    """The training loss is no longer finite."""
+    """The loss, or what the network gives, is no longer finite; the message says so in one line."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Training:
         if self.validation is None:
             return None, None, None
         images, labels = self.validation
-        logits = predict(self.network, images).double()
+        logits = predict(self.network, images)
         ece = expected_calibration_error(
             logits, labels, from_logits=True, n_bins=self.config.n_bins, binning="paper"
         )
@@ -211,11 +211,17 @@ class Training:
 
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """The logits of all images, in portions so that the activations of large sets fit in memory."""
+    """The logits of all images, in float64; DivergedError if one of them is not finite.
+
+    In portions, so that the activations of large sets fit in memory.
+    """
     network.eval()
     device = next(network.parameters()).device
     portions = images.split(1000)  # type: ignore[no-untyped-call]
-    return torch.cat([network(portion.to(device)).cpu() for portion in portions])
+    logits = torch.cat([network(portion.to(device)).cpu() for portion in portions]).double()
+    if not logits.isfinite().all():
+        raise DivergedError("the network's logits are no longer finite; a smaller learning rate may help")
+    return logits
 
 
 def _seed(run: int, epoch: int, rank: int, use: int) -> int:

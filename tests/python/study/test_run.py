@@ -1,0 +1,481 @@
+"""A run: the same however often it is stopped, evaluated as by hand, careful with its folder."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lr_relax.metrics.temperature import PAPER_GRID
+from lr_relax.study import checkpoint, data, models, results, splits, training
+from lr_relax.study import run as module
+from lr_relax.study.checkpoint import CheckpointError
+from lr_relax.study.config import RunConfig
+from lr_relax.study.results import Result, ResultError
+from lr_relax.study.run import RunError, run
+from lr_relax.study.training import Batch, Epoch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = RunConfig(
+    "simple_dense",
+    "digits",
+    alpha=0.1,
+    epochs=3,
+    initial_lr=0.05,
+    steps=(1,),
+    decay=1e-4,
+    data_augmentation=False,
+)
+CPU = torch.device("cpu")
+Array = NDArray[Any]
+
+
+@pytest.fixture(scope="module")
+def few() -> data.Dataset:
+    """Images as those of CIFAR-10, as many as make two batches."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (30, 3, 32, 32), dtype=np.uint8)
+    return data.Dataset("cifar10", pixels, np.arange(30) % 10, 255, 10, Fraction(1, 6))
+
+
+OF_FEW = RunConfig("vgg", "cifar10", alpha=0.1, epochs=2, batch_size=13, initial_lr=0.01, steps=(0,))
+
+
+class Stopped(BaseException):
+    """As if Ctrl-C had been pressed."""
+
+
+def stop_at(epoch: int, batch: int) -> Any:
+    def on_batch(now: Batch) -> None:
+        if (now.epoch, now.done) == (epoch, batch):
+            raise Stopped
+
+    return on_batch
+
+
+def timeless(result: Result) -> Result:
+    history = [replace(epoch, seconds=0) for epoch in result.history]
+    return replace(result, seconds=0, history=history, command="")
+
+
+# Stopped and started again.
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_stopped_run_goes_on_bit_for_bit(epoch: int, digits: data.Dataset, tmp_path: Path) -> None:
+    expected = run(CONFIG, digits)
+    with pytest.raises(Stopped):
+        run(CONFIG, digits, folder=tmp_path, on_batch=stop_at(epoch, 2))
+    assert (tmp_path / "checkpoint.pt").exists() == (epoch > 0)
+    assert results.load(tmp_path) is None
+    torch.rand(5)
+    told: list[Epoch] = []
+    result = run(CONFIG, digits, folder=tmp_path, on_epoch=told.append)
+    assert timeless(result) == timeless(expected)
+    assert told == result.history  # those from before too, each once
+    assert result.seconds >= sum(each.seconds for each in told)  # of both processes
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "reliability.png",
+        "result.json",
+    ]
+
+
+def test_a_run_stopped_before_its_evaluation_is_only_evaluated(
+    digits: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_evaluate", stopped)
+        with pytest.raises(Stopped):
+            run(CONFIG, digits, folder=tmp_path)
+    resumed = run(CONFIG, digits, folder=tmp_path, on_batch=lambda batch: pytest.fail("trained again"))
+    assert timeless(resumed) == timeless(run(CONFIG, digits))
+
+
+def test_dropout_augmentation_and_batch_norm_go_on_bit_for_bit(few: data.Dataset, tmp_path: Path) -> None:
+    """The paper's VGG16; also without a folder nothing is different."""
+    expected = run(OF_FEW, few)
+    with pytest.raises(Stopped):
+        run(OF_FEW, few, folder=tmp_path, on_batch=stop_at(1, 1))
+    resumed = run(OF_FEW, few, folder=tmp_path)
+    assert timeless(resumed) == timeless(expected)
+    assert resumed.history[0].loss != resumed.history[1].loss
+
+
+# The best epoch is neither the first nor the last.
+RESTLESS = replace(
+    CONFIG, epochs=18, initial_lr=1.0, steps=(), decay=0, batch_size=300, model_checkpoints=True
+)
+
+
+def test_best_model_and_plateau_go_on(digits: data.Dataset, tmp_path: Path) -> None:
+    """Stopped in and after the best epoch, on the plateau, and after the rate has dropped."""
+    config = replace(RESTLESS, reduce_on_plateau=True)
+    expected = run(config, digits, folder=tmp_path / "whole")
+    accuracies = [epoch.val_accuracy for epoch in expected.history]
+    rates = [epoch.lr for epoch in expected.history]
+    best = int(np.argmax(np.array(accuracies, dtype=float)))
+    assert 0 < best < 17
+    assert rates[-1] < rates[0]
+    for epoch in (best, best + 1, 17):
+        with pytest.raises(Stopped):
+            run(config, digits, folder=tmp_path / "stopped", on_batch=stop_at(epoch, 1))
+    resumed = run(config, digits, folder=tmp_path / "stopped")
+    assert timeless(resumed) == timeless(expected)
+    assert resumed.accuracy == accuracies[best] == max(accuracies)
+    models_of = [checkpoint.load(tmp_path / name / "model.pt", CPU) for name in ("whole", "stopped")]
+    for name, weight in models_of[0]["network"].items():
+        assert torch.equal(weight, models_of[1]["network"][name])
+
+
+def test_the_paper_code_keeps_the_best_model_and_evaluates_the_last(
+    digits: data.Dataset, tmp_path: Path
+) -> None:
+    config = replace(RESTLESS, legacy_checkpoints=True)
+    result = run(config, digits, folder=tmp_path)
+    assert (tmp_path / "model.pt").exists()
+    assert result.accuracy == result.history[-1].val_accuracy
+    assert result.accuracy < max(epoch.val_accuracy or 0 for epoch in result.history)
+
+
+COMMAND = [sys.executable, "-m", "lr_relax.study.lr_study", "--model_name", "simple_dense"]
+COMMAND += ["--dataset_name", "digits", "--alpha", "0.1", "--epochs", "12", "--initial_lr", "0.05"]
+COMMAND += ["--threads", "1", "--device", "cpu", "--tracking_uri", "none", "--out", "out"]
+
+
+def test_a_killed_process_goes_on_bit_for_bit(digits: data.Dataset, tmp_path: Path) -> None:
+    """By a signal that it cannot see, twice; then the paper's command to the end."""
+    config = RunConfig("simple_dense", "digits", alpha=0.1, epochs=12, initial_lr=0.05)
+    folder = tmp_path / "out" / config.key
+    checkpoints = []
+    for _ in range(2):
+        path = folder / "checkpoint.pt"
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        with subprocess.Popen(
+            COMMAND, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            until = time.monotonic() + 60
+            while not (path.exists() and path.stat().st_mtime_ns > before):
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert not (folder / "result.json").exists()
+        checkpoints.append(len(checkpoint.load(path, CPU)["epochs"]))
+    assert 0 < checkpoints[0] < checkpoints[1] < 12
+    last = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert last.returncode == 0, last.stderr
+    result = results.load(folder)
+    assert result is not None
+    expected = run(config, digits)
+    assert timeless(result) == timeless(expected)
+    assert f"accuracy {result.accuracy:.4f}" in last.stdout
+
+
+# Folders.
+
+
+def test_a_finished_run_is_not_repeated(
+    digits: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(replace(CONFIG, epochs=1), digits, folder=tmp_path, command="the first")
+    monkeypatch.setattr(module, "Training", lambda *args, **kwargs: pytest.fail("trained again"))
+    told: list[Epoch] = []
+    again = run(replace(CONFIG, epochs=1), folder=tmp_path, command="another", on_epoch=told.append)
+    assert again == result
+    assert told == result.history
+
+
+def test_the_folder_says_what_was_run_and_what_came_out(digits: data.Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "by it"
+    result = run(replace(CONFIG, epochs=1, test_run=True), digits, folder=folder, command="lr-relax study")
+    assert RunConfig.from_dict(json.loads((folder / "config.json").read_text())) == result.config
+    assert Result.from_dict(json.loads((folder / "result.json").read_text())) == result
+    assert (folder / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert (result.command, result.n_train, result.n_eval) == ("lr-relax study", 898, 899)
+    assert [epoch.val_accuracy for epoch in result.history] == [None]
+    assert result.environment["torch"] == torch.__version__
+    assert result.environment["threads"] == "1"
+    assert result.environment["device"] == "cpu"
+    assert len(result.environment["commit"].split("-")[0]) in (0, 40)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_the_folder_of_another_run_is_left_alone(
+    finished: bool, digits: data.Dataset, tmp_path: Path
+) -> None:
+    one = replace(CONFIG, epochs=1)
+    if finished:
+        run(one, digits, folder=tmp_path)
+    else:
+        with pytest.raises(Stopped):
+            run(one, digits, folder=tmp_path, on_batch=stop_at(0, 1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RunError, match=f"{tmp_path} is the folder of another run"):
+        run(replace(one, alpha=0.2), digits, folder=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_of_a_version_with_fewer_options_is_its_own(digits: data.Dataset, tmp_path: Path) -> None:
+    """Options that came later have their defaults."""
+    values = replace(CONFIG, epochs=1).to_dict()
+    del values["legacy_checkpoints"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert run(replace(CONFIG, epochs=1), digits, folder=tmp_path).config.epochs == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'{"epoch": 1}', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("config.json", RunError), ("checkpoint.pt", CheckpointError), ("result.json", ResultError)],
+)
+def test_a_damaged_file_gives_one_line(
+    name: str, error: type[Exception], content: bytes, digits: data.Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=f"{tmp_path / name} is .*delete it to") as raised:
+        run(CONFIG, digits, folder=tmp_path)
+    assert "\n" not in str(raised.value)
+    assert (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "changes", [{"network": {}}, {"plateau": {"no": 1}}, {"epochs": 5}, {"seconds": None}]
+)
+def test_a_checkpoint_of_something_else_gives_one_line(
+    changes: dict[str, Any], digits: data.Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        run(CONFIG, digits, folder=tmp_path, on_batch=stop_at(1, 1))
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(checkpoint.load(path, CPU) | changes, path)
+    with pytest.raises(RunError, match=f"{path} is not a checkpoint of this run, delete it") as raised:
+        run(CONFIG, digits, folder=tmp_path)
+    assert "\n" not in str(raised.value)
+    path.unlink()
+    assert timeless(run(CONFIG, digits, folder=tmp_path)) == timeless(run(CONFIG, digits))
+
+
+@contextmanager
+def files_are_at_most(n_bytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_costs_no_epoch_but_the_last(digits: data.Dataset, tmp_path: Path) -> None:
+    """Started again when there is room, the run goes on."""
+    with pytest.raises(Stopped):
+        run(CONFIG, digits, folder=tmp_path, on_batch=stop_at(1, 1))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with files_are_at_most(10_000), pytest.raises(OSError, match="too large"):
+        run(CONFIG, digits, folder=tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "config.json"]
+    assert timeless(run(CONFIG, digits, folder=tmp_path)) == timeless(run(CONFIG, digits))
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(digits: data.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match="file"):
+            run(CONFIG, digits, folder=folder)
+
+
+# What cannot be run.
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        # The loss before the only step of an epoch is finite, the validation after it is not.
+        ({"batch_size": 673}, "the network's logits are no longer finite"),
+        ({"batch_size": 300}, r"the loss is (nan|inf) in epoch \d+"),
+    ],
+)
+def test_a_diverging_run_is_one_line_and_keeps_its_last_good_epoch(
+    changes: dict[str, int], reason: str, digits: data.Dataset, tmp_path: Path
+) -> None:
+    """The rate rises slowly enough for an epoch to pass; the run ends alike when it goes on."""
+    config = replace(CONFIG, **changes, initial_lr=3e7, warmup=10**6, epochs=10**6)
+    for _ in range(2):
+        with pytest.raises(RunError, match=f"^{reason}; a smaller learning rate may help$"):
+            run(config, digits, folder=tmp_path)
+    state = checkpoint.load(tmp_path / "checkpoint.pt", CPU)
+    assert len(state["epochs"]) >= 1
+    assert all(np.isfinite(epoch["loss"]) for epoch in state["epochs"])
+    assert results.load(tmp_path) is None
+
+
+def test_a_network_that_broke_in_its_last_step_is_no_result(digits: data.Dataset, tmp_path: Path) -> None:
+    """Its losses were all finite, each before its step."""
+    config = replace(CONFIG, initial_lr=1e30, epochs=1, batch_size=1000, test_run=True)
+    with pytest.raises(
+        RunError, match=r"^the network's logits are no longer finite; a smaller learning rate"
+    ):
+        run(config, digits, folder=tmp_path)
+    assert results.load(tmp_path) is None
+
+
+def test_a_best_model_needs_a_folder(digits: data.Dataset) -> None:
+    with pytest.raises(ValueError, match="`folder`"):
+        run(replace(CONFIG, model_checkpoints=True), digits)
+
+
+@pytest.mark.parametrize("share", [0.9999, 0.9995])
+def test_a_split_that_leaves_nothing_is_one_line(share: float, digits: data.Dataset) -> None:
+    with pytest.raises(RunError, match=r"digits cannot be split: .*train set will be empty") as raised:
+        run(replace(CONFIG, validation_share=share), digits)
+    assert "\n" not in str(raised.value)
+
+
+def test_data_that_cannot_be_had(tmp_path: Path, no_other_source: None) -> None:
+    with pytest.raises(data.DataError, match="mnist cannot be read"):
+        run(replace(CONFIG, dataset_name="mnist"), folder=tmp_path / "run", data_dir=tmp_path)
+
+
+# Evaluation.
+
+
+def by_hand(logits: Array, labels: Array, n_bins: int = 15) -> dict[str, Any]:
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    hits, confidence = p.argmax(1) == labels, p.max(1)
+    bins = np.minimum((confidence // (1 / n_bins)).astype(int), n_bins - 1)
+    each = [(confidence[bins == k], hits[bins == k]) for k in range(n_bins)]
+    return {
+        "accuracy": hits.mean(),
+        "ece": sum(len(c) * abs(c.mean() - h.mean()) for c, h in each if len(c)) / len(p),
+        "nll": -np.log(p[np.arange(len(p)), labels]).mean(),
+        "brier": ((p - np.eye(p.shape[1])[labels]) ** 2).sum(1).mean(),
+        "bin_counts": [len(c) for c, _ in each],
+        "bin_confidence": [c.mean() if len(c) else None for c, _ in each],
+        "bin_accuracy": [h.mean() if len(h) else None for _, h in each],
+    }
+
+
+def assert_is(result: Any, expected: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        if isinstance(value, list):
+            filled = [
+                (got, wanted) for got, wanted in zip(getattr(result, name), value, strict=True) if wanted
+            ]
+            assert all(got == pytest.approx(wanted, rel=1e-9) for got, wanted in filled), name
+            assert [got is None for got in getattr(result, name)] == [wanted is None for wanted in value]
+        else:
+            assert getattr(result, name) == pytest.approx(value, rel=1e-9), name
+
+
+def parts_and_logits(
+    config: RunConfig, digits: data.Dataset, folder: Path
+) -> tuple[Result, splits.Split, Array, Array]:
+    """A run, its split, and the logits of its evaluation and of what its temperature is chosen on."""
+    result = run(config, digits, folder=folder)
+    split = splits.split(
+        digits,
+        config.seed,
+        validation=not config.test_run,
+        temperature=config.temp_scaling,
+        validation_share=config.validation_share,
+    )
+    network = models.build("simple_dense", (1, 8, 8), 10)
+    network.load_state_dict(checkpoint.load(folder / "model.pt", CPU)["network"])
+    logits = [
+        training.predict(network, images).double().numpy()
+        for images in (split.eval_images, split.scaling_images)
+    ]
+    return result, split, *logits
+
+
+@pytest.mark.parametrize("n_bins", [15, 4])
+@pytest.mark.parametrize("test_run", [False, True])
+def test_metrics_are_those_of_the_trained_network(
+    test_run: bool, n_bins: int, digits: data.Dataset, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, test_run=test_run, n_bins=n_bins, seed=3, model_checkpoints=True)
+    result, split, logits, _ = parts_and_logits(config, digits, tmp_path)
+    assert_is(result, by_hand(logits, split.eval_labels.numpy(), n_bins))
+    assert (result.temperature, result.unscaled) == (None, None)
+    assert (result.n_train, result.n_eval) == ((898, 899) if test_run else (673, 225))
+    assert sum(result.bin_counts) == result.n_eval
+
+
+@pytest.mark.parametrize("temperature", ["grid", "nll"])
+@pytest.mark.parametrize("test_run", [False, True])
+def test_a_temperature_is_chosen_on_data_set_aside(
+    test_run: bool, temperature: str, digits: data.Dataset, tmp_path: Path
+) -> None:
+    """Metrics after it, and before it: with label relaxation the network is too cautious or too bold."""
+    config = replace(
+        CONFIG,
+        test_run=test_run,
+        temp_scaling=True,
+        temperature=temperature,
+        model_checkpoints=True,
+        alpha=0.3,
+    )
+    result, split, logits, held_out = parts_and_logits(config, digits, tmp_path)
+    scaling_labels = split.scaling_labels.numpy()
+    assert (result.n_train, len(scaling_labels), result.n_eval) == (
+        (763, 135, 899) if test_run else (572, 135, 191)
+    )
+    if temperature == "grid":
+        eces = [by_hand(held_out / t, scaling_labels)["ece"] for t in PAPER_GRID]
+        assert result.temperature == PAPER_GRID[int(np.argmin(eces))]
+    else:
+        found = minimize_scalar(
+            lambda t: by_hand(held_out / t, scaling_labels)["nll"], bounds=(0.05, 20), method="bounded"
+        )
+        assert result.temperature == pytest.approx(found.x, rel=1e-3)
+    assert result.temperature is not None
+    assert result.temperature != 1
+    assert_is(result, by_hand(logits / result.temperature, split.eval_labels.numpy()))
+    before = by_hand(logits, split.eval_labels.numpy())
+    assert_is(result.unscaled, {name: before[name] for name in ("accuracy", "ece", "nll", "brier")})
+    assert result.accuracy == before["accuracy"]
+
+
+def test_the_share_of_validation_is_the_papers_if_asked_for(digits: data.Dataset) -> None:
+    result = run(replace(CONFIG, epochs=1, validation_share=1 / 6), digits)
+    assert (result.n_train, result.n_eval) == (748, 150)
+
+
+def test_the_last_epoch_is_what_is_evaluated(digits: data.Dataset) -> None:
+    result = run(CONFIG, digits)
+    last = result.history[-1]
+    assert (last.val_accuracy, last.val_loss) == pytest.approx((result.accuracy, result.nll))
+    assert last.val_ece == pytest.approx(result.ece)
+
+
+def test_the_mean_image_is_subtracted_unless_told_otherwise(digits: data.Dataset) -> None:
+    with_mean, without = (
+        run(replace(CONFIG, epochs=1, subtract_pixel_mean=each), digits) for each in (True, False)
+    )
+    assert with_mean.history[0].loss != without.history[0].loss
+
+
+def test_environment_of_an_installed_package_has_no_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "a" / "b" / "c" / "run.py"))
+    assert module.commit.__wrapped__() == ""
