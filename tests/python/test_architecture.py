@@ -1,5 +1,6 @@
 """Imports point one way, in Python and in Rust; the package is what the README says."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -35,25 +36,49 @@ RUST = {
 }
 
 
+# Of the study each module may import those before it only.
+STUDY = [
+    *("atomic", "resources", "data", "splits", "augmentation", "network", "models", "config"),
+    *("optimiser", "objective", "processes", "training", "checkpoint", "results", "run"),
+    *("search", "compare", "mlflow_store", "tracked", "tracking", "summary", "tables", "figures"),
+    *("engines", "grid", "cli", "lr_study", "lr_study_ho"),
+]
+
+
+def imports(file: Path) -> list[list[str]]:
+    """What a file imports of the package: the parts of each dotted name, without the package's own."""
+    package = file.relative_to(ROOT / "python").parent.parts
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            module = node.module.split(".") if node.module else []
+            names += [[*base, *module, alias.name] for alias in node.names]
+    return [name[1:] or [""] for name in names if name[0] == "lr_relax"]
+
+
 @pytest.mark.parametrize("layer", PYTHON)
 def test_python_imports_point_down(layer: str) -> None:
     package = ROOT / "python" / "lr_relax"
-    files = (
-        sorted((package / layer).glob("*.py")) if (package / layer).is_dir() else [package / f"{layer}.py"]
-    )
+    folder = package / layer
+    files = sorted(folder.rglob("*.py")) if folder.is_dir() else [package / f"{layer}.py"]
     assert files
     for file in files:
-        imported = set()
-        for line in file.read_text().splitlines():
-            line = line.strip()
-            if match := re.match(r"(?:from|import) lr_relax\.(\w+)|from \.\.(\w+) import", line):
-                imported.add(match[1] or match[2])
-            elif (match := re.match(r"from \.(\w+) import", line)) and file.parent == package:
-                imported.add(match[1])
-            elif match := re.match(r"from (?:lr_relax|\.\.) import (.+)", line):
-                names = [name.strip() for name in match[1].split(",")]
-                imported |= {name if name in PYTHON or name == "_native" else "_root" for name in names}
+        imported = {name[0] if name[0] in {*PYTHON, "_native"} else "_root" for name in imports(file)}
         assert imported <= {*PYTHON[layer]}, (file, imported)
+
+
+def test_imports_within_the_study_point_down() -> None:
+    folder = ROOT / "python" / "lr_relax" / "study"
+    modules = [path for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert {path.stem for path in modules} - {"__init__"} == {*STUDY}
+    for path in modules:
+        for file in path.rglob("*.py") if path.is_dir() else [path]:
+            imported = {name[1] for name in imports(file) if name[0] == "study"} - {path.stem}
+            known = STUDY[: STUDY.index(path.stem)] if path.stem in STUDY else []
+            assert imported <= {*known}, (file, imported)
 
 
 @pytest.mark.parametrize("layer", RUST)

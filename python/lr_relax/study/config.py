@@ -91,7 +91,8 @@ class RunConfig:
     legacy_confidence_penalty: bool = False
     """As in the paper's code, the confidence penalty adds entropy where the paper's subtracts it."""
     legacy_temp_scaling: bool = False
-    """As in the paper's code, losses but cross-entropy take logits for probabilities under `temp_scaling`."""
+    """As in the paper's code, under `temp_scaling` losses but cross-entropy take logits for probabilities,
+    and so does ResNet's penalty of its outputs."""
     legacy_schedule: bool = False
     """As in the paper's code, `warmup` and `reduce_on_plateau` have no effect."""
     legacy_checkpoints: bool = False
@@ -165,7 +166,9 @@ class RunConfig:
             legacy_clip=self.legacy_clip and not plain,
             legacy_confidence_penalty=self.legacy_confidence_penalty
             and self.loss_name == "confidence_penalty",
-            legacy_temp_scaling=self.legacy_temp_scaling and scaled and not plain,
+            legacy_temp_scaling=self.legacy_temp_scaling
+            and scaled
+            and (not plain or self.model_name == "resnet"),  # which has a penalty of its outputs
             legacy_schedule=self.legacy_schedule and bool(self.warmup or self.reduce_on_plateau),
             legacy_checkpoints=self.legacy_checkpoints and self.model_checkpoints,
         )

@@ -163,6 +163,37 @@ def test_keys_do_not_change_between_versions() -> None:
     assert made.key == "simple_dense-digits-label_relaxation-0.1-seed3-test-952ef8aa"
 
 
+OF_CROSS_ENTROPY = {"loss_name": "cross_entropy", "temp_scaling": True, "legacy_temp_scaling": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "idle"),
+    [
+        ({"loss_name": "cross_entropy", "legacy_clip": True}, ["legacy_clip"]),
+        ({"loss_name": "focal", "legacy_clip": True}, []),
+        ({"loss_name": "focal", "legacy_confidence_penalty": True}, ["legacy_confidence_penalty"]),
+        ({"loss_name": "confidence_penalty", "legacy_confidence_penalty": True}, []),
+        ({"temperature": "nll"}, ["temperature"]),
+        ({"temperature": "nll", "temp_scaling": True}, []),
+        ({"legacy_temp_scaling": True}, ["legacy_temp_scaling"]),
+        ({"legacy_temp_scaling": True, "temp_scaling": True}, []),
+        (OF_CROSS_ENTROPY, ["legacy_temp_scaling"]),
+        (OF_CROSS_ENTROPY | {"model_name": "resnet", "dataset_name": "cifar10"}, []),
+        ({"legacy_schedule": True}, ["legacy_schedule"]),
+        ({"legacy_schedule": True, "warmup": 1}, []),
+        ({"legacy_schedule": True, "reduce_on_plateau": True}, []),
+        ({"legacy_checkpoints": True}, ["legacy_checkpoints"]),
+        ({"legacy_checkpoints": True, "model_checkpoints": True}, []),
+    ],
+)
+def test_options_that_do_nothing_are_at_their_defaults_in_effect(
+    changes: dict[str, Any], idle: list[str]
+) -> None:
+    made = replace(DIGITS, **changes)
+    assert made.effective() == replace(made, **{name: getattr(DIGITS, name) for name in idle})
+    assert (made.effective() == made) == (not idle)
+
+
 def test_what_is_no_option_is_named() -> None:
     with pytest.raises(ConfigError, match="'learning_rate'"):
         RunConfig.from_dict({"learning_rate": 0.1})

@@ -215,7 +215,8 @@ _RUN: dict[str, Callable[[Any], Any]] = {
     ),
     "legacy_temp_scaling": switch(
         "legacy_temp_scaling",
-        "With temp_scaling, give logits to losses that want probabilities, as the paper's code does.",
+        "With temp_scaling, give logits to losses, and to ResNet's penalty, that want probabilities, as the "
+        "paper's code does.",
     ),
     "legacy_schedule": switch(
         "legacy_schedule", "Let warmup and reduce_on_plateau have no effect, as in the paper's code."
