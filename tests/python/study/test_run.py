@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,20 @@ def test_best_model_and_plateau_go_on(digits: data.Dataset, tmp_path: Path) -> N
     models_of = [checkpoint.load(tmp_path / name / "model.pt", CPU) for name in ("whole", "stopped")]
     for name, weight in models_of[0]["network"].items():
         assert torch.equal(weight, models_of[1]["network"][name])
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "kept"),
+    [([0.5], 0), ([0.5, 0.7, 0.6], 1), ([0.5, 0.7, 0.7], 1), ([None, None], 1)],
+)
+def test_the_first_of_the_best_models_is_kept(accuracies: list[float | None], kept: int) -> None:
+    """Without validation the last one."""
+
+    def is_best(epoch: int) -> bool:
+        seen = [SimpleNamespace(val_accuracy=accuracy) for accuracy in accuracies[: epoch + 1]]
+        return module._is_best(SimpleNamespace(epochs=seen))
+
+    assert max(filter(is_best, range(len(accuracies)))) == kept
 
 
 def test_the_paper_code_keeps_the_best_model_and_evaluates_the_last(
