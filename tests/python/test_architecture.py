@@ -40,7 +40,7 @@ RUST = {
 STUDY = [
     *("atomic", "resources", "data", "splits", "augmentation", "network", "models", "config"),
     *("optimiser", "objective", "processes", "training", "checkpoint", "results", "run"),
-    *("search", "compare", "mlflow_store", "tracked", "tracking", "summary", "tables", "figures"),
+    *("search", "mlflow_store", "tracked", "tracking", "summary", "tables", "figures", "compare"),
     *("engines", "grid", "cli", "lr_study", "lr_study_ho"),
 ]
 
@@ -94,6 +94,7 @@ def test_rust_imports_point_down(layer: str) -> None:
 def test_importing_the_package_imports_no_extras() -> None:
     program = "import sys, lr_relax; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
     extras = ["matplotlib", "sklearn", "click", "rich", "torchvision"]
+    extras += ["mlflow", "ray", "submitit", "tensorboard"]
     run = subprocess.run(
         [sys.executable, "-c", program, *extras], capture_output=True, text=True, check=True, timeout=60
     )

@@ -7,17 +7,14 @@ difference between them comes from the loss alone. Every finished run goes to th
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from ..plots import reliability_diagram
 from .atomic import replaced
 from .config import RunConfig
-from .results import Result, pooled_curve
+from .results import Result
+from .summary import Statistic
 
 METRICS = ("accuracy", "ece", "nll")
 
@@ -48,13 +45,6 @@ PRESETS = {
     "digits": Preset(seeds=10, epochs=20, learning_rate=0.2, alpha=0.05, smoothing=0.01),
     "fashion_mnist": Preset(seeds=3, epochs=10, learning_rate=0.05, alpha=0.1, smoothing=0.1),
 }
-
-
-class Statistic(NamedTuple):
-    """Mean and sample standard deviation over seeds (nan for a single seed)."""
-
-    mean: float
-    deviation: float
 
 
 class Results:
@@ -136,27 +126,4 @@ def by_loss(runs: Sequence[Result]) -> dict[str, list[Result]]:
 
 def summarize(runs: Sequence[Result]) -> dict[str, Statistic]:
     """Each metric over runs that differ in their seed."""
-    summary = {}
-    for metric in METRICS:
-        values = [getattr(each, metric) for each in runs]
-        deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-        summary[metric] = Statistic(statistics.fmean(values), deviation)
-    return summary
-
-
-def save_diagrams(runs: Sequence[Result], path: Path) -> None:
-    """Draw a reliability diagram per loss, side by side, over the predictions of all seeds pooled."""
-    from matplotlib.figure import Figure
-
-    groups = by_loss(runs)
-    config, seeds = runs[0].config, len(runs) // len(groups)
-    figure = Figure(figsize=(3.4 * len(groups), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(groups), squeeze=False)[0]
-    for ax, (title, group) in zip(panels, groups.items(), strict=True):
-        reliability_diagram(pooled_curve(group), ax=ax, title=title)
-    evaluated = "test" if config.test_run else "validation"
-    figure.suptitle(
-        f"{config.dataset_name}: {evaluated} predictions of {seeds} seed{'s' * (seeds > 1)}, pooled"
-    )
-    with replaced(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    return {metric: Statistic.of([getattr(each, metric) for each in runs]) for metric in METRICS}

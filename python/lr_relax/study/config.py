@@ -186,14 +186,17 @@ class RunConfig:
         return f"{names}-{self.alpha:g}-seed{self.seed}-{part}-{digest}"
 
     @property
+    def loss_title(self) -> str:
+        """The loss as a reader names it: "label relaxation", "cross-entropy", "label smoothing"."""
+        if self.loss_name == "cross_entropy":
+            return "label smoothing" if self.alpha else "cross-entropy"
+        return self.loss_name.replace("_", " ")
+
+    @property
     def title(self) -> str:
-        """The loss as a reader names it: "label relaxation 0.1", "cross-entropy + temperature"."""
-        name = self.loss_name.replace("_", " ").replace("cross entropy", "cross-entropy")
-        if self.loss_name == "cross_entropy" and self.alpha:
-            name = "label smoothing"
-        plain = self.loss_name == "cross_entropy" and not self.alpha
-        scaled = " + temperature" if self.temp_scaling else ""
-        return f"{name}{'' if plain else f' {self.alpha:g}'}{scaled}"
+        """The same with its alpha: "label relaxation 0.1", "cross-entropy + temperature"."""
+        alpha = "" if self.loss_title == "cross-entropy" else f" {self.alpha:g}"
+        return f"{self.loss_title}{alpha}{' + temperature' if self.temp_scaling else ''}"
 
 
 def hyperparameters(

@@ -1,7 +1,7 @@
 """Many runs: networks x data sets x losses x alphas x seeds, on an engine; then tests of the best alphas.
 
-Every run has a folder of its own. A grid that is started again skips what has finished and
-goes on with the rest.
+Every run has a folder of its own. A grid that is started again skips what has finished and goes on with the
+rest.
 """
 
 from __future__ import annotations
@@ -48,12 +48,11 @@ def best_tested(finished: Iterable[Result], criteria: Sequence[str]) -> list[Run
     paper's tables have a line for each. The first of equally good ones in the order of the alphas is taken,
     as NumPy's argmax does.
     """
-    groups: dict[tuple[RunConfig, bool], list[Result]] = {}
+    groups: dict[tuple[RunConfig, str], list[Result]] = {}
     for result in finished:
         config = result.config
         if not config.test_run:
-            plain = config.loss_name == "cross_entropy" and config.alpha == 0
-            groups.setdefault((replace(config, alpha=0.0), plain), []).append(result)
+            groups.setdefault((replace(config, alpha=0.0), config.loss_title), []).append(result)
     chosen = [
         search.final(search.best(sorted(group, key=lambda one: one.config.alpha), by_ece=by == "ece").config)
         for group in groups.values()

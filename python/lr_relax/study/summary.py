@@ -65,9 +65,7 @@ class Method:
 
     @classmethod
     def of(cls, config: RunConfig) -> Method:
-        loss = config.loss_name.replace("_", " ")
-        if config.loss_name == "cross_entropy":
-            loss = "label smoothing" if config.alpha else "cross-entropy"
+        loss = config.loss_title
         temperature = None
         if config.temp_scaling:
             words = [config.temperature] * (config.temperature != "grid")

@@ -87,6 +87,7 @@ class Tracker:
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
         started: float | None = None,
+        every: int = 1,
     ) -> None:
         """Create the run in MLflow, or find it again.
 
@@ -101,6 +102,7 @@ class Tracker:
             parent: The ``run_id`` of the search or grid that the run belongs to.
             tags: Further tags.
             started: When the run was started if not now, as :func:`time.time` says it.
+            every: Of so many epochs the first is tracked, as is the last of a finished run.
         """
         self.uri, self.experiment, self.run_id = absolute(uri), experiment, ""
         self._path = folder / "tracking.json"
@@ -113,6 +115,7 @@ class Tracker:
         self._mlflow: MlflowClient | None = None  # None: not connected
         self._epochs: dict[int, tuple[int, dict[str, float]]] = {}  # their times and curves
         self._sent: set[int] = set()
+        self._every = every
         self._complete = False
         if not self._waiting():
             with self._at_no_cost():
@@ -129,6 +132,7 @@ class Tracker:
         command: str = "",
         parent: str | None = None,
         started: float | None = None,
+        every: int = 1,
     ) -> Tracker:
         """The tracker of a single run, with the parameters and tags that tables and figures look for."""
         return cls(
@@ -140,10 +144,13 @@ class Tracker:
             parent=parent,
             tags={"lr_relax.key": config.key, "lr_relax.command": command},
             started=started,
+            every=every,
         )
 
     def epoch(self, epoch: Epoch) -> None:
         """Track an epoch; one that MLflow has already is not sent again."""
+        if epoch.epoch % self._every:
+            return
         self._epochs.setdefault(epoch.epoch, (_milliseconds(time.time()), curves(epoch)))
         if not self._waiting():
             with self._at_no_cost():
@@ -172,7 +179,8 @@ class Tracker:
                 tags["mlflow.source.git.commit"] = commit
             ended = time.time()
             for epoch in reversed(result.history):
-                self._epochs.setdefault(epoch.epoch, (_milliseconds(ended), curves(epoch)))
+                if epoch.epoch % self._every == 0 or epoch is result.history[-1]:
+                    self._epochs.setdefault(epoch.epoch, (_milliseconds(ended), curves(epoch)))
                 ended -= epoch.seconds
         with self._at_no_cost():
             mlflow = self._connect()

@@ -1,9 +1,11 @@
 """What the tests of the study share."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from lr_relax.study import data
+from lr_relax.study.mlflow_store import check
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
 NOBODY_ANSWERS = "http://127.0.0.1:9/"
@@ -22,3 +24,18 @@ def no_other_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(idx, "mirrors", [NOBODY_ANSWERS])
     for cifar in (CIFAR10, CIFAR100):
         monkeypatch.setattr(cifar, "url", NOBODY_ANSWERS + cifar.filename)
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store; to copy it is faster than to make one for each test."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    check(f"sqlite:///{path}", "another study")
+    return path
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path, database: Path) -> str:
+    (tmp_path / "a store").mkdir()
+    shutil.copy(database, tmp_path / "a store")
+    return f"sqlite:///{tmp_path}/a store/mlflow.db"

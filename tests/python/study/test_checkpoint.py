@@ -1,16 +1,14 @@
 """Checkpoints come back as they were; a damaged one is refused, and a write that fails leaves the former."""
 
 import os
-import resource
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from full_disk import files_are_at_most
 from hypothesis import given
 from hypothesis import strategies as st
 from lr_relax.study import checkpoint
@@ -23,17 +21,6 @@ STATE: dict[str, Any] = {
     "epochs": [{"epoch": 0, "loss": 0.1, "val_loss": None}],
     "nested": ("text", True, 1.5, float("inf")),
 }
-
-
-@contextmanager
-def files_are_at_most(n_bytes: int) -> Iterator[None]:
-    """To the system, which then refuses to write as it does where a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_state_comes_back(tmp_path: Path) -> None:

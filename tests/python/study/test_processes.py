@@ -43,6 +43,8 @@ OPTIONS = [
     "0.1",
     "--initial_lr",
     "0.05",
+    "--tracking_uri",
+    "none",
 ]
 
 

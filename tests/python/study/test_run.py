@@ -1,13 +1,10 @@
 """A run: the same however often it is stopped, evaluated as by hand, careful with its folder."""
 
 import json
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from full_disk import files_are_at_most
 from lr_relax.metrics.temperature import PAPER_GRID
 from lr_relax.study import checkpoint, data, models, results, splits, training
 from lr_relax.study import run as module
@@ -286,16 +284,6 @@ def test_a_checkpoint_of_something_else_gives_one_line(
     assert "\n" not in str(raised.value)
     path.unlink()
     assert timeless(run(CONFIG, digits, folder=tmp_path)) == timeless(run(CONFIG, digits))
-
-
-@contextmanager
-def files_are_at_most(n_bytes: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up_costs_no_epoch_but_the_last(digits: data.Dataset, tmp_path: Path) -> None:

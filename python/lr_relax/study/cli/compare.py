@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import shlex
 import time
@@ -15,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import compare as job
-from .. import data
+from .. import figures
 from ..results import Result
 from ..run import RunError, run
 from ..training import Epoch
+from .execution import load
 from .options import AT_LEAST_ONE, BELOW_ONE, POSITIVE, OneLineErrorsCommand
 from .terminal import progress_bar
 
@@ -124,10 +124,7 @@ def compare(
     words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
     command = shlex.join(["lr-relax", "compare", *words, *["--validation"] * validation])
 
-    try:
-        loaded = data.load(dataset, data_dir)
-    except data.DataError as error:
-        raise click.UsageError(str(error)) from error
+    loaded = load(dataset, data_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
         results = job.Results(out / "results.json")
@@ -171,7 +168,7 @@ def compare(
     seconds = time.perf_counter() - start
 
     runs = [found for config in configs if (found := results.find(config)) is not None]
-    job.save_diagrams(runs, out / "reliability.png")
+    figures.reliability(runs, out / "reliability.png")
     console = Console(soft_wrap=True, highlight=False)
     console.print(_table(runs))
     console.print(command)
@@ -193,7 +190,7 @@ def _table(runs: list[Result]) -> Table:
         table.add_column(heading, justify="right")
     for title, group in groups.items():
         cells = [
-            f"{mean:.4f}" if math.isnan(deviation) else f"{mean:.4f} ± {deviation:.4f}"
+            f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
             for mean, deviation in job.summarize(group).values()
         ]
         table.add_row(title, *cells)

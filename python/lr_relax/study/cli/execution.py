@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,8 @@ class Tracking:
 
     uri: str | None
     experiment: str
+    every: int = 1
+    """Of so many epochs the first is tracked."""
 
     @classmethod
     def prepare(cls, options: Mapping[str, Any]) -> Tracking:
@@ -123,14 +126,28 @@ class Tracking:
         except TrackingError as error:
             raise click.BadParameter(f"{error}.", param_hint="'--tracking-uri'") from error
         logging.basicConfig(format="%(message)s")  # one line, where a store fails later
-        return cls(uri, options["experiment"])
+        return cls(uri, options["experiment"], options.get("autolog_freq", 1))
 
-    def run(self, config: RunConfig, folder: Path, command: str, parent: str = "") -> Tracker | Untracked:
+    def run(
+        self,
+        config: RunConfig,
+        folder: Path,
+        command: str,
+        parent: str = "",
+        started: float | None = None,
+    ) -> Tracker | Untracked:
         """A run's tracker."""
         if self.uri is None:
             return Untracked()
         return Tracker.of_run(
-            config, self.uri, self.experiment, folder=folder, command=command, parent=parent or None
+            config,
+            self.uri,
+            self.experiment,
+            folder=folder,
+            command=command,
+            parent=parent or None,
+            started=started,
+            every=self.every,
         )
 
     def parent(self, folder: Path, kind: str, params: Mapping[str, Any], command: str) -> Tracker | Untracked:
@@ -149,9 +166,10 @@ class Tracking:
 
     def outcome(self, outcome: Outcome, parent: str = "") -> None:
         """Track a run that an engine has trained."""
-        job = outcome.job
-        tracker = self.run(job.config, job.folder, job.command, parent)
-        if outcome.result is None:
+        job, result = outcome.job, outcome.result
+        started = None if result is None else time.time() - result.seconds
+        tracker = self.run(job.config, job.folder, job.command, parent, started)
+        if result is None:
             tracker.failed(outcome.error)
         else:
-            tracker.finished(outcome.result)
+            tracker.finished(result)

@@ -154,7 +154,9 @@ def grid(**options: Any) -> None:
                     else:
                         finished.append(outcome.result)
                     progress.update(task, advance=1, status=f"{len(failed)} failed" if failed else "")
-            except (EngineError, ResultError) as error:
+            except EngineError as error:
+                raise click.BadParameter(f"{error}.", param_hint="'--engine'") from error
+            except ResultError as error:
                 raise click.ClickException(str(error)) from error
 
     run(configs)

@@ -32,18 +32,6 @@ def one_line_errors() -> Iterator[None]:
         raise
 
 
-class OneLineErrors(click.Group):
-    """A group whose usage errors are a single line."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with one_line_errors():
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with one_line_errors():
-            return super().invoke(ctx)
-
-
 class OneLineErrorsCommand(click.Command):
     """A command whose usage errors are a single line, also where it is run by itself."""
 
@@ -54,6 +42,10 @@ class OneLineErrorsCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         with one_line_errors():
             return super().invoke(ctx)
+
+
+class OneLineErrors(OneLineErrorsCommand, click.Group):
+    """The same of a group."""
 
 
 class Number(click.FloatRange):

@@ -41,7 +41,13 @@ _EXECUTION = [
     out_options(Path("runs", "study")),
     switch("restart", "Train anew, even what has finished."),
     tracking_options,
-    option("autolog_freq", type=AT_LEAST_ONE, default=1, show_default=True, help="Track every nth epoch."),
+    option(
+        "autolog_freq",
+        type=AT_LEAST_ONE,
+        default=1,
+        show_default=True,
+        help="Track every nth epoch.",
+    ),
     option(
         "tensorboard", type=click.Path(path_type=Path), help="Write logs for TensorBoard to this folder, too."
     ),
@@ -76,7 +82,6 @@ class Execution:
     out: Path
     tracking: Tracking
     tensorboard: Path | None
-    track_every: int
     device: torch.device
     restart: bool
     silent: bool
@@ -102,12 +107,12 @@ class Execution:
                 TensorBoard(tensorboard)
             except TrackingError as error:
                 raise click.UsageError(str(error)) from error
+        tracks = together.first(lambda: Tracking.prepare(options))
         return cls(
             dataset=together.first(lambda: load(dataset_name, options["data_dir"])),
             out=together.first(lambda: writable(options["out"])),
-            tracking=Tracking.prepare(options if first else {**options, "tracking_uri": "none"}),
+            tracking=tracks if first else Tracking(None, tracks.experiment),
             tensorboard=tensorboard if first else None,
-            track_every=options["autolog_freq"],
             device=device,
             restart=bool(options["restart"]),
             silent=bool(options["cluster_job"]) or not first,
@@ -126,10 +131,9 @@ class Execution:
 
         def on_epoch(epoch: Epoch) -> None:
             progress.epoch(epoch)
-            if epoch.epoch % self.track_every == 0 or epoch.epoch == config.epochs - 1:
-                tracker.epoch(epoch)
-                if board is not None:
-                    board.epoch(epoch)
+            tracker.epoch(epoch)
+            if board is not None:
+                board.epoch(epoch)
 
         with RunProgress(title, config.epochs, silent=self.silent) as progress:
             try:
@@ -211,13 +215,17 @@ def study_ho(**options: Any) -> None:
     parent = execution.tracking.parent(
         execution.out / f"search-{config.key}",
         "search",
-        {**config.to_dict(), "optimize_ece": by_ece, "alphas": ",".join(f"{alpha:g}" for alpha in alphas)},
+        {
+            **{name: value for name, value in config.to_dict().items() if name not in ("alpha", "test_run")},
+            "optimize_ece": by_ece,
+            "alphas": ",".join(f"{alpha:g}" for alpha in alphas),
+        },
         execution.command,
     )
     results = [execution.run(candidate, parent.run_id) for candidate in candidates]
     best = search.best(results, by_ece=by_ece).config
     result = execution.run(search.final(best), parent.run_id)
-    parent.finished(params={"best_alpha": best.alpha}, metrics=tracking.final_metrics(result))
+    parent.finished(params={"alpha": best.alpha}, metrics=tracking.final_metrics(result))
     if execution.first:
         _print(result, execution.out / result.config.key)
 

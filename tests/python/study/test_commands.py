@@ -1,0 +1,253 @@
+"""The commands study, study-ho, grid, table and figure, from their options to what they leave behind."""
+
+import gzip
+import json
+import pickle
+import struct
+from hashlib import md5
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from lr_relax.study import cli, tracked
+from torchvision.datasets import CIFAR10, FashionMNIST
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DIGITS = ["--model_name", "simple_dense", "--dataset_name", "digits", "--short", "--epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sqlite: str) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite)
+
+
+def lr_relax(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, arguments, prog_name="lr-relax")
+
+
+def results() -> list[dict[str, object]]:
+    return [json.loads(path.read_text()) for path in sorted(Path("runs/study").glob("*/result.json"))]
+
+
+def write_fashion_mnist(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty and ten images in idx files, packed as they are downloaded."""
+    random = np.random.default_rng(0)
+    folder = folder / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for archive, _ in FashionMNIST.resources:
+        n = 60 if archive.startswith("train") else 10
+        if "images" in archive:
+            content = struct.pack(">4i", 2051, n, 28, 28) + random.bytes(n * 28 * 28)
+        else:
+            content = struct.pack(">2i", 2049, n) + bytes(range(10)) * (n // 10)
+        (folder / Path(archive).stem).write_bytes(content)
+        (folder / archive).write_bytes(gzip.compress(content))
+
+
+def write_cifar10(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten images in each of six pickles, with the checksums that torchvision asks for."""
+    random = np.random.default_rng(0)
+    folder = folder / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+
+    def write(name: str, content: dict[str, object]) -> tuple[str, str]:
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return name, md5(data).hexdigest()
+
+    def batch(name: str) -> tuple[str, str]:
+        pixels = random.integers(0, 256, (10, 3072), dtype=np.uint8)
+        return write(name, {"data": pixels, "labels": list(range(10))})
+
+    monkeypatch.setattr(CIFAR10, "train_list", [batch(name) for name, _ in CIFAR10.train_list])
+    monkeypatch.setattr(CIFAR10, "test_list", [batch(name) for name, _ in CIFAR10.test_list])
+    name, md5_of_meta = write("batches.meta", {"label_names": list("abcdefghij")})
+    meta = {"filename": name, "key": "label_names", "md5": md5_of_meta}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset"),
+    [
+        ("simple_dense", "fashion_mnist"),
+        ("vgg", "cifar10"),
+        ("resnet", "cifar10"),
+        ("densenet", "cifar10"),
+    ],
+)
+def test_an_epoch_of_each_network_on_files_of_the_real_format(
+    model: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = write_cifar10 if dataset == "cifar10" else write_fashion_mnist
+    write(tmp_path / "data", monkeypatch)
+    ran = lr_relax(
+        *("study", "--model_name", model, "--dataset_name", dataset, "--loss_name", "lr", "--alpha", "0.1"),
+        *("--load_ext_params", "--epochs", "1", "--batch_size", "16", "--test_run"),
+        *("--data-dir", str(tmp_path / "data")),
+    )
+    assert ran.exit_code == 0, ran.output
+    assert f"{model} on {dataset}, label relaxation 0.1, seed 0" in ran.stdout
+    [result] = results()
+    assert result["n_train"] == (60 if dataset == "fashion_mnist" else 50)
+    assert result["n_eval"] == 10
+
+
+def test_study_tracks_what_it_prints_and_is_not_repeated(sqlite: str) -> None:
+    ran = lr_relax("study", *DIGITS, "--alpha", "0.1", "--temp_scaling", "True", "--test-run", "True")
+    assert ran.exit_code == 0, ran.output
+    assert "epoch 1/1" in ran.stderr
+    [record] = tracked.records(sqlite)
+    assert f"ECE {record.metrics['ece']:.4f}" in ran.stdout
+    assert record.config.temp_scaling
+    assert record.config.test_run
+    again = lr_relax("study", *DIGITS, "--alpha", "0.1", "--temp_scaling", "--test_run")
+    assert again.stdout == ran.stdout
+    assert len(tracked.records(sqlite)) == 1
+    [first] = results()
+    anew = lr_relax("study", *DIGITS, "--alpha", "0.1", "--temp_scaling", "--test_run", "--restart")
+    assert anew.stdout.splitlines()[:2] == ran.stdout.splitlines()[:2]
+    assert results()[0]["seconds"] != first["seconds"]
+
+
+@pytest.mark.parametrize(("every", "steps"), [("1", [0, 1, 2, 3]), ("2", [0, 2, 3]), ("10", [0, 3])])
+def test_every_nth_epoch_and_the_last_are_tracked(every: str, steps: list[int], sqlite: str) -> None:
+    from mlflow import MlflowClient
+
+    options = ["--epochs", "4", "--autolog_freq", every, "--cluster_job"]
+    ran = lr_relax("study", *DIGITS, *options, "--tensorboard", "logs")
+    assert ran.exit_code == 0, ran.output
+    assert ran.stderr == ""
+    assert not Path("logs").exists()
+    [record] = tracked.records(sqlite)
+    history = MlflowClient(sqlite).get_metric_history(record.run_id, "loss")
+    assert sorted(metric.step for metric in history) == steps
+
+
+def test_what_is_given_wins_over_the_file_and_that_over_the_defaults() -> None:
+    file = Path("own.json")
+    file.write_text('{"simple_dense_digits": {"epochs": 2, "batch_size": 100, "data_augmentation": "False"}}')
+    ran = lr_relax(*("study", *DIGITS[:4], "--hyperparams", "own.json", "--batch-size", "50"))
+    assert ran.exit_code == 0, ran.output
+    [result] = results()
+    config = result["config"]
+    assert isinstance(config, dict)
+    assert (config["epochs"], config["batch_size"], config["data_augmentation"]) == (2, 50, False)
+    assert config["initial_lr"] == 1e-3
+
+
+def test_study_ho_tests_the_best_alpha(sqlite: str) -> None:
+    ran = lr_relax("study-ho", *DIGITS, "--loss_name", "lr", "--alphas", "0.01,0.4", "--optimize_ece")
+    assert ran.exit_code == 0, ran.output
+    *validated, tested = sorted(tracked.records(sqlite), key=lambda record: record.config.test_run)
+    assert [record.config.test_run for record in validated] == [False, False]
+    best = min(validated, key=lambda record: record.metrics["ece"])
+    assert tested.config.alpha == best.config.alpha
+    parents = {record.tags["mlflow.parentRunId"] for record in (*validated, tested)}
+    from mlflow import MlflowClient
+
+    [parent] = [MlflowClient(sqlite).get_run(parent) for parent in parents]
+    assert parent.data.params["alpha"] == str(best.config.alpha)
+    assert parent.data.metrics["test_accuracy"] == tested.metrics["test_accuracy"]
+
+
+def test_a_grid_its_tables_and_its_figures() -> None:
+    arguments = ["grid", "--datasets", "digits", "--losses", "lr:0.05,lr:0.1,cross_entropy:0", "--seeds", "0"]
+    arguments += ["--short", "--epochs", "1", "--test_best", "accuracy,ece", "--workers", "2"]
+    ran = lr_relax(*arguments)
+    assert ran.exit_code == 0, ran.output
+    runs = results()
+    assert 5 <= len(runs) <= 6  # three validated, two or three tested
+    assert lr_relax(*arguments).stdout == ran.stdout
+    assert results() == runs
+    table = lr_relax("table")
+    assert table.exit_code == 0, table.output
+    assert "alpha optimised for ECE" in table.stdout
+    written = lr_relax("table", "--format", "csv", "--out", "table.csv")
+    assert written.exit_code == 0, written.output
+    assert Path("table.csv").read_text().count("label relaxation") == 2
+    refused = lr_relax("figure", "alpha", "--out", "alpha.txt")
+    assert refused.exit_code == 2
+    assert "to end in .png, .pdf, .svg, but got alpha.txt" in refused.stderr
+    for figure in ("reliability", "alpha"):
+        drawn = lr_relax("figure", figure)
+        assert drawn.exit_code == 0, drawn.output
+        assert Path(f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("study --model_name lenet", "'lenet' is not one of"),
+        ("study --loss_name hinge", "'hinge' is not one of"),
+        ("study --dataset_name imagenet", "imagenet is not provided"),
+        ("study --dataset_name svhn", "'svhn' is not one of"),
+        ("study --alpha 1", "Expected `alpha` to be a number in [0, 1) for label_relaxation, but got 1.0"),
+        ("study --loss_name focal --alpha -1", "-1.0 is not in the range x>=0"),
+        ("study --steps 3,2", "Expected `steps` to be rising epochs"),
+        ("study --steps x", "'x' is not a valid integer"),
+        ("study --epochs 0", "0 is not in the range"),
+        ("study --batch_size 0", "0 is not in the range"),
+        ("study --seed -1", "-1 is not in the range"),
+        ("study --initial_lr nan", "nan is not a finite number"),
+        ("study --decay -1", "-1.0 is not in the range"),
+        ("study --warmup -1", "-1 is not in the range"),
+        ("study --gradient_clipping -1", "-1.0 is not in the range"),
+        ("study --validation_share 1/0", "'1/0' is not a number or a fraction"),
+        ("study --validation_share 2", "Expected `validation_share` to be a number in (0, 1)"),
+        ("study --temperature newton", "'newton' is not one of"),
+        ("study --test_run perhaps", "'perhaps' is not a valid boolean"),
+        ("study --n_bins 0", "0 is not in the range"),
+        ("study --device tpu", "tpu is not a device of this machine"),
+        ("study --threads 0", "0 is not in the range"),
+        ("study --autolog_freq 0", "0 is not in the range"),
+        ("study --hyperparams nowhere.json", "'nowhere.json' does not exist"),
+        ("study --hyperparams {text}", "is not JSON"),
+        ("study --model_name vgg --dataset_name mnist", "Expected images of at least 32 pixels"),
+        ("study --load_ext_params --model_name simple_dense", "has no row simple_dense_cifar100"),
+        (
+            "study --legacy_hyperparams --model_name densenet --loss_name focal",
+            "has no row DenseNetBC_",
+        ),
+        ("study --dataset_name cifar10 --data_dir {text}", "cifar10 cannot be read from"),
+        ("study {digits} --out {text}", "cannot be written to"),
+        ("study {digits} --tracking_uri http://127.0.0.1:9", "no server answers"),
+        ("study {digits} --tracking_uri sqlite:///{text}", "file is not a database"),
+        ("study-ho --alphas 1", "Expected `alpha` to be a number in [0, 1)"),
+        ("study-ho --alphas x", "'x' is not a valid float"),
+        ("study-ho --alpha 0.1", "No such option"),
+        ("grid --losses hinge", "'hinge' is not one of"),
+        ("grid --losses lr:x", "'x' is not a number"),
+        ("grid --losses lr:1", "Expected `alpha` to be a number in [0, 1)"),
+        ("grid --models lenet", "'lenet' is not one of"),
+        ("grid --datasets svhn", "'svhn' is not one of"),
+        ("grid --seeds 4-0", "'4-0' is not a rising range"),
+        ("grid --seeds x", "'x' is not an integer"),
+        ("grid --workers 0", "0 is not in the range"),
+        ("grid --engine dask", "'dask' is not one of"),
+        ("grid --slurm partition", "'partition' is not of the form key=value"),
+        ("grid --datasets digits --epochs 1 --engine slurm", "sbatch"),
+        ("grid --datasets digits --epochs 1 --engine ray --ray_address nowhere", "no Ray at nowhere"),
+        ("grid --test_run --test_best ece", "there are no validation runs with --test-run"),
+        ("grid --test_best loss", "'loss' is not one of"),
+        ("table --format html", "'html' is not one of"),
+        ("table", "there is no experiment LabelRelaxationStudy"),
+        ("table --tracking_uri sqlite:///nowhere.db", "there is no such file"),
+        ("figure reliability --tracking_uri http://127.0.0.1:9", "no server answers"),
+    ],
+)
+@pytest.mark.usefixtures("no_other_source")
+def test_a_bad_value_gives_one_line_and_exit_code_2_before_any_training(
+    arguments: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text("this is text\n" * 100)
+    words = {"text": str(tmp_path / "text"), "digits": " ".join(DIGITS)}
+    ran = lr_relax(*arguments.format(**words).split())
+    assert ran.exit_code == 2, ran.output
+    assert message in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert ran.stdout == ""
+    assert results() == []

@@ -1,0 +1,50 @@
+"""Our runs on Fashion-MNIST, in misc/results with their command and cost, against the paper's code.
+
+Training them takes most of an hour, so the runs are read; one command trains them again (misc/README.md).
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from lr_relax.study.resources import load_json
+from lr_relax.study.results import Result
+
+RESULTS = Path(__file__).parents[2] / "misc" / "results" / "fashion_mnist-10-epochs.json"
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[tuple[str, float, bool], list[Result]]:
+    found = defaultdict(list)
+    for values in json.loads(RESULTS.read_text())["runs"]:
+        result = Result.from_dict(values)
+        found[result.config.loss_name, result.config.alpha, result.config.temp_scaling].append(result)
+    return found
+
+
+def test_accuracy_and_ece_are_those_of_the_papers_code(
+    runs: dict[tuple[str, float, bool], list[Result]],
+) -> None:
+    originals = [
+        row
+        for row in load_json("published.json")["rows"]
+        if row["source"].startswith("the paper's code") and row["epochs"] == 10
+    ]
+    assert len(originals) == len(runs) == 6
+    for original in originals:
+        ours = runs[original["loss_name"], original["alpha"], original["temp_scaling"]]
+        assert [run.config.seed for run in ours] == [0, 1, 2]
+        assert {run.n_eval for run in ours} == {10_000}
+        assert fmean(run.accuracy for run in ours) == pytest.approx(original["accuracy"], abs=0.004)
+        assert fmean(run.ece for run in ours) == pytest.approx(original["ece"], abs=0.012)
+        assert all(run.command and run.seconds > 0 and run.environment["commit"] for run in ours)
+
+
+def test_relaxation_is_the_best_calibrated_then_focal_cross_entropy_smoothing(
+    runs: dict[tuple[str, float, bool], list[Result]],
+) -> None:
+    losses = [("label_relaxation", 0.1), ("focal", 2.0), ("cross_entropy", 0.0), ("cross_entropy", 0.1)]
+    errors = [fmean(run.ece for run in runs[(*loss, False)]) for loss in losses]
+    assert errors == sorted(errors)
