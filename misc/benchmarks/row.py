@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
-
-Inputs = tuple[Tensor, ...]
+Inputs = tuple[Any, ...]
 Contender = Callable[..., object]  # takes the row's inputs
 
 

@@ -1,6 +1,6 @@
 """What is measured: a row for each piece of work, with ours, a yardstick, and peers; see run.py.
 
-The losses are here, the metrics in metrics.py.
+The losses are here, the metrics in metrics.py, training in training.py.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lr_relax.functional import (
 from metrics import METRIC_ROWS
 from row import Contender, Inputs, Row
 from torch import Tensor
+from training import TRAINING_ROWS
 
 TCH_BUILD = Path(__file__).parents[2] / "target" / "tch"
 ALPHA = 0.1
@@ -311,4 +312,5 @@ ROWS = [
         unit="MiB",
     ),
     *METRIC_ROWS,
+    *TRAINING_ROWS,
 ]

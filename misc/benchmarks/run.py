@@ -2,11 +2,12 @@
 
     python misc/benchmarks/run.py [--quick] [--only PATTERN] [--retain-memory] [--json FILE]
 
-Every row of rows.py and metrics.py is one piece of work: ours, a yardstick with the ratio to it that we want
-to reach, and peers. All of them run in turn, in a new random order every round, so that drift hits all alike.
-A ratio is the median over the rounds of the ratio within a round; a sample is a loop of calls that fills
-SAMPLE_SECONDS. A call that makes a gradient also frees it, as a clone is freed: each pays for its own memory.
-Other work on the machine spoils the numbers all the same, of threaded operators most: look at load_average.
+Every row of rows.py, metrics.py and training.py is one piece of work: ours, a yardstick with the ratio to
+it that we want to reach, and peers. All of them run in turn, in a new random order every round, so that drift
+hits all alike. A ratio is the median over the rounds of the ratio within a round; a sample is a loop of calls
+that fills SAMPLE_SECONDS. A call that makes a gradient also frees it, as a clone is freed: each pays for its
+own memory. Other work on the machine spoils the numbers all the same, of threaded operators most: look at
+load_average.
 
 Speed is shown, never tested: the exit code is 0 whether or not the targets are met.
 """

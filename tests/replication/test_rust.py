@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from lr_relax import _native, _torch_release
-from lr_relax.study import compare, data, training
+from lr_relax.study import compare, data
+from lr_relax.study.run import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,16 +35,19 @@ def test_the_example_agrees_with_python_within_a_standard_deviation(one_thread: 
     assert len(runs) == len(splits) == 10
 
     preset = compare.PRESETS["digits"]
-    settings = compare.plan(
+    configs = compare.plan(
         "digits",
-        training.Recipe(preset.epochs, batch_size=64, learning_rate=preset.learning_rate),
         seeds=len(splits),
+        epochs=preset.epochs,
+        batch_size=64,
+        learning_rate=preset.learning_rate,
         alpha=preset.alpha,
         smoothing=preset.smoothing,
-        losses=["label_relaxation"],
     )
     digits = data.load("digits", Path("unused"))
-    python = compare.summarize([compare.run(setting, digits) for setting in settings])
+    python = compare.summarize(
+        [run(config, digits) for config in configs if config.loss_name == "label_relaxation"]
+    )
     for metric, values in zip(("accuracy", "ece"), zip(*runs, strict=True), strict=True):
         rust = statistics.fmean(map(float, values))
         assert abs(rust - python[metric].mean) <= python[metric].deviation, metric

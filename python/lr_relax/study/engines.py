@@ -4,6 +4,8 @@ An engine takes jobs and yields their outcomes in the order of completion. Every
 a process of its own, so that a worker's death costs its run alone. Workers write to the runs' folders, which
 all machines must see under the same path, and tell no one else: the caller hears of a run by its outcome.
 When the generator is closed, or Ctrl-C or another exception ends it, what it has started is stopped.
+
+``gpu_share`` is how much of a GPU a run gets: 1 for one of its own, .25 where four share one, 0 for the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import time
 import traceback
 from collections.abc import Generator, Iterable
 from contextlib import redirect_stderr, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO, StringIO
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -48,6 +50,8 @@ class Job:
     folder: Path
     data_dir: Path
     command: str
+    device: str = "cpu"
+    """The engine that runs the job chooses it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ def work(job: Job) -> Outcome:
     """Train a job's run here, with one thread. What goes wrong is part of the outcome."""
     torch.set_num_threads(1)
     try:
-        result = run.run(job.config, folder=job.folder, data_dir=job.data_dir, command=job.command)
+        result = run.run(
+            job.config, folder=job.folder, data_dir=job.data_dir, device=job.device, command=job.command
+        )
     except (run.RunError, ResultError, CheckpointError, DataError, OSError) as error:
         return Outcome(job, None, _first_line(error))
     except Exception as error:  # memory, CUDA, a fault of ours: the worker's log gets all of it
@@ -75,18 +81,24 @@ def work(job: Job) -> Outcome:
     return Outcome(job, result)
 
 
-def local(jobs: Iterable[Job], workers: int) -> Outcomes:
+def local(jobs: Iterable[Job], workers: int, *, gpu_share: float = 0.0) -> Outcomes:
     """Run jobs in processes of this machine, at most ``workers`` at a time, each in a new one."""
-    _check_workers(workers)
-    return _local(list(jobs), workers)
+    _check(workers, gpu_share)
+    devices = ["cpu"] * workers
+    if gpu_share:
+        gpus = torch.cuda.device_count()
+        if not gpus:
+            raise EngineError("this machine has no GPU that torch can use")
+        devices = [f"cuda:{index % gpus}" for index in range(min(workers, gpus * int(1 / gpu_share)))]
+    return _local(list(jobs), devices)
 
 
-def _local(waiting: list[Job], workers: int) -> Outcomes:
+def _local(waiting: list[Job], free: list[str]) -> Outcomes:
     running: dict[Any, tuple[subprocess.Popen[bytes], Job]] = {}  # by the pipe of the answer
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop(0)
+            while waiting and free:
+                job = replace(waiting.pop(0), device=free.pop(0))
                 process = _start()
                 running[process.stdout] = process, job
                 assert process.stdin is not None
@@ -98,6 +110,7 @@ def _local(waiting: list[Job], workers: int) -> Outcomes:
                     answer = pipe.read()  # type: ignore[union-attr]
                     process.wait()  # before the end of its stdin, which would kill it
                 del running[pipe]
+                free.append(job.device)
                 whole = answer and process.returncode == 0
                 yield pickle.loads(answer) if whole else Outcome(job, None, _death(process))
     finally:
@@ -146,7 +159,13 @@ _LONGEST_ARRAY = 1000  # that SLURM takes, unless its MaxArraySize is set
 
 
 def slurm(
-    jobs: Iterable[Job], workers: int, *, folder: Path, cluster: str = "slurm", **parameters: Any
+    jobs: Iterable[Job],
+    workers: int,
+    *,
+    folder: Path,
+    cluster: str = "slurm",
+    gpu_share: float = 0.0,
+    **parameters: Any,
 ) -> Outcomes:
     """Run jobs as an array of SLURM jobs, at most ``workers`` at a time; ``folder`` gets scripts and logs.
 
@@ -156,7 +175,9 @@ def slurm(
     is learnt from ``sacct``, which is asked every few minutes. With ``cluster="local"`` submitit runs jobs
     as processes of this machine, to try things out.
     """
-    _check_workers(workers)
+    _check(workers, gpu_share)
+    if 0 < gpu_share < 1:
+        raise EngineError("SLURM gives runs whole GPUs, no shares of them")
     submitit = _import("submitit", extra="slurm")
     if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise EngineError("the engine slurm needs the commands sbatch and srun: this is no machine of SLURM")
@@ -164,6 +185,7 @@ def slurm(
         "name": "lr-relax",
         "timeout_min": 24 * 60,
         "cpus_per_task": 1,
+        **({"gpus_per_node": 1} if gpu_share else {}),
         "slurm_array_parallelism": workers,
         **parameters,
         "slurm_setup": [*parameters.get("slurm_setup", ()), "export OMP_NUM_THREADS=1"],
@@ -173,7 +195,7 @@ def slurm(
         executor.update_parameters(**parameters)
     except Exception as error:  # submitit asserts, and raises NameError, for a wrong parameter
         raise EngineError(_first_line(error)) from error
-    return _slurm(list(jobs), workers, executor)
+    return _slurm(_on_cuda(jobs) if gpu_share else list(jobs), workers, executor)
 
 
 def _slurm(waiting: list[Job], workers: int, executor: Any) -> Outcomes:
@@ -211,23 +233,23 @@ def _slurm(waiting: list[Job], workers: int, executor: Any) -> Outcomes:
             time.sleep(0.1)
 
 
-def ray(jobs: Iterable[Job], workers: int, *, address: str | None = None) -> Outcomes:
+def ray(jobs: Iterable[Job], workers: int, *, address: str | None = None, gpu_share: float = 0.0) -> Outcomes:
     """Run jobs on a Ray cluster, at most ``workers`` at a time, each on one CPU.
 
     Without an address that is the cluster of this program, the one that ``RAY_ADDRESS`` names, or else a new
     one on this machine, which ends with the jobs. A cluster's machines need this package, in one version.
     """
-    _check_workers(workers)
+    _check(workers, gpu_share)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do, and warns of
     library = _import("ray", extra="ray")
     if not library.is_initialized():
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         _check_address(address)
-    return _ray(list(jobs), workers, library, address)
+    return _ray(_on_cuda(jobs) if gpu_share else list(jobs), workers, library, address, gpu_share)
 
 
-def _ray(waiting: list[Job], workers: int, ray: Any, address: str | None) -> Outcomes:
+def _ray(waiting: list[Job], workers: int, ray: Any, address: str | None, gpu_share: float) -> Outcomes:
     ours = not ray.is_initialized()
     running: dict[Any, Job] = {}  # by Ray's reference to the outcome
     try:
@@ -239,8 +261,10 @@ def _ray(waiting: list[Job], workers: int, ray: Any, address: str | None) -> Out
                 )
             except Exception as error:
                 raise EngineError(f"no Ray at {address}: {_first_line(error)}") from error
+        if gpu_share and not ray.cluster_resources().get("GPU"):
+            raise EngineError("no machine of the Ray cluster has a GPU")  # Ray would wait for one
         # A process for each run, as what a run leaves behind should be no concern of the next.
-        remote = ray.remote(num_cpus=1, max_retries=0, max_calls=1)(work)
+        remote = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=0, max_calls=1)(work)
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.pop(0)
@@ -272,9 +296,16 @@ def _check_address(address: str) -> None:
         raise EngineError(f"no Ray at {address}: {error}") from error
 
 
-def _check_workers(workers: int) -> None:
+def _on_cuda(jobs: Iterable[Job]) -> list[Job]:
+    """On the GPU that the cluster lets a job see."""
+    return [replace(job, device="cuda") for job in jobs]
+
+
+def _check(workers: int, gpu_share: float) -> None:
     if workers < 1:
         raise ValueError(f"Expected argument `workers` to be at least 1, but got {workers}")
+    if not 0 <= gpu_share <= 1:
+        raise ValueError(f"Expected argument `gpu_share` to be in [0, 1], but got {gpu_share}")
 
 
 def _import(name: str, *, extra: str) -> Any:

@@ -1,5 +1,6 @@
 """The engines train real runs in real processes; what is killed here is killed."""
 
+import math
 import os
 import pickle
 import re
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,12 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000
+        "local",
+        num_cpus=2,
+        num_gpus=1,  # or so Ray believes
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100_000_000,
     )
     yield
     assert ray.is_initialized()
@@ -133,6 +140,22 @@ def test_a_ray_of_its_own_ends_with_the_jobs(job: Callable[..., engines.Job]) ->
     wait_until(lambda: not raylets())
 
 
+def test_a_ray_without_gpus(job: Callable[..., engines.Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(engines.EngineError, match=r"\Ano machine of the Ray cluster has a GPU\Z"):
+        next(engines.ray([job(0)], 1, gpu_share=1))
+    assert not ray.is_initialized()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_gives_runs_a_gpu(job: Callable[..., engines.Job]) -> None:
+    [outcome] = engines.ray([job(0)], 1, gpu_share=0.5)
+    assert outcome.job.device == "cuda"
+    assert torch.cuda.is_available() or re.search("CUDA|NVIDIA", outcome.error)
+
+
 def test_a_killed_worker_and_a_failed_run_cost_no_other(
     engine: Engine, job: Callable[..., engines.Job]
 ) -> None:
@@ -225,6 +248,42 @@ def test_what_goes_wrong_is_one_line(
     assert fails_with(RuntimeError("CUDA error\nmany\nlines")) == "RuntimeError: CUDA error"
 
 
+@pytest.mark.parametrize(
+    ("workers", "gpu_share", "devices"),
+    [
+        (2, 0, ["cpu", "cpu"]),
+        (1, 1, ["cuda:0"]),
+        (3, 1, ["cuda:0", "cuda:1"]),
+        (9, 0.5, ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]),
+        (3, 0.1, ["cuda:0", "cuda:1", "cuda:0"]),
+    ],
+)
+def test_processes_share_the_gpus_of_the_machine(
+    workers: int, gpu_share: float, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(engines, "_local", lambda jobs, devices: devices)
+    assert engines.local([], workers, gpu_share=gpu_share) == devices
+
+
+def test_a_process_trains_on_the_device_that_it_is_given(
+    job: Callable[..., engines.Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    outcomes = list(engines.local([job(0), job(1)], 1, gpu_share=1))
+    assert [outcome.job.device for outcome in outcomes] == ["cuda:0", "cuda:0"]
+    assert all(re.search("CUDA|NVIDIA", outcome.error) for outcome in outcomes)
+
+
+def test_a_machine_without_gpus(
+    job: Callable[..., engines.Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(engines.EngineError, match=r"\Athis machine has no GPU that torch can use\Z"):
+        engines.local([job(0)], 1, gpu_share=1)
+
+
 def test_work_trains_with_one_thread(job: Callable[..., engines.Job], one_thread: None) -> None:
     torch.set_num_threads(2)
     outcome = engines.work(job(0))
@@ -248,23 +307,25 @@ exit 1
 """
 
 
-def test_slurm_gets_an_array_of_single_threads(
-    job: Callable[..., engines.Job],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """What is submitted, with an sbatch that keeps and refuses it."""
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a machine of SLURM's keeps the script that it was given, and refused."""
     for command in ("sbatch", "srun"):
         (tmp_path / command).write_text(SBATCH)
         (tmp_path / command).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return tmp_path / "script"
+
+
+def test_slurm_gets_an_array_of_single_threads(
+    job: Callable[..., engines.Job], tmp_path: Path, sbatch: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     outcomes = engines.slurm(
         [job(0), job(1), job(2)], 2, folder=tmp_path / "submitit", timeout_min=90, slurm_partition="nowhere"
     )
     with pytest.raises(engines.EngineError, match=r"\Asbatch: error: invalid partition specified: nowhere\Z"):
         next(outcomes)
-    script = (tmp_path / "script").read_text().splitlines()
+    script = sbatch.read_text().splitlines()
     assert {
         "#SBATCH --array=0-2%2",
         "#SBATCH --cpus-per-task=1",
@@ -272,7 +333,19 @@ def test_slurm_gets_an_array_of_single_threads(
         "#SBATCH --partition=nowhere",
         "export OMP_NUM_THREADS=1",
     } <= set(script)
+    assert not any("gpu" in line for line in script)
     assert capfd.readouterr().err == ""
+
+
+def test_slurm_is_asked_for_a_gpu(job: Callable[..., engines.Job], tmp_path: Path, sbatch: Path) -> None:
+    with pytest.raises(engines.EngineError, match="invalid partition"):
+        next(engines.slurm([job(0)], 1, folder=tmp_path / "submitit", gpu_share=1))
+    assert "#SBATCH --gpus-per-node=1" in sbatch.read_text().splitlines()
+
+
+def test_slurm_has_no_shares_of_a_gpu(job: Callable[..., engines.Job], tmp_path: Path) -> None:
+    with pytest.raises(engines.EngineError, match=r"\ASLURM gives runs whole GPUs, no shares of them\Z"):
+        engines.slurm([job(0)], 1, folder=tmp_path / "submitit", cluster="local", gpu_share=0.5)
 
 
 def test_a_parameter_that_submitit_does_not_know(job: Callable[..., engines.Job], tmp_path: Path) -> None:
@@ -289,10 +362,13 @@ def test_a_missing_package(module: str, extra: str, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["local", "slurm", "ray"])
-def test_workers_are_at_least_one(name: str, tmp_path: Path) -> None:
-    options = {"folder": tmp_path} if name == "slurm" else {}
+def test_numbers_out_of_range(name: str, tmp_path: Path) -> None:
+    engine = partial(getattr(engines, name), **({"folder": tmp_path} if name == "slurm" else {}))
     with pytest.raises(ValueError, match="Expected argument `workers` to be at least 1, but got 0"):
-        getattr(engines, name)([], 0, **options)
+        engine([], 0)
+    for gpu_share in (-0.5, 1.5, math.nan):
+        with pytest.raises(ValueError, match=r"Expected argument `gpu_share` to be in \[0, 1\], but got"):
+            engine([], 1, gpu_share=gpu_share)
 
 
 def test_importing_the_engines_imports_no_scheduler() -> None:

@@ -1,7 +1,8 @@
 """The command ``lr-relax``: checks arguments, shows progress, prints tables; the study's modules do the work.
 
-options.py (what the commands share), terminal.py (progress), compare.py, study.py (the two scripts of the
-paper's code), grid.py (many runs), report.py (tables and figures of tracked runs).
+options.py (what determines a run), execution.py (how and where it runs), terminal.py (progress), compare.py,
+study.py (the two scripts of the paper's code), grid.py (many runs), report.py (tables and figures of tracked
+runs).
 """
 
 import sys

@@ -22,6 +22,7 @@ from .options import (
     LOSS_NAMES,
     Integers,
     List,
+    Number,
     OneLineErrorsCommand,
     option,
     read_config,
@@ -63,6 +64,8 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
         key, equals, text = value.partition("=")
         if not (key and equals):
             self.fail(f"{value!r} is not of the form key=value.", param, ctx)
+        if key in ("jobs", "workers", "folder", "gpu_share"):  # the engine's own
+            self.fail(f"{key!r} is not a parameter of submitit.", param, ctx)
         return key, int(text) if text.isdecimal() else text
 
 
@@ -110,12 +113,19 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
     show_default="one for each processor",
     help="How many runs at a time, each with one thread.",
 )
+@option(
+    "gpu_share",
+    type=Number(min=0, max=1),
+    default=0.0,
+    show_default=True,
+    help="How much of a GPU each run gets: 1 for one of its own, 0.25 where four share one, 0 for the CPU.",
+)
 @option("ray_address", help="Of the cluster, as ray://host:10001; without one Ray runs on this machine.")
 @option(
     "slurm",
     type=KeyValue(),
     multiple=True,
-    help="A parameter of submitit's, as slurm_partition=gpu; may be given several times.",
+    help="A parameter of submitit, as slurm_partition=gpu; may be given several times.",
 )
 @out_options(Path("runs", "study"))
 @tracking_options
@@ -187,11 +197,9 @@ def _configs(options: dict[str, Any]) -> list[RunConfig]:
 
 
 def _engine(options: dict[str, Any]) -> job.Engine:
-    workers = options["workers"]
+    shared = {"workers": options["workers"], "gpu_share": options["gpu_share"]}
     if options["engine"] == "slurm":
-        return partial(
-            engines.slurm, workers=workers, folder=options["out"] / "slurm", **dict(options["slurm"])
-        )
+        return partial(engines.slurm, folder=options["out"] / "slurm", **shared, **dict(options["slurm"]))
     if options["engine"] == "ray":
-        return partial(engines.ray, workers=workers, address=options["ray_address"])
-    return partial(engines.local, workers=workers)
+        return partial(engines.ray, address=options["ray_address"], **shared)
+    return partial(engines.local, **shared)
