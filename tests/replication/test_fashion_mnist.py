@@ -4,6 +4,7 @@ Training them takes most of an hour, so the runs are read; one command trains th
 """
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +13,7 @@ import pytest
 from lr_relax.study.resources import load_json
 from lr_relax.study.results import Result
 
+ORIGINAL = Path(__file__).parents[1] / "oracle" / "training.json"
 RESULTS = Path(__file__).parents[2] / "misc" / "results" / "fashion_mnist-10-epochs.json"
 
 
@@ -39,7 +41,29 @@ def test_accuracy_and_ece_are_those_of_the_papers_code(
         assert {run.n_eval for run in ours} == {10_000}
         assert fmean(run.accuracy for run in ours) == pytest.approx(original["accuracy"], abs=0.004)
         assert fmean(run.ece for run in ours) == pytest.approx(original["ece"], abs=0.012)
-        assert all(run.command and run.seconds > 0 and run.environment["commit"] for run in ours)
+        for run in ours:
+            assert run.command
+            assert run.seconds > 0
+            assert re.fullmatch("[0-9a-f]{40}", run.environment["commit"])  # no change beside it
+
+
+def test_training_takes_the_course_of_the_papers_code(
+    runs: dict[tuple[str, float, bool], list[Result]],
+) -> None:
+    """Epoch by epoch with the same split, but for initial weights and batches, which are drawn otherwise."""
+    originals = json.loads(ORIGINAL.read_text())
+    compared = set()
+    for original in originals:
+        if original["epochs"] != 10:
+            continue
+        loss = "label_relaxation" if original["loss"] == "lr" else original["loss"]
+        key = loss, original["alpha"], original["temp_scaling"]
+        ours = runs[key][original["seed"]]
+        assert [epoch.loss for epoch in ours.history] == pytest.approx(original["train_loss"], rel=0.04)
+        accuracies = [epoch.accuracy for epoch in ours.history]
+        assert accuracies == pytest.approx(original["train_accuracy"], abs=0.004)
+        compared.add(key)
+    assert compared == runs.keys()
 
 
 def test_relaxation_is_the_best_calibrated_then_focal_cross_entropy_smoothing(

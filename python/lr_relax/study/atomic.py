@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, so that an interrupted job leaves no half-written ones."""
+"""Files that appear whole or not at all, and folders that one process at a time works in."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,3 +20,30 @@ def replaced(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Make a folder if need be and keep other processes out that ask by this function, too.
+
+    BlockingIOError if one is in it. The claim ends with the process, whatever ends that.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows has none
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                errno.EWOULDBLOCK, "another process is at work there", str(folder)
+            ) from error
+        except OSError:  # not every file system has locks
+            pass
+        yield
+    finally:
+        os.close(handle)

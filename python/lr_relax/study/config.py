@@ -74,13 +74,14 @@ class RunConfig:
     """Whether training images are shifted and mirrored at random."""
     subtract_pixel_mean: bool = True
     model_checkpoints: bool = False
-    """Whether the network with the best validation accuracy is kept and evaluated, not the last one."""
+    """Whether the network with the best validation accuracy is kept and evaluated, not the last one; in test
+    runs, which validate nothing, it is the last one."""
     test_run: bool = False
     """Whether to evaluate on test data, not on validation data."""
     temp_scaling: bool = False
     """Whether to set data aside and scale predictions with a temperature chosen on them."""
     temperature: str = "grid"
-    """How: of the paper's 16 the one with the least ECE ("grid"), or by the likelihood ("nll")."""
+    """How: of the paper's 16 the one with the least ECE in 15 bins ("grid"), or by the likelihood ("nll")."""
     validation_share: float = 0.25
     """How much of what is not test data is for validation; the paper says 1/6."""
     n_bins: int = 15
@@ -128,7 +129,7 @@ class RunConfig:
         for name in ("epochs", "batch_size"):
             _integer(name, getattr(self, name), 1, 1_000_000)
         _integer("warmup", self.warmup, 0, 1_000_000)
-        _integer("n_bins", self.n_bins, 1, 1_000_000)
+        _integer("n_bins", self.n_bins, 1, 1000)  # the diagram shows each
         _number("initial_lr", self.initial_lr, 0, math.inf, above=True)
         _number("lr_sched_multipler", self.lr_sched_multipler, 0, math.inf, above=True)
         _number("decay", self.decay, 0, math.inf)
@@ -226,7 +227,8 @@ def hyperparameters(
             raise ConfigError(f"{file} of the paper's code has no row {key}")
         key = f"legacy_{key}" if f"legacy_{key}" in rows else key
     if key not in rows:
-        raise ConfigError(f"{file} has no row {key}")
+        hint = "; the short schedules have one" if file != _SHORT and key in load_json(_SHORT) else ""
+        raise ConfigError(f"{file} has no row {key}{hint}")
     row = rows[key]
     if not isinstance(row, dict):
         raise ConfigError(f"{file} has no options in its row {key}")
@@ -235,11 +237,11 @@ def hyperparameters(
     options = {
         name: truths.get(value, value) if isinstance(value, str) else value for name, value in row.items()
     }
-    determined = ("model_name", "dataset_name", "loss_name")
+    names = {"model_name": model_name, "dataset_name": dataset_name, "loss_name": loss_name}
+    for name in names.keys() & options.keys():
+        raise ConfigError(f"{file}, row {key}: `{name}` cannot be set in a row")
     try:
-        RunConfig.from_dict(
-            {**options, **dict(zip(determined, (model_name, dataset_name, loss_name), strict=True))}
-        )
+        RunConfig.from_dict({**options, **names})
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{file}, row {key}: {error}") from error
     return options

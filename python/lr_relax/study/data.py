@@ -138,6 +138,9 @@ def _mnist(torchvision_class: Any, folder: Path) -> _Arrays:
             values = (read_label_file if "labels" in path.name else read_image_file)(str(path))
         read.append(values.numpy())
     train_pixels, train_labels, test_pixels, test_labels = read
+    for pixels, labels in ((train_pixels, train_labels), (test_pixels, test_labels)):
+        if len(pixels) != len(labels):
+            raise ValueError(f"there are {len(pixels)} images and {len(labels)} labels")
     pixels = np.concatenate([train_pixels, test_pixels])[:, np.newaxis]
     return pixels, np.concatenate([train_labels, test_labels])
 

@@ -98,8 +98,9 @@ def draw_reliability(results: Iterable[Result]) -> Figure:
 def draw_against_alpha(records: Iterable[Record]) -> Figure:
     """Draw accuracy and ECE against alpha: a line per loss, in a band of ± one standard deviation over seeds.
 
-    Cross-entropy, which has no alpha, is a level line. Settings stand below each other, and test data below
-    validation data.
+    Alphas that lack some of the seeds, as alphas do that were tested only where they were the best, are
+    hollow and off the line, which would go from some seeds to others. Cross-entropy, which has no alpha, is a
+    level line. Settings stand below each other, and test data below validation data.
     """
     from matplotlib.figure import Figure
 
@@ -120,12 +121,12 @@ def draw_against_alpha(records: Iterable[Record]) -> Figure:
             for method, runs in methods.items():
                 which = everyone.index(method)
                 look = {"color": MODELS[which % len(MODELS)], "marker": MARKERS[which % len(MARKERS)]}
-                _draw_line(ax, method, _statistics(runs, metric), look)
+                _draw_method(ax, method, *_statistics(runs, metric), look)
             _draw_axes(
                 ax, metric, [run.config.alpha for m, runs in methods.items() if m.has_alpha for run in runs]
             )
         part.legend(
-            handles=panels[0].get_lines(),
+            handles=[line for line in panels[0].get_lines() if not line.get_label().startswith("_")],
             loc="outside lower center",
             ncols=min(len(methods), 3),
             frameon=False,
@@ -155,23 +156,38 @@ def _panels(results: Iterable[Result]) -> dict[str, list[Result]]:
     return panels
 
 
-def _statistics(runs: Iterable[Record], metric: str) -> dict[float, Statistic]:
-    """Over the seeds of each alpha, in ascending order."""
-    values: dict[float, list[float]] = {}
+Statistics = dict[float, Statistic]  # by alpha, in ascending order
+
+
+def _statistics(runs: Iterable[Record], metric: str) -> tuple[Statistics, Statistics]:
+    """Over the seeds: of the alphas that have all of them, and of the others."""
+    values: dict[float, dict[int, float]] = {}
     for run in sorted(runs, key=lambda run: run.config.alpha):
-        values.setdefault(run.config.alpha, []).append(value(run, metric))
-    return {alpha: Statistic.of(group) for alpha, group in values.items()}
+        values.setdefault(run.config.alpha, {})[run.config.seed] = value(run, metric)
+    seeds = {seed for of_alpha in values.values() for seed in of_alpha}
+    whole: Statistics = {}
+    others: Statistics = {}
+    for alpha, of_seeds in values.items():
+        (whole if of_seeds.keys() == seeds else others)[alpha] = Statistic.of([*of_seeds.values()])
+    return whole, others
 
 
-def _draw_line(ax: Axes, method: Method, statistics: dict[float, Statistic], look: dict[str, Any]) -> None:
-    alphas, means = list(statistics), [each.mean for each in statistics.values()]
-    deviations = [each.deviation or 0 for each in statistics.values()]
+def _draw_method(
+    ax: Axes, method: Method, whole: Statistics, others: Statistics, look: dict[str, Any]
+) -> None:
+    alphas, means = list(whole), [each.mean for each in whole.values()]
+    deviations = [each.deviation or 0 for each in whole.values()]
     band: dict[str, Any] = {"color": look["color"], "alpha": 0.15, "lw": 0}
     if not method.has_alpha:
         ax.axhline(means[0], color=look["color"], ls="--", lw=1.4, label=method.title())
         ax.axhspan(means[0] - deviations[0], means[0] + deviations[0], **band)
         return
-    ax.plot(alphas, means, lw=1.6, ms=4.5, label=method.title(), **look)
+    if whole:
+        ax.plot(alphas, means, lw=1.6, ms=4.5, label=method.title(), **look)
+    if others:
+        partial = [each.mean for each in others.values()]
+        label = "_of some seeds" if whole else method.title()
+        ax.plot(list(others), partial, ls="none", ms=4.5, fillstyle="none", label=label, **look)
     lower, upper = np.array(means) - deviations, np.array(means) + deviations
     if len(alphas) > 1:
         ax.fill_between(alphas, lower, upper, **band)

@@ -7,13 +7,14 @@ rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from . import results, search
 from .config import RunConfig
 from .engines import Job, Outcome
-from .results import Result
+from .results import Result, ResultError
 
 Engine = Callable[[Sequence[Job]], Iterator[Outcome]]
 """Runs jobs somewhere and gives their outcomes as they come."""
@@ -23,8 +24,9 @@ CRITERIA = ("accuracy", "ece")
 
 
 def jobs(configs: Iterable[RunConfig], out: Path, data_dir: Path, command: str) -> list[Job]:
-    """A job for each different run, in a folder of ``out``."""
+    """A job for each different run, in a folder of ``out``; workers may have another working folder."""
     distinct = {config.key: config for config in configs}
+    out, data_dir = out.absolute(), data_dir.absolute()
     return [Job(config, out / key, data_dir, command) for key, config in distinct.items()]
 
 
@@ -32,7 +34,9 @@ def run(todo: Sequence[Job], engine: Engine) -> Iterator[Outcome]:
     """The outcomes of all jobs: first of those that have finished before, then the others' as they come."""
     open_jobs = []
     for job in todo:
-        result = results.load(job.folder)
+        result = None
+        with suppress(ResultError, OSError):  # the worker will tell
+            result = results.load(job.folder)
         if result is None:
             open_jobs.append(job)
         else:
@@ -45,8 +49,7 @@ def best_tested(finished: Iterable[Result], criteria: Sequence[str]) -> list[Run
     """The test runs of what validation runs show to be the best alphas, by each criterion.
 
     Runs that differ in their alpha only are compared, plain cross-entropy not with label smoothing, as the
-    paper's tables have a line for each. The first of equally good ones in the order of the alphas is taken,
-    as NumPy's argmax does.
+    paper's tables have a line for each.
     """
     groups: dict[tuple[RunConfig, str], list[Result]] = {}
     for result in finished:
@@ -54,7 +57,7 @@ def best_tested(finished: Iterable[Result], criteria: Sequence[str]) -> list[Run
         if not config.test_run:
             groups.setdefault((replace(config, alpha=0.0), config.loss_title), []).append(result)
     chosen = [
-        search.final(search.best(sorted(group, key=lambda one: one.config.alpha), by_ece=by == "ece").config)
+        search.final(search.best(group, by_ece=by == "ece").config)
         for group in groups.values()
         for by in criteria
     ]

@@ -3,4 +3,4 @@
 from .cli.study import study
 
 if __name__ == "__main__":
-    study(prog_name="lr_study")
+    study(prog_name="python -m lr_relax.study.lr_study")

@@ -3,4 +3,4 @@
 from .cli.study import study_ho
 
 if __name__ == "__main__":
-    study_ho(prog_name="lr_study_ho")
+    study_ho(prog_name="python -m lr_relax.study.lr_study_ho")

@@ -126,7 +126,10 @@ def _database(uri: str) -> Path | None:
     path = uri.removeprefix("sqlite:///")
     if path in (uri, "", ":memory:"):
         raise TrackingError(f"Expected the URI to name a file, as in sqlite:///mlflow.db, but got {uri!r}.")
-    return Path(path).absolute()
+    file = Path(path).absolute()
+    if re.search(r"\?|%[0-9A-Fa-f]{2}", str(file)):
+        raise TrackingError(f"a file of SQLite cannot have ? or %XX in its path, as {file} has")
+    return file
 
 
 def _open_database(path: Path, create: bool) -> None:

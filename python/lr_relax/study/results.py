@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +98,10 @@ def save(result: Result, folder: Path) -> None:
 
 
 def pooled_curve(results: Sequence[Result]) -> ReliabilityCurve:
-    """The reliability curve of all predictions of some runs together."""
+    """The reliability curve of all predictions of some runs together, with the mean of their ECEs.
+
+    Of all predictions together it would be smaller, as errors of the runs make up for each other.
+    """
     counts = np.array([each.bin_counts for each in results], dtype=np.int64)
     total = counts.sum(axis=0)
 
@@ -108,5 +112,5 @@ def pooled_curve(results: Sequence[Result]) -> ReliabilityCurve:
 
     confidence = total_of([each.bin_confidence for each in results])
     correct = total_of([each.bin_accuracy for each in results])
-    expected = float(abs(confidence - correct).sum() / total.sum())
+    expected = statistics.fmean(each.ece for each in results)
     return curve_of_sums(np.linspace(0, 1, len(total) + 1), total, confidence, correct, expected)

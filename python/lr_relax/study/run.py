@@ -14,6 +14,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -26,7 +27,8 @@ from torch.nn.functional import cross_entropy
 
 from ..metrics import ReliabilityCurve, TemperatureScaling, brier_score, reliability_curve
 from . import checkpoint, data, models, results, splits
-from .atomic import replaced
+from .atomic import occupied, replaced
+from .checkpoint import CheckpointError
 from .config import RunConfig
 from .processes import Processes
 from .results import Metrics, Result
@@ -63,15 +65,33 @@ def run(
         on_batch: Gets every batch.
 
     Raises:
-        ValueError: `model_checkpoints` without a folder.
+        ValueError: `model_checkpoints` without a folder, or another data set than that of the configuration.
         DataError: The data set cannot be had.
         RunError: The loss is no longer finite, or the folder holds something else; likewise ResultError and
             CheckpointError.
-        OSError: The folder cannot be written.
+        OSError: The folder cannot be written, or another process trains the same run in it.
     """
     if config.model_checkpoints and folder is None:
         raise ValueError("Expected argument `folder` to be a path for `model_checkpoints`, but got None.")
-    device, processes = torch.device(device), Processes()
+    if dataset is not None and dataset.name != config.dataset_name:
+        raise ValueError(f"Expected argument `dataset` to be {config.dataset_name}, but got {dataset.name}.")
+    with ExitStack() as stack:
+        if folder is not None:
+            Processes().first(lambda: stack.enter_context(occupied(folder)))
+        return _run(config, dataset, folder, data_dir, torch.device(device), command, on_epoch, on_batch)
+
+
+def _run(
+    config: RunConfig,
+    dataset: data.Dataset | None,
+    folder: Path | None,
+    data_dir: Path,
+    device: torch.device,
+    command: str,
+    on_epoch: Callable[[Epoch], None],
+    on_batch: Callable[[Batch], None],
+) -> Result:
+    processes = Processes()
     if folder is not None:
         if (finished := processes.first(lambda: results.load(folder))) is not None:
             if finished.config != config:
@@ -106,7 +126,7 @@ def run(
 
     def evaluated() -> dict[str, Any]:
         if folder is not None and config.model_checkpoints and not config.legacy_checkpoints:
-            network.load_state_dict(checkpoint.load(folder / MODEL, device)["network"])
+            _load_best(network, folder / MODEL, device)
         return _evaluate(config, network, split)
 
     try:
@@ -135,8 +155,7 @@ def run(
 
 
 def _begin(folder: Path, config: RunConfig) -> None:
-    """Make the folder; RunError if it is another run's."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write down whose folder it is; RunError if it is another run's."""
     path = folder / CONFIG
     if path.exists():
         try:
@@ -159,8 +178,15 @@ def _resume(training: Training, path: Path) -> float:
     try:
         training.load_state_dict(state)
         return float(state["seconds"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise RunError(f"{path} is not a checkpoint of this run, delete it to start anew") from error
+
+
+def _load_best(network: torch.nn.Module, path: Path, device: torch.device) -> None:
+    try:
+        network.load_state_dict(checkpoint.load(path, device)["network"])
+    except (FileNotFoundError, CheckpointError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise RunError(f"{path} is no longer the best network: delete {path.parent} to start anew") from error
 
 
 def _keep(training: Training, seconds: float, folder: Path) -> None:

@@ -30,10 +30,8 @@ def candidates(config: RunConfig, alphas: Sequence[float]) -> list[RunConfig]:
 
 
 def best(results: Sequence[Result], *, by_ece: bool) -> Result:
-    """The first of the highest accuracy, or of the lowest calibration error."""
-    if by_ece:
-        return min(results, key=lambda result: result.ece)
-    return max(results, key=lambda result: result.accuracy)
+    """The highest accuracy, or the lowest calibration error; of equal ones, that with the smallest alpha."""
+    return min(results, key=lambda one: (one.ece if by_ece else -one.accuracy, one.config.alpha))
 
 
 def final(chosen: RunConfig) -> RunConfig:

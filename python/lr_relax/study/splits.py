@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from .data import Dataset
@@ -54,6 +53,7 @@ def split_rows(
     validation_share: float = VALIDATION_SHARE,
 ) -> Rows:
     """Split ``range(n)``; the arguments are those of :func:`split`."""
+    from sklearn.model_selection import train_test_split  # takes a second to import
 
     def draw(rows: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rest, drawn = train_test_split(rows, test_size=share, random_state=seed)

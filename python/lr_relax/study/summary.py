@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 LOSSES = ("cross-entropy", "label smoothing", "label relaxation", "focal", "confidence penalty")
 METRICS = ("accuracy", "ece")
 
-# In these the runs of one table may differ; the last three concern only some of the losses.
+# In these the runs of one table may differ; the last four concern only some of the losses.
 WITHIN = {"loss_name", "alpha", "seed", "test_run", "temp_scaling"}
-WITHIN |= {"temperature", "legacy_temp_scaling", "legacy_confidence_penalty"}
+WITHIN |= {"temperature", "legacy_temp_scaling", "legacy_confidence_penalty", "legacy_clip"}
 
 
 class Configured(Protocol):
@@ -61,6 +61,7 @@ class Method:
 
     loss: str
     legacy: bool = False
+    clipped: bool = False
     temperature: str | None = None  # None where there is none, "" where it is chosen as in the paper
 
     @classmethod
@@ -69,20 +70,23 @@ class Method:
         temperature = None
         if config.temp_scaling:
             words = [config.temperature] * (config.temperature != "grid")
-            words += ["legacy"] * (config.legacy_temp_scaling and config.loss_name != "cross_entropy")
+            words += ["legacy"] * config.effective().legacy_temp_scaling
             temperature = ", ".join(words)
-        return cls(loss, config.legacy_confidence_penalty and loss == "confidence penalty", temperature)
+        effective = config.effective()
+        return cls(loss, effective.legacy_confidence_penalty, effective.legacy_clip, temperature)
 
     @property
     def has_alpha(self) -> bool:
         return self.loss != "cross-entropy"
 
     @property
-    def order(self) -> tuple[bool, int, bool, str]:
-        return (self.temperature is not None, LOSSES.index(self.loss), self.legacy, self.temperature or "")
+    def order(self) -> tuple[Any, ...]:
+        loss = LOSSES.index(self.loss), self.legacy, self.clipped
+        return (self.temperature is not None, *loss, self.temperature or "")
 
     def title(self, alpha: str = "") -> str:
-        words = [self.loss, *["(legacy)"] * self.legacy, *[alpha] * (alpha != "")]
+        words = [self.loss, *["(legacy)"] * self.legacy, *["(clipped)"] * self.clipped]
+        words += [alpha] * (alpha != "")
         words += ["+ temperature"] * (self.temperature is not None)
         words += [f"({self.temperature})"] * bool(self.temperature)
         return " ".join(words)

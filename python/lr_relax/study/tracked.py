@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 FINISHED_RUNS = "attributes.status = 'FINISHED' and tags.`lr_relax.kind` = 'run'"
 PAGE = 1000
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,27 @@ class Record:
 
 
 def records(uri: str, experiment: str = EXPERIMENT) -> list[Record]:
-    """All finished runs of the experiment, newest first; of those with equal keys, the newest alone."""
+    """All finished runs of the experiment, newest first; of those with equal keys, the newest alone.
+
+    Runs of other versions, whose options are not those of `RunConfig`, are left out with a warning.
+    """
     uri = absolute(uri)
     newest: dict[str, Record] = {}
+    foreign: dict[str, str] = {}
     with calls(uri):
         mlflow = client(uri)
         found = mlflow.get_experiment_by_name(experiment)
         if found is None:
             raise TrackingError(f"there is no experiment {experiment}")
         for run in _pages(mlflow, found.experiment_id):
-            record = _record(run)
+            try:
+                record = _record(run)
+            except (ValueError, TypeError) as error:
+                foreign[run.info.run_id] = str(error)
+                continue
             newest.setdefault(record.key, record)
+    for run_id, reason in foreign.items():
+        LOGGER.warning("the run %s is none of this version's and left out: %s", run_id, reason)
     return list(newest.values())
 
 
@@ -79,10 +91,7 @@ def _record(run: Run) -> Record:
     """MLflow's parameters are texts; those that are no fields of the configuration came later, such as T."""
     names = {field.name for field in fields(RunConfig)}
     values = {name: _value(text) for name, text in run.data.params.items() if name in names}
-    try:
-        config = RunConfig.from_dict(values)
-    except (ValueError, TypeError) as error:
-        raise TrackingError(f"the run {run.info.run_id} is none of this version's: {error}") from error
+    config = RunConfig.from_dict(values)
     key = run.data.tags.get("lr_relax.key", config.key)
     return Record(run.info.run_id, key, config, dict(run.data.metrics), dict(run.data.tags))
 

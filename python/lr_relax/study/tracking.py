@@ -18,16 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .atomic import replaced
-from .mlflow_store import (
-    EXPERIMENT,
-    TrackingError,
-    absolute,
-    calls,
-    check,
-    connect,
-    default_uri,
-    without_password,
-)
+from .mlflow_store import TrackingError, absolute, calls, connect, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,11 +28,10 @@ if TYPE_CHECKING:
     from .results import Result
     from .training import Epoch
 
-__all__ = ["EXPERIMENT", "TensorBoard", "Tracker", "TrackingError", "check", "default_uri", "final_metrics"]
-
 CURVES = ("loss", "accuracy", "lr", "val_loss", "val_accuracy", "val_ece")
 ARTIFACTS = ("result.json", "reliability.png")
 BATCH = 100  # epochs
+PARENT = "mlflow.parentRunId"
 LOGGER = logging.getLogger(__name__)
 
 # When a store that failed may be tried again, by URI; it is shared, as the next run would find the same.
@@ -111,7 +101,7 @@ class Tracker:
         self._params = _texts(params)
         self._tags = {"lr_relax.kind": kind, "lr_relax.version": version("lr-relax"), **(tags or {})}
         if parent:
-            self._tags["mlflow.parentRunId"] = parent
+            self._tags[PARENT] = parent
         self._mlflow: MlflowClient | None = None  # None: not connected
         self._epochs: dict[int, tuple[int, dict[str, float]]] = {}  # their times and curves
         self._sent: set[int] = set()
@@ -220,6 +210,8 @@ class Tracker:
             if "lr_relax.reason" in run.data.tags:
                 mlflow.delete_tag(self.run_id, "lr_relax.reason")
             self._send(mlflow, run, self._params, self._tags, {})
+        elif PARENT in self._tags and PARENT not in run.data.tags:  # it was trained before, on its own
+            mlflow.set_tag(self.run_id, PARENT, self._tags[PARENT])
         self._sent = {metric.step for metric in mlflow.get_metric_history(self.run_id, "loss")}
         self._mlflow = mlflow
         return mlflow
@@ -270,13 +262,13 @@ class Tracker:
         tags: Mapping[str, str],
         metrics: Mapping[str, float],
     ) -> None:
-        """Send what the run lacks of these."""
+        """Send what the run lacks of these; parameters cannot be changed, in MLflow."""
         from mlflow.entities import Metric, Param, RunTag
 
-        now = _milliseconds(time.time())
+        now, there = _milliseconds(time.time()), run.data.metrics
         mlflow.log_batch(
             self.run_id,
-            [Metric(name, value, now, 0) for name, value in metrics.items() if name not in run.data.metrics],
+            [Metric(name, value, now, 0) for name, value in metrics.items() if there.get(name) != value],
             [Param(name, value) for name, value in params.items() if name not in run.data.params],
             [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value],
         )
@@ -313,7 +305,10 @@ class Tracker:
 
 
 class TensorBoard:
-    """The same curves in TensorBoard's files; a resumed run tells all its epochs again, and these count."""
+    """The same curves in TensorBoard's files; a resumed run tells all its epochs again, and these count.
+
+    Where they can no longer be written, there is one warning, and no more of them.
+    """
 
     def __init__(self, folder: Path) -> None:
         """TrackingError if TensorBoard is missing; the folder is made with the first epoch."""
@@ -327,18 +322,32 @@ class TensorBoard:
             ) from missing
         self._new, self._folder = SummaryWriter, folder
         self._writer: SummaryWriter | None = None
+        self._failed = False
 
     def epoch(self, epoch: Epoch) -> None:
         """Write the curves' values of an epoch; the first call hides what the folder has from there on."""
-        if self._writer is None:
-            self._writer = self._new(str(self._folder), purge_step=epoch.epoch)
-        for name, value in curves(epoch).items():
-            self._writer.add_scalar(name, value, epoch.epoch)
-        self._writer.flush()
+        if self._failed:
+            return
+        with self._at_no_cost():
+            if self._writer is None:
+                self._writer = self._new(str(self._folder), purge_step=epoch.epoch)
+            for name, value in curves(epoch).items():
+                self._writer.add_scalar(name, value, epoch.epoch)
+            self._writer.flush()
 
     def close(self) -> None:
-        if self._writer is not None:
+        if self._writer is None or self._failed:
+            return
+        with self._at_no_cost():
             self._writer.close()
+
+    @contextmanager
+    def _at_no_cost(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._failed = True
+            LOGGER.warning("%s has no logs for TensorBoard from here on: %s", self._folder, error)
 
 
 def _texts(params: Mapping[str, Any]) -> dict[str, str]:

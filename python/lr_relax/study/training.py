@@ -144,7 +144,7 @@ class Training:
         torch.manual_seed(_seed(config.seed, number, processes.rank, 2))
         self.parallel.train()
         n = len(self.labels)
-        # The data are one tensor that a permutation indexes: a DataLoader takes half as long again.
+        # The data are one tensor that a permutation indexes: a DataLoader collates it image by image.
         batches = torch.randperm(n, generator=order).to(self.device).split(config.batch_size)  # type: ignore[no-untyped-call]
         totals = torch.zeros(
             2, dtype=torch.float64, device=self.device
@@ -152,6 +152,8 @@ class Training:
         seen = 0
         for index, batch in enumerate(batches):
             rate = self.plateau.rate(self.schedule.rate(number, number * len(batches) + index))
+            if not rate > 0:
+                raise DivergedError(f"the learning rate is {rate} in epoch {number + 1}: it falls too fast")
             self.optimiser.set_rate(rate)
             mine, share = processes.share(len(batch))
             rows = batch[mine]

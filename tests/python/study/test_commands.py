@@ -3,18 +3,31 @@
 import gzip
 import json
 import pickle
+import re
+import shlex
+import shutil
 import struct
+import subprocess
+import sys
 from hashlib import md5
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from lr_relax.study import cli, tracked
+from lr_relax.study.cli.options import read_config
+from lr_relax.study.config import RunConfig
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from torchvision.datasets import CIFAR10, FashionMNIST
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+study = import_module("lr_relax.study.cli.study")  # of that name the package has the command
 DIGITS = ["--model_name", "simple_dense", "--dataset_name", "digits", "--short", "--epochs", "1"]
 
 
@@ -29,7 +42,7 @@ def lr_relax(*arguments: str) -> Result:
     return CliRunner().invoke(cli.main, arguments, prog_name="lr-relax")
 
 
-def results() -> list[dict[str, object]]:
+def results() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(Path("runs/study").glob("*/result.json"))]
 
 
@@ -115,8 +128,6 @@ def test_study_tracks_what_it_prints_and_is_not_repeated(sqlite: str) -> None:
 
 @pytest.mark.parametrize(("every", "steps"), [("1", [0, 1, 2, 3]), ("2", [0, 2, 3]), ("10", [0, 3])])
 def test_every_nth_epoch_and_the_last_are_tracked(every: str, steps: list[int], sqlite: str) -> None:
-    from mlflow import MlflowClient
-
     options = ["--epochs", "4", "--autolog_freq", every, "--cluster_job"]
     ran = lr_relax("study", *DIGITS, *options, "--tensorboard", "logs")
     assert ran.exit_code == 0, ran.output
@@ -134,24 +145,198 @@ def test_what_is_given_wins_over_the_file_and_that_over_the_defaults() -> None:
     assert ran.exit_code == 0, ran.output
     [result] = results()
     config = result["config"]
-    assert isinstance(config, dict)
     assert (config["epochs"], config["batch_size"], config["data_augmentation"]) == (2, 50, False)
     assert config["initial_lr"] == 1e-3
 
 
-def test_study_ho_tests_the_best_alpha(sqlite: str) -> None:
-    ran = lr_relax("study-ho", *DIGITS, "--loss_name", "lr", "--alphas", "0.01,0.4", "--optimize_ece")
-    assert ran.exit_code == 0, ran.output
-    *validated, tested = sorted(tracked.records(sqlite), key=lambda record: record.config.test_run)
-    assert [record.config.test_run for record in validated] == [False, False]
-    best = min(validated, key=lambda record: record.metrics["ece"])
-    assert tested.config.alpha == best.config.alpha
-    parents = {record.tags["mlflow.parentRunId"] for record in (*validated, tested)}
-    from mlflow import MlflowClient
+def parents(sqlite: str, kind: str) -> list[Run]:
+    """The searches or grids in MLflow."""
+    mlflow = MlflowClient(sqlite)
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+    return list(mlflow.search_runs(experiments, f"tags.`lr_relax.kind` = '{kind}'"))
 
-    [parent] = [MlflowClient(sqlite).get_run(parent) for parent in parents]
-    assert parent.data.params["alpha"] == str(best.config.alpha)
-    assert parent.data.metrics["test_accuracy"] == tested.metrics["test_accuracy"]
+
+def test_study_ho_tests_the_best_alpha(sqlite: str) -> None:
+    """By accuracy another one than by ECE, and each search is one of its own in MLflow."""
+    search = ["study-ho", *DIGITS, "--loss_name", "focal", "--alphas", "1,5"]
+    for words, by_ece, alpha in (([], False, 5.0), (["--optimize_ece"], True, 1.0)):
+        ran = lr_relax(*search, *words)
+        assert ran.exit_code == 0, ran.output
+        assert f"focal {alpha:g}, seed 0" in ran.stdout
+        validated = [each for each in tracked.records(sqlite) if not each.config.test_run]
+        by = [(each.metrics["ece" if by_ece else "validation_accuracy"], each) for each in validated]
+        assert len(by) == 2
+        assert (min if by_ece else max)(by, key=lambda each: each[0])[1].config.alpha == alpha
+        [tested] = [r for r in tracked.records(sqlite) if r.config.test_run and r.config.alpha == alpha]
+        [parent] = [
+            run for run in parents(sqlite, "search") if run.data.params["optimize_ece"] == str(by_ece)
+        ]
+        assert tested.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert parent.data.params["alpha"] == str(alpha)
+        assert parent.data.metrics["test_accuracy"] == tested.metrics["test_accuracy"]
+    assert len(parents(sqlite, "search")) == 2
+
+
+def test_an_alpha_that_diverges_does_not_end_the_search(sqlite: str) -> None:
+    search = ["study-ho", *DIGITS, "--cluster_job", "--loss_name", "confidence_penalty"]
+    ran = lr_relax(*search, "--alphas", "0.1,1e38,0.3")
+    assert ran.exit_code == 0, ran.output
+    assert re.fullmatch(r"Error: confidence penalty 1e\+38, seed 0: the loss is .*\n", ran.stderr)
+    assert sorted(result["config"]["alpha"] for result in results()) in ([0.1, 0.1, 0.3], [0.1, 0.3, 0.3])
+    [parent] = parents(sqlite, "search")
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_search_without_any_result_fails(sqlite: str) -> None:
+    ran = lr_relax(
+        "study-ho", *DIGITS, "--cluster_job", "--loss_name", "confidence_penalty", "--alphas", "1e38"
+    )
+    assert ran.exit_code == 1
+    assert ran.stderr.endswith("Error: none of the alphas has a result to choose by\n")
+    assert ran.stderr.count("\n") == 2
+    [parent] = parents(sqlite, "search")
+    assert parent.info.status == "FAILED"
+
+
+def test_a_run_that_fails_costs_the_grid_only_itself(sqlite: str) -> None:
+    grid = ["grid", "--datasets", "digits", "--short", "--epochs", "1", "--workers", "1", "--seeds", "0"]
+    ran = lr_relax(*grid, "--losses", "confidence_penalty:1e38,cross_entropy:0")
+    assert ran.exit_code == 1
+    assert ran.stdout == "1 run in runs/study, 1 failed\n"
+    diverged, done, failed = ran.stderr.splitlines()
+    assert re.fullmatch(
+        r"simple_dense-.*-confidence_penalty-1e\+38-.*: the loss is .* in epoch 1; .*", diverged
+    )
+    assert re.fullmatch(r"simple_dense-digits-cross_entropy-0-.*: accuracy 0\.\d{4}  ECE 0\.\d{4}", done)
+    assert failed == "Error: 1 run failed; the same command tries again"
+    [parent] = parents(sqlite, "grid")
+    assert parent.data.metrics == {"finished": 1, "failed": 1}
+    assert sorted(run.info.status for run in parents(sqlite, "run")) == ["FAILED", "FINISHED"]
+
+    [path] = [path.parent for path in Path("runs/study").glob("*/result.json")]
+    shutil.rmtree(path)
+    path.touch()
+    ran = lr_relax(*grid, "--losses", "focal:1,cross_entropy:0")
+    assert ran.exit_code == 1
+    assert f"{path.name}: [Errno 17] File exists" in ran.stderr
+    assert ran.stdout == "1 run in runs/study, 1 failed\n"
+
+
+def test_legacy_grid_leaves_plain_cross_entropy_out() -> None:
+    grid = ["grid", "--datasets", "digits", "--losses", "cross_entropy", "--seeds", "0", "--short"]
+    options = ["--epochs", "1", "--legacy_grid", "--tracking_uri", "none", "--workers", "2"]
+    ran = lr_relax(*grid, *options)
+    assert ran.exit_code == 0, ran.output
+    alphas = [result["config"]["alpha"] for result in results()]
+    assert sorted(alphas) == [0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ["slurm", "--slurm", "cluster=local", "--slurm", "timeout_min=5", "--slurm", "slurm_setup=true"],
+        ["ray"],
+    ],
+    ids=lambda engine: engine[0],
+)
+def test_a_grid_on_another_engine(engine: list[str], sqlite: str) -> None:
+    grid = ["grid", "--datasets", "digits", "--losses", "lr:0.1,focal:1", "--seeds", "0", "--short"]
+    ran = lr_relax(*grid, "--epochs", "1", "--workers", "2", "--engine", *engine)
+    assert ran.exit_code == 0, ran.output
+    assert ran.stdout == "2 runs in runs/study\n"
+    assert len(tracked.records(sqlite)) == len(results()) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        ("--dataset_name CIFAR10", "dataset_name", "cifar10"),
+        ("--loss_name focal", "loss_name", "focal"),
+        ("--alpha 0.25", "alpha", 0.25),
+        ("--seed 7", "seed", 7),
+        ("--epochs 3", "epochs", 3),
+        ("--batch_size 5", "batch_size", 5),
+        ("--initial_lr 0.5", "initial_lr", 0.5),
+        ("--steps 3,5", "steps", (3, 5)),
+        ("--lr_sched_multipler 0.5", "lr_sched_multipler", 0.5),
+        ("--decay 0.5", "decay", 0.5),
+        ("--warmup 3", "warmup", 3),
+        ("--gradient_clipping 0.5", "gradient_clipping", 0.5),
+        ("--reduce_on_plateau", "reduce_on_plateau", True),
+        ("--data_augmentation False", "data_augmentation", False),
+        ("--subtract_pixel_mean False", "subtract_pixel_mean", False),
+        ("--model_checkpoints", "model_checkpoints", True),
+        ("--test_run", "test_run", True),
+        ("--temp_scaling", "temp_scaling", True),
+        ("--temp_scaling --temperature nll", "temperature", "nll"),
+        ("--validation_share 1/6", "validation_share", 1 / 6),
+        ("--n_bins 10", "n_bins", 10),
+        ("--legacy_clip", "legacy_clip", True),
+        ("--loss_name confidence_penalty --legacy_confidence_penalty", "legacy_confidence_penalty", True),
+        ("--temp_scaling --legacy_temp_scaling", "legacy_temp_scaling", True),
+        ("--warmup 3 --legacy_schedule", "legacy_schedule", True),
+        ("--model_checkpoints --legacy_checkpoints", "legacy_checkpoints", True),
+        ("--load_ext_params", "steps", (150, 225)),
+        ("--short", "epochs", 3),
+        ("--loss_name focal --legacy_hyperparams", "batch_size", 32),
+    ],
+)
+def test_every_option_of_a_run_reaches_it(
+    words: str, field: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both spellings; each value is none of the defaults."""
+    asked: list[RunConfig] = []
+
+    def stop(dataset_name: str, options: dict[str, object]) -> None:
+        raise click.ClickException("stopped")
+
+    def read(options: dict[str, object], **fixed: object) -> RunConfig:
+        asked.append(read_config(options, **fixed))
+        return asked[-1]
+
+    monkeypatch.setattr(study.Execution, "prepare", stop)
+    monkeypatch.setattr(study, "read_config", read)
+    for spelling in (words, re.sub(r"--\w+", lambda name: name[0].replace("_", "-"), words)):
+        assert "stopped" in lr_relax("study", *spelling.split()).stderr
+    assert [getattr(config, field) for config in asked] == [value, value]
+    assert getattr(RunConfig(), field) != value
+
+
+def test_runs_of_an_experiment_of_its_own(sqlite: str) -> None:
+    ran = lr_relax("study", *DIGITS, "--alpha", "0.1", "--experiment", "mine")
+    assert ran.exit_code == 0, ran.output
+    assert len(tracked.records(sqlite, "mine")) == 1
+    assert "label relaxation" in lr_relax("table", "--experiment", "mine").stdout
+    assert "Of this network alone.  [default: (all)]" in lr_relax("table", "--help").stdout
+    written = lr_relax("table", "--experiment", "mine", "--out", "a/new/folder/table.md")
+    assert written.stdout == "a/new/folder/table.md\n"
+
+
+def test_logs_for_tensorboard() -> None:
+    ran = lr_relax("study", *DIGITS, "--alpha", "0.1", "--tensorboard", "logs")
+    assert ran.exit_code == 0, ran.output
+    assert len([*Path("logs").glob("*/events.*")]) == 1
+
+
+def test_a_result_has_the_command_that_gives_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["study", *DIGITS, "--alpha", "0.1", "--out", "with a space"]
+    monkeypatch.setattr(sys, "argv", ["lr-relax", *words])
+    assert lr_relax(*words).exit_code == 0
+    [result] = Path("with a space").glob("*/result.json")
+    command = json.loads(result.read_text())["command"]
+    assert shlex.split(command) == ["lr-relax", *words]
+    script = [
+        sys.executable,
+        "-m",
+        "lr_relax.study.lr_study",
+        *words[1:-1],
+        "script",
+        "--tracking_uri",
+        "none",
+    ]
+    subprocess.run(script, check=True, capture_output=True, timeout=120)
+    [result] = Path("script").glob("*/result.json")
+    assert shlex.split(json.loads(result.read_text())["command"]) == ["python", *script[1:]]
 
 
 def test_a_grid_its_tables_and_its_figures() -> None:
@@ -203,9 +388,13 @@ def test_a_grid_its_tables_and_its_figures() -> None:
         ("study --n_bins 0", "0 is not in the range"),
         ("study --device tpu", "tpu is not a device of this machine"),
         ("study --threads 0", "0 is not in the range"),
+        ("study {digits} --device meta", "meta is not a device of this machine"),
+        ("study {digits} --experiment ''", "'--experiment': a name is needed"),
+        ("study --n_bins 1001", "1001 is not in the range"),
         ("study --autolog_freq 0", "0 is not in the range"),
         ("study --hyperparams nowhere.json", "'nowhere.json' does not exist"),
         ("study --hyperparams {text}", "is not JSON"),
+        ("study --hyperparams {text} --short", "only one can be given"),
         ("study --model_name vgg --dataset_name mnist", "Expected images of at least 32 pixels"),
         ("study --load_ext_params --model_name simple_dense", "has no row simple_dense_cifar100"),
         (
@@ -214,6 +403,7 @@ def test_a_grid_its_tables_and_its_figures() -> None:
         ),
         ("study --dataset_name cifar10 --data_dir {text}", "cifar10 cannot be read from"),
         ("study {digits} --out {text}", "cannot be written to"),
+        ("study {digits} --tensorboard {text}", "'--tensorboard': {text} cannot be written to"),
         ("study {digits} --tracking_uri http://127.0.0.1:9", "no server answers"),
         ("study {digits} --tracking_uri sqlite:///{text}", "file is not a database"),
         ("study-ho --alphas 1", "Expected `alpha` to be a number in [0, 1)"),
@@ -226,6 +416,7 @@ def test_a_grid_its_tables_and_its_figures() -> None:
         ("grid --datasets svhn", "'svhn' is not one of"),
         ("grid --seeds 4-0", "'4-0' is not a rising range"),
         ("grid --seeds x", "'x' is not an integer"),
+        ("grid --seeds 0-99999999999999999999", "is not a rising range of at most 10,000"),
         ("grid --workers 0", "0 is not in the range"),
         ("grid --gpu_share 2", "2.0 is not in the range"),
         ("grid --datasets digits --epochs 1 --engine slurm --gpu_share 0.5", "whole GPUs"),
@@ -248,9 +439,9 @@ def test_a_bad_value_gives_one_line_and_exit_code_2_before_any_training(
 ) -> None:
     (tmp_path / "text").write_text("this is text\n" * 100)
     words = {"text": str(tmp_path / "text"), "digits": " ".join(DIGITS)}
-    ran = lr_relax(*arguments.format(**words).split())
+    ran = lr_relax(*shlex.split(arguments.format(**words)))
     assert ran.exit_code == 2, ran.output
-    assert message in ran.stderr
+    assert message.format(**words) in ran.stderr
     assert ran.stderr.count("\n") == 1
     assert ran.stdout == ""
     assert results() == []

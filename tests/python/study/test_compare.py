@@ -85,26 +85,30 @@ def test_metrics_are_those_of_the_trained_network(digits: data.Dataset, three_ru
     )
 
 
-def test_pooling_runs_is_pooling_their_predictions(three_runs: list[Result]) -> None:
+def test_pooling_runs_is_pooling_their_predictions_but_for_the_mean_of_their_errors(
+    three_runs: list[Result],
+) -> None:
     """Six predictions in four bins, of two runs, and by hand: the third bin is filled by both."""
     some = replace(
         three_runs[0],
         bin_counts=[0, 0, 3, 1],
         bin_confidence=[None, None, 0.6, 0.9],
         bin_accuracy=[None, None, 1.0, 1.0],
+        ece=0.25,
     )
     more = replace(
         three_runs[0],
         bin_counts=[0, 1, 1, 0],
         bin_confidence=[None, 0.4, 0.7, None],
         bin_accuracy=[None, 0.0, 0.0, None],
+        ece=0.5,
     )
     curve = pooled_curve([some, more])
     assert curve.counts.tolist() == [0, 1, 4, 1]
     assert curve.confidence == pytest.approx([np.nan, 0.4, 0.625, 0.9], nan_ok=True)
     assert curve.accuracy == pytest.approx([np.nan, 0.0, 0.75, 1.0], nan_ok=True)
     assert curve.edges == pytest.approx([0, 0.25, 0.5, 0.75, 1])
-    assert curve.expected_calibration_error == pytest.approx((0.4 + 4 * 0.125 + 0.1) / 6)
+    assert curve.expected_calibration_error == 0.375
 
 
 def test_the_summary_is_mean_and_sample_deviation(three_runs: list[Result]) -> None:

@@ -19,6 +19,7 @@ import torch
 from lr_relax.study import engines, results, run
 from lr_relax.study.config import RunConfig
 
+LONG = 100  # epochs, in which another process starts
 TOO_LONG = 10_000  # epochs of a run that is not meant to end, and that ends for all that if a test hangs
 
 
@@ -159,28 +160,33 @@ def test_ray_gives_runs_a_gpu(job: Callable[..., engines.Job]) -> None:
 def test_a_killed_worker_and_a_failed_run_cost_no_other(
     engine: Engine, job: Callable[..., engines.Job]
 ) -> None:
-    doomed, blocked, fine = jobs = [job(0, epochs=TOO_LONG), job(1), job(2)]
+    """Two train at a time, and one of them is killed while both do."""
+    one, other = job(0, epochs=LONG), job(1, epochs=LONG)
+    blocked, last = job(2), job(3)
     blocked.folder.parent.mkdir()
     blocked.folder.write_text("a file where the folder should be")
 
     def kill() -> None:
-        wait_until(lambda: trains(doomed))
-        [worker] = workers_of(os.getpid())
-        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: trains(one) and trains(other))
+        first, _ = workers_of(os.getpid())
+        os.kill(first, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    outcomes = list(engine(jobs, 1))
+    outcomes = list(engine([one, other, blocked, last], 2))
     killer.join()
-    assert [outcome.job for outcome in outcomes] == jobs
-    killed, failed, done = outcomes
-    assert killed.result is failed.result is None
-    assert re.fullmatch(".*(signal 9|left no result|died unexpectedly).*", killed.error)
-    assert re.fullmatch(".*Not a directory.*", failed.error)
-    assert done.error == ""
-    assert done.result is not None
-    assert done.result == results.load(fine.folder)
-    assert (done.result.command, done.result.environment["threads"]) == ("a test", "1")
+    assert {outcome.job for outcome in outcomes} == {one, other, blocked, last}
+    failed = {outcome.job: outcome.error for outcome in outcomes if outcome.result is None}
+    assert re.fullmatch(".*File exists.*", failed.pop(blocked))
+    [(killed, error)] = failed.items()
+    assert killed in (one, other)
+    assert re.fullmatch(".*(signal 9|left no result|died unexpectedly).*", error)
+    for outcome in outcomes:
+        if outcome.result is not None:
+            assert outcome.error == ""
+            assert outcome.result == results.load(outcome.job.folder)
+            assert outcome.result.command == "a test"
+            assert outcome.result.environment["threads"] == "1"
 
 
 def test_the_first_outcome_is_that_of_the_first_to_end_and_closing_stops_the_others(

@@ -33,7 +33,7 @@ def test_each_loss_has_a_panel_of_its_seeds_pooled() -> None:
     [[plain, relaxed]] = panels(figure)
     assert [plain.get_title(), relaxed.get_title()] == ["cross-entropy", "label relaxation 0.1"]
     for ax in (plain, relaxed):
-        assert ax.get_legend().get_title().get_text() == "ECE 0.3000"
+        assert ax.get_legend().get_title().get_text() == "ECE 0.1000"  # what the results say
     [part] = figure.subfigs
     assert part.get_suptitle() == "fashion_mnist, simple_dense, 10 epochs: test predictions of 2 seeds"
 
@@ -83,10 +83,12 @@ def test_lines_are_means_over_seeds_and_bands_their_deviations() -> None:
         (accuracy, [0.85, 0.85, 0.7], "accuracy"),
         (ece, [0.1, 0.2, 0.3], "expected calibration error"),
     ):
-        level, line, point = ax.lines
+        level, line, lacking, point = ax.lines
         assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_xscale()) == ("alpha", name, "log")
-        assert line.get_xdata() == pytest.approx([0.1, 0.2, 0.4])
-        assert line.get_ydata() == pytest.approx(means)
+        assert line.get_xdata() == pytest.approx([0.1, 0.2])
+        assert line.get_ydata() == pytest.approx(means[:2])
+        assert [*lacking.get_xdata(), *lacking.get_ydata()] == [0.4, means[2]]  # one seed of two
+        assert (lacking.get_fillstyle(), lacking.get_linestyle()) == ("none", "None")
         assert set(level.get_ydata()) == {0.9 if ax is accuracy else 0.1}
         assert [*point.get_xdata(), *point.get_ydata()] == [2.0, 0.7 if ax is accuracy else 0.3]
     band = accuracy.collections[0].get_paths()[0].vertices
@@ -94,7 +96,6 @@ def test_lines_are_means_over_seeds_and_bands_their_deviations() -> None:
     for alpha, low, high in (
         (0.1, 0.85 - deviation, 0.85 + deviation),
         (0.2, 0.85 - deviation, 0.85 + deviation),
-        (0.4, 0.7, 0.7),  # one seed
     ):
         there = band[np.isclose(band[:, 0], alpha), 1]
         assert (there.min(), there.max()) == (pytest.approx(low), pytest.approx(high))
@@ -113,6 +114,18 @@ def test_the_level_line_of_cross_entropy_has_a_band_too() -> None:
     assert (band.get_y(), band.get_height()) == pytest.approx((0.85 - np.sqrt(0.005), 2 * np.sqrt(0.005)))
 
 
+def test_alphas_that_were_tested_for_one_seed_each_are_points_in_the_legend() -> None:
+    tested = [record(0.7, 0.3, alpha=0.1, seed=seed, test_run=True) for seed in (0, 2)]
+    tested += [record(0.9, 0.2, alpha=0.4, seed=1, test_run=True)]
+    figure = figures.draw_against_alpha(tested)
+    [(accuracy, _)] = panels(figure)
+    [points] = accuracy.lines
+    assert [*points.get_xdata(), *points.get_ydata()] == pytest.approx([0.1, 0.4, 0.7, 0.9])
+    assert points.get_linestyle() == "None"
+    [legend] = figure.subfigs[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["label relaxation"]
+
+
 def test_a_lone_alpha_has_a_bar_for_its_deviation() -> None:
     runs = [record(0.8 + seed / 10, 0.1, alpha=0.1, seed=seed) for seed in (0, 1)]
     [(accuracy, _)] = panels(figures.draw_against_alpha(runs))
@@ -127,7 +140,7 @@ def test_validation_and_test_data_stand_below_each_other_in_the_same_colours() -
     figure = figures.draw_against_alpha([*tested, *RECORDS])
     above, below = panels(figure)
     assert [part.get_suptitle().split(": ")[1] for part in figure.subfigs] == ["validation data", "test data"]
-    assert below[0].lines[0].get_color() == above[0].lines[2].get_color()
+    assert below[0].lines[0].get_color() == above[0].lines[3].get_color()
     assert below[0].get_xscale() == "symlog"
     ticks = [text.get_text() for text in below[0].get_xticklabels()]
     assert ticks == ["0", "1"]

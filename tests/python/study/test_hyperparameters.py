@@ -151,3 +151,20 @@ def test_a_source_distribution_has_the_files_themselves(tmp_path: Path) -> None:
             if "/study/misc/" in member.name and member.isreg()
         }
     assert packed == {name: (ROOT / "misc" / name).read_bytes() for name in MISC}
+
+
+def test_a_row_cannot_name_another_network_data_set_or_loss(tmp_path: Path) -> None:
+    for name in ("model_name", "dataset_name", "loss_name"):
+        path = tmp_path / "own.json"
+        path.write_text(json.dumps({"simple_dense_digits": {name: "focal", "epochs": 1}}))
+        with pytest.raises(
+            config.ConfigError, match=f"row simple_dense_digits: `{name}` cannot be set in a row"
+        ):
+            config.hyperparameters("focal", "simple_dense", "digits", path=path)
+
+
+def test_the_short_schedules_are_hinted_at() -> None:
+    with pytest.raises(
+        config.ConfigError, match=r"has no row simple_dense_digits; the short schedules have one"
+    ):
+        config.hyperparameters("focal", "simple_dense", "digits")

@@ -44,6 +44,8 @@ def test_check_creates_a_store_where_hard_links_are_not_possible(
         ("mlruns", "maintenance mode"),
         ("file:///elsewhere/mlruns", "Please migrate to a database backend (e.g., 'sqlite:///mlflow.db')"),
         ("sqlite://", "Expected the URI to name a file, as in sqlite:///mlflow.db, but got 'sqlite://'."),
+        ("sqlite:///{tmp}/a%2Fb.db", "a file of SQLite cannot have ? or %XX in its path, as "),
+        ("sqlite:///{tmp}/a.db?timeout=5", "a file of SQLite cannot have ? or %XX in its path, as "),
         ("sqlite:///:memory:", "Expected the URI to name a file"),
         ("sqlite:///{tmp}/text", "/text: file is not a database"),
         ("sqlite:///{tmp}/folder", "/folder: unable to open database file"),

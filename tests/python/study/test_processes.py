@@ -292,8 +292,10 @@ def test_where_one_cannot_go_on_all_end_with_one_line(
     with pytest.raises(ChildFailedError) as failure:
         torchrun(tmp_path / "logs", 2, work, ["--cluster_job", "--out", str(tmp_path / "out"), *arguments])
     # The others would tell, too, if torchrun did not end them: after `let_the_first_tell`'s time.
-    [line] = told(tmp_path / "logs", "stderr")
-    assert message.format(file=file) in line
+    lines = told(tmp_path / "logs", "stderr")
+    assert [message.format(file=file) in line for line in lines] == [True] or (
+        work is killed_in_mid_run and lines == []  # torchrun was faster to end the other
+    )
     assert failure.value.failures
     for ended in failure.value.failures.values():
         assert ended.exitcode in (code, -signal.SIGTERM, -signal.SIGKILL)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -270,7 +271,8 @@ def test_a_damaged_file_gives_one_line(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"network": {}}, {"plateau": {"no": 1}}, {"epochs": 5}, {"seconds": None}]
+    "changes",
+    [{"network": {}}, {"optimiser": None}, {"plateau": {"no": 1}}, {"epochs": 5}, {"seconds": None}],
 )
 def test_a_checkpoint_of_something_else_gives_one_line(
     changes: dict[str, Any], digits: data.Dataset, tmp_path: Path
@@ -343,6 +345,56 @@ def test_a_network_that_broke_in_its_last_step_is_no_result(digits: data.Dataset
 def test_a_best_model_needs_a_folder(digits: data.Dataset) -> None:
     with pytest.raises(ValueError, match="`folder`"):
         run(replace(CONFIG, model_checkpoints=True), digits)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_best_model_that_is_gone_gives_one_line(
+    damage: Callable[[Path], object], digits: data.Dataset, tmp_path: Path
+) -> None:
+    """It cannot be had again from the checkpoint, so that the run has to start anew."""
+    config = replace(CONFIG, model_checkpoints=True)
+    with pytest.raises(Stopped):
+        run(config, digits, folder=tmp_path, on_batch=stop_at(2, 1))
+    damage(tmp_path / "model.pt")
+    checkpointed = training.Training._validate
+    with pytest.MonkeyPatch.context() as patch:  # no later epoch is better
+        patch.setattr(training.Training, "_validate", lambda self: (9.0, 0.0, *checkpointed(self)[2:]))
+        with pytest.raises(RunError, match=f"model.pt is no longer .* delete {tmp_path} to start anew"):
+            run(config, digits, folder=tmp_path)
+
+
+def test_two_processes_do_not_train_the_same_run(digits: data.Dataset, tmp_path: Path) -> None:
+    """A lock belongs to who has opened the folder, so that the test can play both."""
+
+    def meanwhile(epoch: Epoch) -> None:
+        with pytest.raises(BlockingIOError, match="another process is at work there"):
+            run(CONFIG, digits, folder=tmp_path)
+
+    result = run(CONFIG, digits, folder=tmp_path, on_epoch=meanwhile)
+    assert run(CONFIG, digits, folder=tmp_path) == result
+    if sys.platform != "win32":
+        code = "from lr_relax.study.atomic import occupied; from pathlib import Path; import os, sys\n"
+        code += "with occupied(Path(sys.argv[1])): print(flush=True); os.read(0, 1)"
+        with subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdout
+            other.stdout.readline()
+            with pytest.raises(BlockingIOError):
+                run(CONFIG, digits, folder=tmp_path)
+            other.kill()
+        assert run(CONFIG, digits, folder=tmp_path) == result
+
+
+def test_the_data_are_those_of_the_configuration(digits: data.Dataset) -> None:
+    with pytest.raises(ValueError, match="`dataset` to be mnist, but got digits"):
+        run(replace(CONFIG, dataset_name="mnist"), digits)
+
+
+@pytest.mark.parametrize("changes", [{"decay": 1e308}, {"initial_lr": 5e-324, "warmup": 10}])
+def test_a_learning_rate_of_zero_is_one_line(changes: dict[str, Any], digits: data.Dataset) -> None:
+    with pytest.raises(RunError, match=r"\Athe learning rate is 0.0 in epoch 1: it falls too fast\Z"):
+        run(replace(CONFIG, **changes), digits)
 
 
 @pytest.mark.parametrize("share", [0.9999, 0.9995])
@@ -470,11 +522,20 @@ def test_the_last_epoch_is_what_is_evaluated(digits: data.Dataset) -> None:
     assert last.val_ece == pytest.approx(result.ece)
 
 
-def test_the_mean_image_is_subtracted_unless_told_otherwise(digits: data.Dataset) -> None:
-    with_mean, without = (
-        run(replace(CONFIG, epochs=1, subtract_pixel_mean=each), digits) for each in (True, False)
+def test_the_mean_image_is_subtracted_unless_told_otherwise(
+    digits: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[torch.Tensor] = []
+    epoch = training.Training.epoch
+    monkeypatch.setattr(
+        training.Training, "epoch", lambda self, *on: (trained.append(self.images), epoch(self, *on))[1]
     )
-    assert with_mean.history[0].loss != without.history[0].loss
+    for subtracted in (True, False):
+        run(replace(CONFIG, epochs=1, subtract_pixel_mean=subtracted), digits)
+    with_mean, without = trained
+    assert without.min() == 0
+    torch.testing.assert_close(with_mean, without - without.mean(0))
+    assert with_mean.mean(0).abs().max() < 1e-6 < without.mean()
 
 
 def test_environment_of_an_installed_package_has_no_commit(

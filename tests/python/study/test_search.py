@@ -1,4 +1,4 @@
-"""The search for an alpha: the paper's grids, and the first of the best."""
+"""The search for an alpha: the paper's grids, and what is best."""
 
 from dataclasses import replace
 
@@ -45,11 +45,11 @@ def of(alpha: float, accuracy: float, ece: float) -> Result:
     [
         ([(0.1, 0.9, 0.05)], 0.1, 0.1),
         ([(0.1, 0.9, 0.05), (0.2, 0.95, 0.07), (0.3, 0.8, 0.01)], 0.2, 0.3),
-        ([(0.1, 0.9, 0.05), (0.2, 0.95, 0.01), (0.3, 0.95, 0.01)], 0.2, 0.2),  # the first of two
-        ([(0.3, 0.9, 0.05), (0.1, 0.9, 0.05)], 0.3, 0.3),  # in their order, not the alphas'
+        ([(0.1, 0.9, 0.05), (0.2, 0.95, 0.01), (0.3, 0.95, 0.01)], 0.2, 0.2),
+        ([(0.3, 0.9, 0.05), (0.1, 0.9, 0.05)], 0.1, 0.1),
     ],
 )
-def test_the_first_of_the_best_is_chosen(
+def test_of_the_best_the_smallest_alpha_is_chosen(
     runs: list[tuple[float, float, float]], by_accuracy: float, by_ece: float
 ) -> None:
     results = [of(*each) for each in runs]

@@ -398,12 +398,12 @@ def test_a_server_that_is_killed_costs_one_warning_and_no_epoch(
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from lr_relax.study import results, tracking
+from lr_relax.study import mlflow_store, results, tracking
 uri, experiment, folder, kill = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4:]
 result = results.load(folder)
 print("ready", flush=True)
 input()
-tracking.check(uri, experiment)
+mlflow_store.check(uri, experiment)
 tracker = tracking.Tracker.of_run(result.config, uri, experiment, folder=folder)
 for epoch in result.history[:2]:
     tracker.epoch(epoch)
@@ -485,7 +485,9 @@ def test_records_are_the_newest_of_each_key_over_all_pages(
     assert tracked.records(sqlite, EXPERIMENT) == found
 
 
-def test_reading_creates_nothing_and_says_what_is_missing(sqlite: str, tmp_path: Path) -> None:
+def test_reading_creates_nothing_and_says_what_is_missing(
+    sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(TrackingError, match="there is no experiment of no one"):
         tracked.records(sqlite, "of no one")
     with pytest.raises(TrackingError, match=r"none\.db: there is no such file"):
@@ -499,8 +501,10 @@ def test_reading_creates_nothing_and_says_what_is_missing(sqlite: str, tmp_path:
     with pytest.raises(TrackingError, match=r"has no result\.json of this version"):
         tracked.result(sqlite, record)
     Tracker(sqlite, EXPERIMENT, folder=tmp_path / "x", params={"model_name": "other"}, name="x").finished()
-    with pytest.raises(TrackingError, match=r"is none of this version's: Expected `model_name` to be one of"):
-        tracked.records(sqlite, EXPERIMENT)
+    caplog.clear()
+    assert tracked.records(sqlite, EXPERIMENT) == [record]
+    [warning] = caplog.messages
+    assert "is none of this version's and left out: Expected `model_name` to be one of" in warning
 
 
 def test_tensorboard_shows_each_epoch_once_also_of_a_resumed_run(tmp_path: Path) -> None:
@@ -527,6 +531,36 @@ def test_tensorboard_leaves_out_what_is_not_known_and_writes_nothing_without_epo
         "loss",
         "lr",
     ]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of its writer
+def test_tensorboard_that_cannot_write_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "board").touch()
+    board = TensorBoard(tmp_path / "board")
+    for step in range(3):
+        board.epoch(epoch(step))
+    board.close()
+    [warning] = caplog.messages
+    assert f"{tmp_path / 'board'} has no logs for TensorBoard from here on: " in warning
+
+
+def test_a_run_that_was_trained_on_its_own_may_be_taken_into_a_grid(sqlite: str, tmp_path: Path) -> None:
+    def tracker(parent: str | None) -> Tracker:
+        return Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path / "run", parent=parent)
+
+    finish(tracker(None), tmp_path / "run", result_of())
+    for parent, expected in (("first", "first"), ("second", "first")):
+        assert tracker(parent).run_id
+        assert the_run(sqlite).data.tags["mlflow.parentRunId"] == expected
+
+
+def test_a_grid_that_has_grown_tells_its_new_numbers(sqlite: str, tmp_path: Path) -> None:
+    for runs in (1, 3):
+        grid = Tracker(sqlite, EXPERIMENT, folder=tmp_path, params={}, name="grid", kind="grid")
+        grid.finished(metrics={"finished": runs, "failed": 0})
+        assert the_run(sqlite).data.metrics == {"finished": runs, "failed": 0}
 
 
 def test_tensorboard_names_the_extra_where_it_is_missing(

@@ -6,12 +6,16 @@ runs).
 """
 
 import sys
+from importlib.util import find_spec
+from io import TextIOWrapper
 
 try:
     import click
-    import matplotlib  # noqa: F401  (asked for here, so that it is not missed after the training)
     import rich  # noqa: F401
-    import sklearn  # noqa: F401
+
+    for package in ("matplotlib", "sklearn"):  # which take seconds to import, and would be missed later
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
 except ModuleNotFoundError as missing:
     sys.exit(f'lr-relax needs {missing.name}: pip install "lr-relax[study]"')
 
@@ -26,6 +30,9 @@ from .study import study, study_ho
 @click.version_option(package_name="lr-relax")
 def main() -> None:
     """Label relaxation and calibration: the study."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where there is no ±
 
 
 for command in (compare, study, study_ho, grid, table, figure):

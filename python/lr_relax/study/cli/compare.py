@@ -10,17 +10,17 @@ from pathlib import Path
 
 import click
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from .. import compare as job
 from .. import figures
+from ..atomic import occupied
 from ..results import Result
 from ..run import RunError, run
 from ..training import Epoch
 from .execution import load
-from .options import AT_LEAST_ONE, BELOW_ONE, POSITIVE, OneLineErrorsCommand
-from .terminal import progress_bar
+from .options import AT_LEAST_ONE, BELOW_ONE, BINS, POSITIVE, OneLineErrorsCommand
+from .terminal import console, progress_bar
 
 
 def _per_dataset(field: str) -> str:
@@ -28,7 +28,7 @@ def _per_dataset(field: str) -> str:
     return ", ".join(f"{getattr(preset, field):g} on {dataset}" for dataset, preset in job.PRESETS.items())
 
 
-@click.command(cls=OneLineErrorsCommand)
+@click.command(cls=OneLineErrorsCommand, short_help="Compare three losses, without tracking.")
 @click.option(
     "--dataset",
     type=click.Choice(tuple(job.PRESETS)),
@@ -58,9 +58,7 @@ def _per_dataset(field: str) -> str:
 @click.option(
     "--smoothing", type=BELOW_ONE, show_default=_per_dataset("smoothing"), help="Weight of label smoothing."
 )
-@click.option(
-    "--n-bins", type=AT_LEAST_ONE, default=15, show_default=True, help="Bins of the calibration error."
-)
+@click.option("--n-bins", type=BINS, default=15, show_default=True, help="Bins of the calibration error.")
 @click.option("--validation", is_flag=True, help="Set the test data aside and evaluate on validation data.")
 @click.option(
     "--out",
@@ -126,7 +124,7 @@ def compare(
 
     loaded = load(dataset, data_dir)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        click.get_current_context().with_resource(occupied(out))
         results = job.Results(out / "results.json")
         results.save()  # what cannot be written should fail now, not after the first run
         if (picture := out / "reliability.png").is_dir():
@@ -168,15 +166,18 @@ def compare(
     seconds = time.perf_counter() - start
 
     runs = [found for config in configs if (found := results.find(config)) is not None]
-    figures.reliability(runs, out / "reliability.png")
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(_table(runs))
-    console.print(command)
-    console.print(
+    try:
+        figures.reliability(runs, picture)
+    except OSError as error:
+        raise click.ClickException(f"{picture} cannot be written: {error.strerror}") from error
+    told = console()
+    told.print(_table(runs))
+    told.print(command)
+    told.print(
         f"{len(todo)} run{'s' * (len(todo) != 1)} in {seconds:.1f} s on {threads} of {os.cpu_count()} threads"
         + (f", {len(runs) - len(todo)} from before" if resume else "")
     )
-    console.print(f"{results.path}, {out / 'reliability.png'}")
+    told.print(f"{results.path}, {picture}")
 
 
 def _table(runs: list[Result]) -> Table:

@@ -9,19 +9,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from .. import data, tracking
+from .. import data, mlflow_store
 from ..config import RunConfig
 from ..engines import Outcome
+from ..mlflow_store import TrackingError
 from ..results import Result
-from ..tracking import Tracker, TrackingError
+from ..tracking import Tracker
 from ..training import Epoch
-from .options import option
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from .options import Command, option
 
 
 def out_options(out: Path) -> Callable[[Command], Command]:
@@ -49,7 +48,10 @@ def out_options(out: Path) -> Callable[[Command], Command]:
 def tracking_options(command: Command) -> Command:
     """Where runs are tracked."""
     command = option(
-        "experiment", default=tracking.EXPERIMENT, show_default=True, help="The experiment's name in MLflow."
+        "experiment",
+        default=mlflow_store.EXPERIMENT,
+        show_default=True,
+        help="The experiment's name in MLflow.",
     )(command)
     return option(
         "tracking_uri",
@@ -66,23 +68,24 @@ def load(name: str, data_dir: Path) -> data.Dataset:
         raise click.UsageError(str(error)) from error
 
 
-def writable(out: Path) -> Path:
+def writable(folder: Path, option: str = "--out") -> Path:
     """The folder, which is made, or a usage error if it cannot be written to."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise click.BadParameter(
-            f"{out} cannot be written to: {error.strerror}.", param_hint="'--out'"
+            f"{folder} cannot be written to: {error.strerror}.", param_hint=f"'{option}'"
         ) from error
-    return out
+    return folder
 
 
 def command_line() -> str:
     """What was called, for the record."""
-    return shlex.join(["lr-relax", *sys.argv[1:]])
+    program = click.get_current_context().find_root().info_name
+    return f"{program} {shlex.join(sys.argv[1:])}"
 
 
 class Untracked:
@@ -118,11 +121,13 @@ class Tracking:
     @classmethod
     def prepare(cls, options: Mapping[str, Any]) -> Tracking:
         """A usage error at once where there is no store to write to."""
-        uri = options["tracking_uri"] or tracking.default_uri()
+        uri = options["tracking_uri"] or mlflow_store.default_uri()
         if uri == "none":
             return cls(None, options["experiment"])
+        if not options["experiment"].strip():
+            raise click.BadParameter("a name is needed.", param_hint="'--experiment'")
         try:
-            tracking.check(uri, options["experiment"])
+            mlflow_store.check(uri, options["experiment"])
         except TrackingError as error:
             raise click.BadParameter(f"{error}.", param_hint="'--tracking-uri'") from error
         logging.basicConfig(format="%(message)s")  # one line, where a store fails later

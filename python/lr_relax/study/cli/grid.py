@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from .. import data, engines, models, search
 from .. import grid as job
 from ..config import RunConfig
 from ..engines import EngineError, Outcome
-from ..results import Result, ResultError
+from ..results import Result
+from ..summary import counted
 from .execution import Tracking, command_line, load, out_options, tracking_options, writable
 from .options import (
     LOSS_NAMES,
@@ -29,7 +30,7 @@ from .options import (
     run_options,
     switch,
 )
-from .terminal import progress_bar
+from .terminal import console, progress_bar
 
 
 class LossAndAlphas(click.ParamType):  # type: ignore[type-arg]
@@ -58,7 +59,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str | int]:
+    ) -> tuple[str, str | int | float | bool]:
         if isinstance(value, tuple):
             return value
         key, equals, text = value.partition("=")
@@ -66,10 +67,14 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not of the form key=value.", param, ctx)
         if key in ("jobs", "workers", "folder", "gpu_share"):  # the engine's own
             self.fail(f"{key!r} is not a parameter of submitit.", param, ctx)
-        return key, int(text) if text.isdecimal() else text
+        for number in (int, float):
+            with suppress(ValueError):
+                if text[0].isdigit() and str(number(text)) == text:  # but not an account 007
+                    return key, number(text)
+        return key, {"true": True, "false": False}.get(text.lower(), text)
 
 
-@click.command(cls=OneLineErrorsCommand)
+@click.command(cls=OneLineErrorsCommand, short_help="Run many, here or on a cluster.")
 @option(
     "models",
     type=List(click.Choice(models.NAMES, case_sensitive=False)),
@@ -140,9 +145,9 @@ def grid(**options: Any) -> None:
     criteria = options["test_best"] or ()
     if criteria and options["test_run"]:
         raise click.BadParameter("there are no validation runs with --test-run.", param_hint="'--test-best'")
+    out = writable(options["out"])
     for name in options["datasets"]:
         load(name, options["data_dir"])  # told now, and downloaded once
-    out = writable(options["out"])
     tracking = Tracking.prepare(options)
     command = command_line()
     parent = tracking.parent(
@@ -155,6 +160,7 @@ def grid(**options: Any) -> None:
     def run(todo: Sequence[RunConfig]) -> None:
         with progress_bar(len(todo)) as progress:
             [task] = progress.task_ids
+            lines = console(stderr=True, quiet=not progress.disable)  # where there is no bar
             try:
                 for outcome in job.run(job.jobs(todo, out, options["data_dir"], command), engine):
                     tracking.outcome(outcome, parent.run_id)
@@ -163,20 +169,23 @@ def grid(**options: Any) -> None:
                         progress.console.print(f"{outcome.job.config.key}: {outcome.error}")
                     else:
                         finished.append(outcome.result)
+                        lines.print(
+                            f"{outcome.job.config.key}: accuracy {outcome.result.accuracy:.4f}  "
+                            f"ECE {outcome.result.ece:.4f}"
+                        )
                     progress.update(task, advance=1, status=f"{len(failed)} failed" if failed else "")
             except EngineError as error:
+                parent.failed(str(error))
                 raise click.BadParameter(f"{error}.", param_hint="'--engine'") from error
-            except ResultError as error:
-                raise click.ClickException(str(error)) from error
 
     run(configs)
     if criteria:
         run(job.best_tested(finished, criteria))
     parent.finished(metrics={"finished": len(finished), "failed": len(failed)})
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{len(finished)} runs in {out}" + (f", {len(failed)} failed" if failed else ""))
+    unfinished = f", {len(failed)} failed" if failed else ""
+    console().print(f"{counted([len(finished)], 'run')} in {out}{unfinished}")
     if failed:
-        raise click.ClickException(f"{len(failed)} runs failed; the same command tries them again")
+        raise click.ClickException(f"{counted([len(failed)], 'run')} failed; the same command tries again")
 
 
 def _configs(options: dict[str, Any]) -> list[RunConfig]:
@@ -199,7 +208,10 @@ def _configs(options: dict[str, Any]) -> list[RunConfig]:
 def _engine(options: dict[str, Any]) -> job.Engine:
     shared = {"workers": options["workers"], "gpu_share": options["gpu_share"]}
     if options["engine"] == "slurm":
-        return partial(engines.slurm, folder=options["out"] / "slurm", **shared, **dict(options["slurm"]))
+        parameters: dict[str, Any] = dict(options["slurm"])
+        if "slurm_setup" in parameters:  # the only one that may be given again
+            parameters["slurm_setup"] = [str(line) for key, line in options["slurm"] if key == "slurm_setup"]
+        return partial(engines.slurm, folder=options["out"] / "slurm", **shared, **parameters)
     if options["engine"] == "ray":
         return partial(engines.ray, address=options["ray_address"], **shared)
     return partial(engines.local, **shared)

@@ -65,7 +65,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return float(Fraction(value))
+            return float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
         except (ValueError, ZeroDivisionError, OverflowError):
             self.fail(f"{value!r} is not a number or a fraction such as 1/6.", param, ctx)
 
@@ -98,17 +98,18 @@ class Integers(click.ParamType):  # type: ignore[type-arg]
         for part in value.split(","):
             first, _, last = part.strip().partition("-")
             try:
-                numbers = range(int(first), int(last or first) + 1)
+                least, most = int(first), int(last or first)
             except ValueError:
                 self.fail(f"{part!r} is not an integer or a range such as 0-4.", param, ctx)
-            if not 0 < len(numbers) <= 10_000:
-                self.fail(f"{part!r} is not a rising range.", param, ctx)
-            integers += numbers
+            if not least <= most < least + 10_000:
+                self.fail(f"{part!r} is not a rising range of at most 10,000.", param, ctx)
+            integers += range(least, most + 1)
         return tuple(dict.fromkeys(integers))
 
 
 # Bounds beyond which no one means it, and below which nothing overflows.
 AT_LEAST_ONE = click.IntRange(min=1, max=1_000_000)
+BINS = click.IntRange(min=1, max=1000)
 POSITIVE = Number(min=0, min_open=True)
 NOT_NEGATIVE = Number(min=0)
 BELOW_ONE = Number(min=0, max=1, max_open=True)
@@ -123,7 +124,7 @@ _DEFAULTS = {field.name: field.default for field in fields(RunConfig)}
 def option(name: str, **attributes: Any) -> Callable[[Command], Command]:
     """An option with both spellings, --model-name and --model_name."""
     spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
-    if name in _DEFAULTS:
+    if name in _DEFAULTS and "show_default" not in attributes:
         default = _DEFAULTS[name]
         attributes["show_default"] = (
             ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
@@ -157,9 +158,13 @@ _RUN: dict[str, Callable[[Any], Any]] = {
         help="Of the loss: the imprecision, the weight of the smoothing, the focal loss's gamma, the "
         "confidence penalty's beta.",
     ),
-    "seed": option("seed", type=click.IntRange(min=0, max=2**32 - 1)),
-    "epochs": option("epochs", type=AT_LEAST_ONE),
-    "batch_size": option("batch_size", type=AT_LEAST_ONE),
+    "seed": option(
+        "seed",
+        type=click.IntRange(min=0, max=2**32 - 1),
+        help="Of the split, the weights, the batches, dropout and augmentation.",
+    ),
+    "epochs": option("epochs", type=AT_LEAST_ONE, help="Times that every training image is seen."),
+    "batch_size": option("batch_size", type=AT_LEAST_ONE, help="Images of each step."),
     "initial_lr": option("initial_lr", type=POSITIVE, help="Learning rate."),
     "steps": option(
         "steps",
@@ -186,7 +191,9 @@ _RUN: dict[str, Callable[[Any], Any]] = {
     "data_augmentation": switch("data_augmentation", "Shift and mirror the training images at random."),
     "subtract_pixel_mean": switch("subtract_pixel_mean", "Subtract the training images' mean."),
     "model_checkpoints": switch(
-        "model_checkpoints", "Keep the network of the best validation accuracy and evaluate it, not the last."
+        "model_checkpoints",
+        "Keep the network of the best validation accuracy and evaluate it, not the last; a test run, which "
+        "validates nothing, keeps the last.",
     ),
     "test_run": switch("test_run", "Evaluate on test data, not on validation data."),
     "temp_scaling": switch("temp_scaling", "Set data aside for a temperature that scales the predictions."),
@@ -200,7 +207,7 @@ _RUN: dict[str, Callable[[Any], Any]] = {
         type=Share(),
         help="Share of the training data to validate on; the paper says 1/6.",
     ),
-    "n_bins": option("n_bins", type=AT_LEAST_ONE, help="Bins of the calibration error."),
+    "n_bins": option("n_bins", type=BINS, help="Bins of the calibration error."),
     "legacy_clip": switch("legacy_clip", "Clip probabilities to [1e-7, 1 - 1e-7], as the paper's code does."),
     "legacy_confidence_penalty": switch(
         "legacy_confidence_penalty", "Add the entropy to the loss, as the paper's code does, not subtract it."
@@ -221,7 +228,7 @@ _RUN: dict[str, Callable[[Any], Any]] = {
 
 # Where the values come from that are not on the command line.
 _SOURCES = [
-    switch("load_ext_params", "Take what is not given here from the paper's hyperparameters (misc/)."),
+    switch("load_ext_params", "Take what is not given here from the paper's hyperparameters."),
     option(
         "hyperparams",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -266,6 +273,8 @@ def read_config(given: Mapping[str, Any], **fixed: Any) -> RunConfig:
             "imagenet is not provided, as in the paper's code.", param_hint="'--dataset-name'"
         )
     path, short, legacy = given.get("hyperparams"), given.get("short"), given.get("legacy_hyperparams")
+    if sum(map(bool, (path, short, legacy))) > 1:
+        raise click.UsageError("of --hyperparams, --short and --legacy-hyperparams only one can be given")
     try:
         row: dict[str, Any] = {}
         if given.get("load_ext_params") or path or short or legacy:

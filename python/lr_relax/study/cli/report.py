@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from .. import data, figures, models, tables, tracked, tracking
+from .. import data, figures, mlflow_store, models, tables, tracked
 from ..atomic import replaced
+from ..mlflow_store import TrackingError
 from ..resources import load_json
 from ..tracked import Record
-from ..tracking import TrackingError
 from .execution import tracking_options
-from .options import Number, OneLineErrors, OneLineErrorsCommand, option
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from .options import Command, Number, OneLineErrors, OneLineErrorsCommand, option
 
 _WHICH = [
     option(
-        "model_name", type=click.Choice(models.NAMES, case_sensitive=False), help="Of this network alone."
+        "model_name",
+        type=click.Choice(models.NAMES, case_sensitive=False),
+        show_default="all",
+        help="Of this network alone.",
     ),
     option(
-        "dataset_name", type=click.Choice(data.DATASETS, case_sensitive=False), help="Of this data set alone."
+        "dataset_name",
+        type=click.Choice(data.DATASETS, case_sensitive=False),
+        show_default="all",
+        help="Of this data set alone.",
     ),
     tracking_options,
 ]
@@ -47,7 +51,7 @@ def _out(default: str) -> Callable[[Command], Command]:
     )
 
 
-@click.command(cls=OneLineErrorsCommand)
+@click.command(cls=OneLineErrorsCommand, short_help="The paper's tables from tracked runs.")
 @click.option(
     "--format",
     type=click.Choice(tuple(tables.FORMATS)),
@@ -68,12 +72,10 @@ def table(format: str, out: Path | None, **which: Any) -> None:
     """
     with _usage_errors(out):
         text = tables.render(_records(which), load_json("published.json"), format)
-        if out is None:
-            click.echo(text, nl=False)
-        else:
+        if out is not None:
             with replaced(out) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-            click.echo(out)
+    click.echo(text if out is None else f"{out}\n", nl=False)
 
 
 @click.group(cls=OneLineErrors)
@@ -121,7 +123,7 @@ def simplex(alpha: float, out: Path) -> None:
 
 
 def _uri(which: dict[str, Any]) -> str:
-    uri: str = which["tracking_uri"] or tracking.default_uri()
+    uri: str = which["tracking_uri"] or mlflow_store.default_uri()
     return uri
 
 
@@ -138,10 +140,14 @@ def _records(which: dict[str, Any]) -> list[Record]:
 @contextmanager
 def _usage_errors(out: Path | None) -> Iterator[None]:
     try:
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
         yield
     except TrackingError as error:
-        raise click.BadParameter(f"{error}.", param_hint="'--tracking-uri'") from error
+        raise click.UsageError(str(error)) from error
     except OSError as error:
+        if out is None:
+            raise click.ClickException(str(error)) from error
         reason = error.strerror or error
         raise click.BadParameter(f"{out} cannot be written: {reason}.", param_hint="'--out'") from error
     except ValueError as error:

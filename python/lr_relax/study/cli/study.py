@@ -5,27 +5,30 @@ Source: Lienen and Hüllermeier, AAAI 2021, https://github.com/julilien/LabelRel
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import torch
-from rich.console import Console
 
-from .. import data, processes, search, tracking
+from .. import data, processes, search
+from ..atomic import occupied
 from ..checkpoint import CheckpointError
 from ..config import RunConfig
+from ..mlflow_store import TrackingError
 from ..results import Result, ResultError
 from ..run import RunError, run
-from ..tracking import TensorBoard, TrackingError
+from ..tracking import TensorBoard, final_metrics
 from ..training import Epoch
 from .execution import Tracking, command_line, load, out_options, tracking_options, writable
 from .options import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
+    Command,
     List,
     OneLineErrorsCommand,
     option,
@@ -33,9 +36,7 @@ from .options import (
     run_options,
     switch,
 )
-from .terminal import RunProgress
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from .terminal import RunProgress, console
 
 _EXECUTION = [
     out_options(Path("runs", "study")),
@@ -74,6 +75,10 @@ def execution_options(command: Command) -> Command:
     return command
 
 
+class RunFailed(click.ClickException):
+    """A run has failed by itself, as by a loss that is no number: others need not."""
+
+
 @dataclass(frozen=True)
 class Execution:
     """How and where to run; made before anything is trained, so that what is wrong with it is told first."""
@@ -107,10 +112,12 @@ class Execution:
                 TensorBoard(tensorboard)
             except TrackingError as error:
                 raise click.UsageError(str(error)) from error
+            together.first(lambda: writable(tensorboard, "--tensorboard"))
+        out = together.first(lambda: writable(options["out"]))
         tracks = together.first(lambda: Tracking.prepare(options))
         return cls(
             dataset=together.first(lambda: load(dataset_name, options["data_dir"])),
-            out=together.first(lambda: writable(options["out"])),
+            out=out,
             tracking=tracks if first else Tracking(None, tracks.experiment),
             tensorboard=tensorboard if first else None,
             device=device,
@@ -123,8 +130,13 @@ class Execution:
     def run(self, config: RunConfig, parent: str = "") -> Result:
         """Run, or go on with, or read the result of, what has been run before."""
         folder = self.out / config.key
-        if self.restart and self.first:
-            shutil.rmtree(folder, ignore_errors=True)
+        if self.restart and self.first and folder.exists():
+            try:
+                with occupied(folder):
+                    shutil.rmtree(folder)
+            except OSError as error:
+                reason = error.strerror or error
+                raise click.ClickException(f"{folder} cannot be removed: {reason}") from error
         tracker = self.tracking.run(config, folder, self.command, parent)
         board = None if self.tensorboard is None else TensorBoard(self.tensorboard / config.key)
         title = f"{config.title}, seed {config.seed}"
@@ -149,7 +161,8 @@ class Execution:
             except (RunError, ResultError, CheckpointError, OSError) as error:
                 reason = f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
                 tracker.failed(reason)
-                raise click.ClickException(f"{title}: {reason}") from error
+                failure = RunFailed if isinstance(error, RunError) else click.ClickException
+                raise failure(f"{title}: {reason}") from error
             except RuntimeError as error:
                 if not processes.is_loss_of_another(error):
                     raise
@@ -167,6 +180,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError  # others hold no numbers, or have no momentum
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise click.BadParameter(
@@ -175,7 +190,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-@click.command(cls=OneLineErrorsCommand)
+@click.command(cls=OneLineErrorsCommand, short_help="Train and evaluate a network.")
 @run_options()
 @execution_options
 def study(**options: Any) -> None:
@@ -190,7 +205,7 @@ def study(**options: Any) -> None:
         _print(result, execution.out / config.key)
 
 
-@click.command("study-ho", cls=OneLineErrorsCommand)
+@click.command("study-ho", cls=OneLineErrorsCommand, short_help="Choose a loss's alpha, then test it.")
 @run_options("alpha", "test_run")
 @switch("optimize_ece", "Choose the alpha by the calibration error, not by the accuracy.")
 @option(
@@ -212,35 +227,57 @@ def study_ho(**options: Any) -> None:
         raise click.BadParameter(str(error), param_hint="'--alphas'") from error
     by_ece = bool(options["optimize_ece"])
     execution = Execution.prepare(config.dataset_name, options)
+    of_this_search = {"optimize_ece": by_ece, "alphas": ",".join(f"{alpha:g}" for alpha in alphas)}
+    digest = hashlib.sha256(repr(of_this_search).encode()).hexdigest()[:8]
     parent = execution.tracking.parent(
-        execution.out / f"search-{config.key}",
+        execution.out / f"search-{config.key}-{digest}",
         "search",
         {
             **{name: value for name, value in config.to_dict().items() if name not in ("alpha", "test_run")},
-            "optimize_ece": by_ece,
-            "alphas": ",".join(f"{alpha:g}" for alpha in alphas),
+            **of_this_search,
         },
         execution.command,
     )
-    results = [execution.run(candidate, parent.run_id) for candidate in candidates]
-    best = search.best(results, by_ece=by_ece).config
-    result = execution.run(search.final(best), parent.run_id)
-    parent.finished(params={"alpha": best.alpha}, metrics=tracking.final_metrics(result))
+    try:
+        best = search.best(_candidates(execution, candidates, parent.run_id), by_ece=by_ece).config
+        result = execution.run(search.final(best), parent.run_id)
+    except click.ClickException as error:
+        parent.failed(error.message)
+        raise
+    parent.finished(params={"alpha": best.alpha}, metrics=final_metrics(result))
     if execution.first:
         _print(result, execution.out / result.config.key)
 
 
+def _candidates(execution: Execution, configs: Sequence[RunConfig], parent: str) -> list[Result]:
+    """The results of all that do not fail."""
+    results, told = [], console(stderr=True, quiet=execution.silent)
+    for config in configs:
+        try:
+            results.append(execution.run(config, parent))
+        except RunFailed as failure:
+            if execution.first:
+                failure.show()
+            continue
+        told.print(
+            f"{config.title}, seed {config.seed}: validation accuracy {results[-1].accuracy:.4f}  "
+            f"ECE {results[-1].ece:.4f}"
+        )
+    if not results:
+        raise click.ClickException("none of the alphas has a result to choose by")
+    return results
+
+
 def _print(result: Result, folder: Path) -> None:
-    console = Console(soft_wrap=True, highlight=False)
-    config = result.config
+    show, config = console().print, result.config
     evaluated = "test" if config.test_run else "validation"
     temperature = "" if result.temperature is None else f"  temperature {result.temperature:.4g}"
-    console.print(
+    show(
         f"{config.model_name} on {config.dataset_name}, {config.title}, seed {config.seed}, "
         f"{result.n_eval} {evaluated} images:"
     )
-    console.print(
+    show(
         f"accuracy {result.accuracy:.4f}  ECE {result.ece:.4f}  NLL {result.nll:.4f}  "
         f"Brier score {result.brier:.4f}{temperature}"
     )
-    console.print(f"{result.seconds:.1f} s, {folder}")
+    show(f"{result.seconds:.1f} s, {folder}")

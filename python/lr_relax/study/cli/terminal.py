@@ -10,18 +10,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..training import Batch, Epoch
 
 
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Prints texts as they are, without breaking lines."""
+    return Console(stderr=stderr, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
 def progress_bar(total: int) -> Progress:
     """A progress bar with one task, on stderr; silent where that is no terminal."""
-    console = Console(stderr=True)
+    terminal = console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
-        console=console,
+        console=terminal,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not terminal.is_terminal,
     )
     progress.add_task("", total=total, status="")
     return progress
@@ -32,7 +37,7 @@ class RunProgress:
 
     def __init__(self, title: str, epochs: int, *, silent: bool) -> None:
         self.epochs, self.silent = epochs, silent
-        self.console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=silent)
+        self.console = console(stderr=True, quiet=silent)
         self.bar = progress_bar(epochs)
         self.bar.disable |= silent
         [self.task] = self.bar.task_ids

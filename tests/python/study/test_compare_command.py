@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from click.testing import Result as Ran
 from lr_relax.study import cli, compare
+from lr_relax.study.atomic import occupied
 from lr_relax.study.config import RunConfig
 from lr_relax.study.results import Result
 
@@ -118,7 +119,7 @@ def test_other_settings_are_trained_anew_and_added(tmp_path: Path) -> None:
         (["--batch-size", "0"], "'--batch-size': 0 is not in the range 1<=x<=1000000"),
         (["--lr", "0"], "'--lr': 0.0 is not in the range x>0"),
         (["--lr", "inf"], "'--lr': inf is not a finite number"),
-        (["--n-bins", "0"], "'--n-bins': 0 is not in the range 1<=x<=1000000"),
+        (["--n-bins", "0"], "'--n-bins': 0 is not in the range 1<=x<=1000."),
         (["--threads", "0"], "'--threads': 0 is not in the range 1<=x<=1024"),
         (["--n-bins", "2000000"], "'--n-bins': 2000000 is not in the range"),
         (["--threads", "3000000000"], "'--threads': 3000000000 is not in the range"),
@@ -173,7 +174,31 @@ def test_help_names_every_default() -> None:
     assert result.exit_code == 0
     text = " ".join(result.stdout.split())
     for dataset, preset in compare.PRESETS.items():
-        assert f"{preset.learning_rate:g} on {dataset}" in text
+        for field in ("seeds", "epochs", "learning_rate", "alpha", "smoothing"):
+            assert f"{getattr(preset, field):g} on {dataset}" in text
+    for default in ("digits", "64", "15", "1", "data", "runs/compare-<dataset>"):
+        assert f"[default: {default}" in text or f"[default: ({default})" in text
+
+
+def test_another_process_in_the_folder(tmp_path: Path) -> None:
+    with occupied(tmp_path):
+        result = lr_relax(*TINY, "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"{tmp_path} cannot be written to: another process is at work there.\n")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_written_costs_one_line_and_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(runs: object, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lr_relax.study.figures.reliability", full)
+    result = lr_relax(*TINY, "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {tmp_path}/reliability.png cannot be written: No space left on device\n"
+    assert json.loads((tmp_path / "results.json").read_text())["runs"]
 
 
 def test_the_console_script_is_this_command() -> None:

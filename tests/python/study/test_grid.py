@@ -1,0 +1,94 @@
+"""A grid: its jobs, what has finished before, and the alphas that are tested."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lr_relax.study import grid, results
+from lr_relax.study.config import RunConfig
+from lr_relax.study.engines import Job, Outcome
+from lr_relax.study.results import Result
+from tracked_runs import result
+
+
+def of(accuracy: float, ece: float, **fields: object) -> Result:
+    return replace(result([1], [0.5], [1.0], **fields), accuracy=accuracy, ece=ece)
+
+
+def test_each_different_run_is_a_job_with_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, other = RunConfig(seed=1), RunConfig(seed=2)
+    assert grid.jobs([one, other, one], Path("out"), Path("data"), "a test") == [
+        Job(config, tmp_path / "out" / config.key, tmp_path / "data", "a test") for config in (one, other)
+    ]
+
+
+def test_finished_runs_come_first_and_what_cannot_be_read_is_left_to_the_worker(tmp_path: Path) -> None:
+    done = of(0.9, 0.1)
+    configs = [replace(done.config, seed=seed) for seed in (3, 2, 1)]
+    todo = grid.jobs([*configs, done.config], tmp_path, tmp_path, "a test")
+    missing, damaged, blocked, finished = todo
+    for job in (damaged, finished):
+        job.folder.mkdir()
+    (damaged.folder / "result.json").write_text("{}")
+    blocked.folder.touch()
+    results.save(done, finished.folder)
+
+    def engine(jobs: Sequence[Job]) -> Iterator[Outcome]:
+        for job in jobs:
+            yield Outcome(job, None, "left to the worker")
+
+    outcomes = [*grid.run(todo, engine)]
+    assert outcomes[0] == Outcome(finished, done)
+    assert [outcome.job for outcome in outcomes[1:]] == [missing, damaged, blocked]
+    assert all(outcome.error == "left to the worker" for outcome in outcomes[1:])
+
+
+def test_an_engine_is_not_asked_for_nothing(tmp_path: Path) -> None:
+    def engine(jobs: Sequence[Job]) -> Iterator[Outcome]:
+        raise AssertionError
+
+    assert [*grid.run([], engine)] == []
+
+
+CROSS_ENTROPY = {"loss_name": "cross_entropy"}
+
+
+@pytest.mark.parametrize(
+    ("criteria", "expected"),
+    [
+        (["accuracy"], [("label_relaxation", 0.2, 0), ("label_relaxation", 0.1, 1)]),
+        (["ece"], [("label_relaxation", 0.3, 0), ("label_relaxation", 0.1, 1)]),
+        (
+            ["accuracy", "ece"],
+            [("label_relaxation", 0.2, 0), ("label_relaxation", 0.3, 0), ("label_relaxation", 0.1, 1)],
+        ),
+        ([], []),
+    ],
+)
+def test_the_best_alphas_of_each_loss_and_seed_are_tested_once(
+    criteria: list[str], expected: list[tuple[str, float, int]]
+) -> None:
+    finished = [
+        of(0.9, 0.02, alpha=0.3),
+        of(0.95, 0.04, alpha=0.2),
+        of(0.95, 0.02, alpha=0.4),  # as good as another, with a greater alpha
+        of(0.8, 0.2, alpha=0.4, seed=1),
+        of(0.9, 0.1, alpha=0.1, seed=1),
+        of(0.99, 0.001, alpha=0.01, test_run=True),  # tests choose nothing
+        of(0.6, 0.5, **CROSS_ENTROPY),  # beside label smoothing, which is another loss
+        of(0.7, 0.4, alpha=0.1, **CROSS_ENTROPY),
+    ]
+    tested = grid.best_tested(finished, criteria)
+    assert all(config.test_run for config in tested)
+    of_relaxation = [
+        (config.loss_name, config.alpha, config.seed)
+        for config in tested
+        if config.loss_name == "label_relaxation"
+    ]
+    assert of_relaxation == expected
+    others = [config.alpha for config in tested if config.loss_name == "cross_entropy"]
+    assert others == ([0.0, 0.1] if criteria else [])
