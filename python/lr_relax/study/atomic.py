@@ -26,12 +26,13 @@ def replaced(path: Path) -> Iterator[Path]:
 def occupied(folder: Path) -> Iterator[None]:
     """Make a folder if need be and keep other processes out that ask by this function, too.
 
-    BlockingIOError if one is in it. The claim ends with the process, whatever ends that.
+    BlockingIOError if one is in it. The claim ends with the process, whatever ends that. It binds those of a
+    machine, and others as far as the file system tells them; Windows has no such locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
-    except ModuleNotFoundError:  # Windows has none
+    except ModuleNotFoundError:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -44,6 +45,8 @@ def occupied(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:  # not every file system has locks
             pass
+        if not os.path.samestat(os.fstat(handle), folder.stat()):
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process has made it anew", str(folder))
         yield
     finally:
         os.close(handle)

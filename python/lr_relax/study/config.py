@@ -238,8 +238,9 @@ def hyperparameters(
         name: truths.get(value, value) if isinstance(value, str) else value for name, value in row.items()
     }
     names = {"model_name": model_name, "dataset_name": dataset_name, "loss_name": loss_name}
-    for name in names.keys() & options.keys():
-        raise ConfigError(f"{file}, row {key}: `{name}` cannot be set in a row")
+    for name in names:
+        if name in options:
+            raise ConfigError(f"{file}, row {key}: `{name}` cannot be set in a row")
     try:
         RunConfig.from_dict({**options, **names})
     except (ConfigError, TypeError) as error:

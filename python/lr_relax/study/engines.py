@@ -61,6 +61,8 @@ class Outcome:
     job: Job
     result: Result | None
     error: str = ""
+    elsewhere: bool = False
+    """Whether another process, which is no worker of this engine, trains it."""
 
 
 Outcomes = Generator[Outcome, None, None]
@@ -73,6 +75,8 @@ def work(job: Job) -> Outcome:
         result = run.run(
             job.config, folder=job.folder, data_dir=job.data_dir, device=job.device, command=job.command
         )
+    except BlockingIOError as error:
+        return Outcome(job, None, _first_line(error), elsewhere=True)
     except (run.RunError, ResultError, CheckpointError, DataError, OSError) as error:
         return Outcome(job, None, _first_line(error))
     except Exception as error:  # memory, CUDA, a fault of ours: the worker's log gets all of it

@@ -98,9 +98,9 @@ def save(result: Result, folder: Path) -> None:
 
 
 def pooled_curve(results: Sequence[Result]) -> ReliabilityCurve:
-    """The reliability curve of all predictions of some runs together, with the mean of their ECEs.
+    """The reliability curve of all predictions of some runs together, with the mean of the runs' ECEs.
 
-    Of all predictions together it would be smaller, as errors of the runs make up for each other.
+    That of all predictions together is smaller, or equal, as errors of the runs make up for each other.
     """
     counts = np.array([each.bin_counts for each in results], dtype=np.int64)
     total = counts.sum(axis=0)

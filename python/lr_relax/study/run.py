@@ -41,6 +41,10 @@ class RunError(Exception):
     """A run cannot go on; the message says why in one line."""
 
 
+class RunDivergedError(RunError):
+    """The loss or the predictions are no longer finite, in all processes."""
+
+
 def run(
     config: RunConfig,
     dataset: data.Dataset | None = None,
@@ -126,7 +130,7 @@ def _run(
 
     def evaluated() -> dict[str, Any]:
         if folder is not None and config.model_checkpoints and not config.legacy_checkpoints:
-            _load_best(network, folder / MODEL, device)
+            _load_best(network, folder / MODEL)
         return _evaluate(config, network, split)
 
     try:
@@ -137,7 +141,7 @@ def _run(
             on_epoch(epoch)
         evaluation = processes.first(evaluated)
     except DivergedError as error:
-        raise RunError(str(error)) from error
+        raise RunDivergedError(str(error)) from error
 
     result = Result(
         config=config,
@@ -182,9 +186,9 @@ def _resume(training: Training, path: Path) -> float:
         raise RunError(f"{path} is not a checkpoint of this run, delete it to start anew") from error
 
 
-def _load_best(network: torch.nn.Module, path: Path, device: torch.device) -> None:
+def _load_best(network: torch.nn.Module, path: Path) -> None:
     try:
-        network.load_state_dict(checkpoint.load(path, device)["network"])
+        network.load_state_dict(checkpoint.load(path, torch.device("cpu"))["network"])
     except (FileNotFoundError, CheckpointError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise RunError(f"{path} is no longer the best network: delete {path.parent} to start anew") from error
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CURVES = ("loss", "accuracy", "lr", "val_loss", "val_accuracy", "val_ece")
 ARTIFACTS = ("result.json", "reliability.png")
 BATCH = 100  # epochs
-PARENT = "mlflow.parentRunId"
+PARENT, REASON = "mlflow.parentRunId", "lr_relax.reason"  # tags
 LOGGER = logging.getLogger(__name__)
 
 # When a store that failed may be tried again, by URI; it is shared, as the next run would find the same.
@@ -177,7 +177,10 @@ class Tracker:
             if self._complete:
                 return
             self._send_epochs(mlflow)
-            self._send(mlflow, mlflow.get_run(self.run_id), _texts(found), tags, final)
+            run = mlflow.get_run(self.run_id)
+            self._send(mlflow, run, _texts(found), tags, final)
+            if REASON in run.data.tags:
+                mlflow.delete_tag(self.run_id, REASON)
             for artifact in ARTIFACTS:
                 if (self._folder / artifact).is_file():
                     mlflow.log_artifact(self.run_id, self._folder / artifact)
@@ -191,7 +194,7 @@ class Tracker:
             if self._complete:
                 return
             self._send_epochs(mlflow)
-            mlflow.set_tag(self.run_id, "lr_relax.reason", reason)
+            mlflow.set_tag(self.run_id, REASON, reason)
             mlflow.set_terminated(self.run_id, "FAILED")
 
     def _connect(self) -> MlflowClient:
@@ -207,8 +210,8 @@ class Tracker:
         if not self._complete:
             if run.info.status != "RUNNING":
                 mlflow.update_run(self.run_id, "RUNNING")
-            if "lr_relax.reason" in run.data.tags:
-                mlflow.delete_tag(self.run_id, "lr_relax.reason")
+            if REASON in run.data.tags:
+                mlflow.delete_tag(self.run_id, REASON)
             self._send(mlflow, run, self._params, self._tags, {})
         elif PARENT in self._tags and PARENT not in run.data.tags:  # it was trained before, on its own
             mlflow.set_tag(self.run_id, PARENT, self._tags[PARENT])
@@ -307,7 +310,7 @@ class Tracker:
 class TensorBoard:
     """The same curves in TensorBoard's files; a resumed run tells all its epochs again, and these count.
 
-    Where they can no longer be written, there is one warning, and no more of them.
+    Where they can no longer be written, there is a warning, and no more of them.
     """
 
     def __init__(self, folder: Path) -> None:

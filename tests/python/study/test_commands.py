@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from lr_relax.study import cli, tracked
+from lr_relax.study.atomic import occupied
+from lr_relax.study.cli.grid import KeyValue
 from lr_relax.study.cli.options import read_config
 from lr_relax.study.config import RunConfig
 from mlflow import MlflowClient
@@ -248,6 +250,52 @@ def test_a_grid_on_another_engine(engine: list[str], sqlite: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("mem_gb=1.5", 1.5),
+        ("timeout_min=90", 90),
+        ("slurm_use_srun=False", False),
+        ("slurm_account=007", "007"),
+        ("slurm_partition=nan", "nan"),
+        ("slurm_time=1:00:00", "1:00:00"),
+        ("slurm_setup=true", "true"),
+        ("slurm_comment=a=b", "a=b"),
+    ],
+)
+def test_parameters_of_submitit_have_their_types(text: str, value: object) -> None:
+    key, converted = KeyValue().convert(text, None, None)
+    assert key == text.partition("=")[0]
+    assert converted == value
+    assert type(converted) is type(value)
+
+
+def test_a_run_that_another_process_trains_stays_its_own(sqlite: str) -> None:
+    """The command is refused, and nothing of it is told to MLflow."""
+    words = [*DIGITS, "--alpha", "0.1"]
+    with occupied(Path("runs/study") / read_config_of(words).key):
+        ran = lr_relax("study", *words)
+        assert ran.exit_code == 1
+        assert ran.stderr.endswith(": another process is at work there\n")
+        [run] = parents(sqlite, "run")
+        assert run.info.status == "RUNNING"
+        again = lr_relax("study", *words, "--restart")
+        assert again.exit_code == 1
+        assert again.stderr.endswith("cannot be removed: another process is at work there\n")
+        grid = ["grid", "--datasets", "digits", "--losses", "lr:0.1", "--seeds", "0", *DIGITS[-3:]]
+        assert "another process is at work there" in lr_relax(*grid).stderr
+        [run] = parents(sqlite, "run")
+        assert run.info.status == "RUNNING"
+    assert lr_relax("study", *words).exit_code == 0
+    [run] = parents(sqlite, "run")
+    assert run.info.status == "FINISHED"
+
+
+def read_config_of(words: list[str]) -> RunConfig:
+    """The run that the command would train."""
+    return read_config(study.study.make_context("study", [*words]).params)
+
+
+@pytest.mark.parametrize(
     ("words", "field", "value"),
     [
         ("--dataset_name CIFAR10", "dataset_name", "cifar10"),
@@ -421,6 +469,8 @@ def test_a_grid_its_tables_and_its_figures() -> None:
         ("grid --gpu_share 2", "2.0 is not in the range"),
         ("grid --datasets digits --epochs 1 --engine slurm --gpu_share 0.5", "whole GPUs"),
         ("grid --engine dask", "'dask' is not one of"),
+        ("grid --slurm mem_gb=", "'mem_gb=' is not of the form key=value"),
+        ("grid --seeds 1-", "'1-' is not an integer or a range"),
         ("grid --slurm workers=2", "'workers' is not a parameter of submitit"),
         ("grid --slurm partition", "'partition' is not of the form key=value"),
         ("grid --datasets digits --epochs 1 --engine slurm", "sbatch"),

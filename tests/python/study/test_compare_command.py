@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -180,6 +181,7 @@ def test_help_names_every_default() -> None:
         assert f"[default: {default}" in text or f"[default: ({default})" in text
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 def test_another_process_in_the_folder(tmp_path: Path) -> None:
     with occupied(tmp_path):
         result = lr_relax(*TINY, "--out", str(tmp_path))

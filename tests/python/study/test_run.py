@@ -363,6 +363,7 @@ def test_a_best_model_that_is_gone_gives_one_line(
             run(config, digits, folder=tmp_path)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 def test_two_processes_do_not_train_the_same_run(digits: data.Dataset, tmp_path: Path) -> None:
     """A lock belongs to who has opened the folder, so that the test can play both."""
 
@@ -372,18 +373,17 @@ def test_two_processes_do_not_train_the_same_run(digits: data.Dataset, tmp_path:
 
     result = run(CONFIG, digits, folder=tmp_path, on_epoch=meanwhile)
     assert run(CONFIG, digits, folder=tmp_path) == result
-    if sys.platform != "win32":
-        code = "from lr_relax.study.atomic import occupied; from pathlib import Path; import os, sys\n"
-        code += "with occupied(Path(sys.argv[1])): print(flush=True); os.read(0, 1)"
-        with subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as other:
-            assert other.stdout
-            other.stdout.readline()
-            with pytest.raises(BlockingIOError):
-                run(CONFIG, digits, folder=tmp_path)
-            other.kill()
-        assert run(CONFIG, digits, folder=tmp_path) == result
+    code = "from lr_relax.study.atomic import occupied; from pathlib import Path; import os, sys\n"
+    code += "with occupied(Path(sys.argv[1])): print(flush=True); os.read(0, 1)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+        with pytest.raises(BlockingIOError):
+            run(CONFIG, digits, folder=tmp_path)
+        other.kill()
+    assert run(CONFIG, digits, folder=tmp_path) == result
 
 
 def test_the_data_are_those_of_the_configuration(digits: data.Dataset) -> None:

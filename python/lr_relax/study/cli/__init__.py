@@ -7,7 +7,6 @@ runs).
 
 import sys
 from importlib.util import find_spec
-from io import TextIOWrapper
 
 try:
     import click
@@ -30,9 +29,6 @@ from .study import study, study_ho
 @click.version_option(package_name="lr-relax")
 def main() -> None:
     """Label relaxation and calibration: the study."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # where there is no ±
 
 
 for command in (compare, study, study_ho, grid, table, figure):

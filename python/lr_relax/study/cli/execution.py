@@ -172,6 +172,8 @@ class Tracking:
     def outcome(self, outcome: Outcome, parent: str = "") -> None:
         """Track a run that an engine has trained."""
         job, result = outcome.job, outcome.result
+        if outcome.elsewhere:
+            return
         started = None if result is None else time.time() - result.seconds
         tracker = self.run(job.config, job.folder, job.command, parent, started)
         if result is None:

@@ -63,10 +63,12 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, tuple):
             return value
         key, equals, text = value.partition("=")
-        if not (key and equals):
+        if not (key and equals and text):
             self.fail(f"{value!r} is not of the form key=value.", param, ctx)
         if key in ("jobs", "workers", "folder", "gpu_share"):  # the engine's own
             self.fail(f"{key!r} is not a parameter of submitit.", param, ctx)
+        if key == "slurm_setup":  # lines of a shell
+            return key, text
         for number in (int, float):
             with suppress(ValueError):
                 if text[0].isdigit() and str(number(text)) == text:  # but not an account 007
@@ -210,7 +212,7 @@ def _engine(options: dict[str, Any]) -> job.Engine:
     if options["engine"] == "slurm":
         parameters: dict[str, Any] = dict(options["slurm"])
         if "slurm_setup" in parameters:  # the only one that may be given again
-            parameters["slurm_setup"] = [str(line) for key, line in options["slurm"] if key == "slurm_setup"]
+            parameters["slurm_setup"] = [line for key, line in options["slurm"] if key == "slurm_setup"]
         return partial(engines.slurm, folder=options["out"] / "slurm", **shared, **parameters)
     if options["engine"] == "ray":
         return partial(engines.ray, address=options["ray_address"], **shared)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from fractions import Fraction
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +36,11 @@ def one_line_errors() -> Iterator[None]:
 
 class OneLineErrorsCommand(click.Command):
     """A command whose usage errors are a single line, also where it is run by itself."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # where there is no ±
+        return super().main(*args, **kwargs)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with one_line_errors():
@@ -96,9 +103,9 @@ class Integers(click.ParamType):  # type: ignore[type-arg]
             return value
         integers: list[int] = []
         for part in value.split(","):
-            first, _, last = part.strip().partition("-")
+            first, dash, last = part.strip().partition("-")
             try:
-                least, most = int(first), int(last or first)
+                least, most = int(first), int(last if dash else first)
             except ValueError:
                 self.fail(f"{part!r} is not an integer or a range such as 0-4.", param, ctx)
             if not least <= most < least + 10_000:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..checkpoint import CheckpointError
 from ..config import RunConfig
 from ..mlflow_store import TrackingError
 from ..results import Result, ResultError
-from ..run import RunError, run
+from ..run import RunDivergedError, RunError, run
 from ..tracking import TensorBoard, final_metrics
 from ..training import Epoch
 from .execution import Tracking, command_line, load, out_options, tracking_options, writable
@@ -75,8 +76,8 @@ def execution_options(command: Command) -> Command:
     return command
 
 
-class RunFailed(click.ClickException):
-    """A run has failed by itself, as by a loss that is no number: others need not."""
+class Diverged(click.ClickException):
+    """A run has failed by its own hyperparameters; others need not."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,8 @@ class Execution:
     def run(self, config: RunConfig, parent: str = "") -> Result:
         """Run, or go on with, or read the result of, what has been run before."""
         folder = self.out / config.key
-        if self.restart and self.first and folder.exists():
-            try:
-                with occupied(folder):
-                    shutil.rmtree(folder)
-            except OSError as error:
-                reason = error.strerror or error
-                raise click.ClickException(f"{folder} cannot be removed: {reason}") from error
+        if self.restart:
+            processes.Processes().first(lambda: _remove(folder))
         tracker = self.tracking.run(config, folder, self.command, parent)
         board = None if self.tensorboard is None else TensorBoard(self.tensorboard / config.key)
         title = f"{config.title}, seed {config.seed}"
@@ -147,7 +143,10 @@ class Execution:
             if board is not None:
                 board.epoch(epoch)
 
-        with RunProgress(title, config.epochs, silent=self.silent) as progress:
+        with ExitStack() as stack:
+            progress = stack.enter_context(RunProgress(title, config.epochs, silent=self.silent))
+            if board is not None:
+                stack.callback(board.close)
             try:
                 result = run(
                     config,
@@ -160,8 +159,9 @@ class Execution:
                 )
             except (RunError, ResultError, CheckpointError, OSError) as error:
                 reason = f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
-                tracker.failed(reason)
-                failure = RunFailed if isinstance(error, RunError) else click.ClickException
+                if not isinstance(error, BlockingIOError):  # of the other process that trains it
+                    tracker.failed(reason)
+                failure = Diverged if isinstance(error, RunDivergedError) else click.ClickException
                 raise failure(f"{title}: {reason}") from error
             except RuntimeError as error:
                 if not processes.is_loss_of_another(error):
@@ -170,9 +170,18 @@ class Execution:
                     "another of the processes has ended; start again to go on from the last epoch"
                 ) from error
         tracker.finished(result)
-        if board is not None:
-            board.close()
         return result
+
+
+def _remove(folder: Path) -> None:
+    if not folder.exists():
+        return
+    try:
+        with occupied(folder):
+            shutil.rmtree(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise click.ClickException(f"{folder} cannot be removed: {reason}") from error
 
 
 def _device(name: str) -> torch.device:
@@ -180,8 +189,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps", "xpu"):
-            raise RuntimeError  # others hold no numbers, or have no momentum
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError  # others lack float64, or hold no numbers at all
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise click.BadParameter(
@@ -244,18 +253,18 @@ def study_ho(**options: Any) -> None:
     except click.ClickException as error:
         parent.failed(error.message)
         raise
-    parent.finished(params={"alpha": best.alpha}, metrics=final_metrics(result))
+    parent.finished(params={"alpha": best.alpha}, metrics={"alpha": best.alpha, **final_metrics(result)})
     if execution.first:
         _print(result, execution.out / result.config.key)
 
 
 def _candidates(execution: Execution, configs: Sequence[RunConfig], parent: str) -> list[Result]:
-    """The results of all that do not fail."""
+    """The results of all that do not diverge."""
     results, told = [], console(stderr=True, quiet=execution.silent)
     for config in configs:
         try:
             results.append(execution.run(config, parent))
-        except RunFailed as failure:
+        except Diverged as failure:
             if execution.first:
                 failure.show()
             continue
