@@ -222,6 +222,38 @@ def test_methods_stand_in_the_papers_order_and_variants_apart() -> None:
     ]
 
 
+def test_clipped_losses_share_a_table_with_cross_entropy_and_have_rows_of_their_own() -> None:
+    """Cross-entropy is not clipped: its runs are the same with the option and without."""
+    runs = [record(0.9, 0.1, loss_name="cross_entropy", test_run=True)]
+    runs += [record(0.9, 0.1, alpha=0.1, test_run=True, legacy_clip=clip) for clip in (True, False)]
+    [table] = summarise(runs)
+    assert [row.method.title() for row in table.rows] == [
+        "cross-entropy",
+        "label relaxation",
+        "label relaxation (clipped)",
+    ]
+
+
+def test_resnets_cross_entropy_with_the_papers_temperature_is_a_row_of_its_own() -> None:
+    """Of its network alone the option changes the run, as its penalty takes logits for probabilities."""
+    for model, expected in (("resnet", 2), ("vgg", 1)):
+        runs = [
+            record(
+                0.9,
+                0.1,
+                loss_name="cross_entropy",
+                model_name=model,
+                dataset_name="cifar10",
+                temp_scaling=True,
+                legacy_temp_scaling=legacy,
+                test_run=True,
+            )
+            for legacy in (False, True)
+        ]
+        [table] = summarise(runs)
+        assert len(table.rows) == expected
+
+
 def test_runs_that_differ_in_hyperparameters_are_not_averaged() -> None:
     runs = [
         record(0.9, 0.1, test_run=True, **fields)
