@@ -70,7 +70,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "<svg" in out.read_text()
     for wrong in (
         ["--alpha", "1"],
-        ["--out", str(tmp_path / "no" / "a.png")],
+        ["--out", str(out / "a.png")],  # below a file
         ["--out", str(tmp_path / "a.abc")],
     ):
         run = CliRunner().invoke(main, ["figure", "simplex", *wrong])
