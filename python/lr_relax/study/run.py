@@ -79,83 +79,69 @@ def run(
         raise ValueError("Expected argument `folder` to be a path for `model_checkpoints`, but got None.")
     if dataset is not None and dataset.name != config.dataset_name:
         raise ValueError(f"Expected argument `dataset` to be {config.dataset_name}, but got {dataset.name}.")
+    device, processes = torch.device(device), Processes()
     with ExitStack() as stack:
         if folder is not None:
-            Processes().first(lambda: stack.enter_context(occupied(folder)))
-        return _run(config, dataset, folder, data_dir, torch.device(device), command, on_epoch, on_batch)
-
-
-def _run(
-    config: RunConfig,
-    dataset: data.Dataset | None,
-    folder: Path | None,
-    data_dir: Path,
-    device: torch.device,
-    command: str,
-    on_epoch: Callable[[Epoch], None],
-    on_batch: Callable[[Batch], None],
-) -> Result:
-    processes = Processes()
-    if folder is not None:
-        if (finished := processes.first(lambda: results.load(folder))) is not None:
-            if finished.config != config:
-                raise RunError(f"{folder} is the folder of another run")
-            for epoch in finished.history:
-                on_epoch(epoch)
-            return finished
-        processes.first(lambda: _begin(folder, config))
-    start = time.perf_counter()
-    if dataset is None:
-        dataset = processes.first(lambda: data.load(config.dataset_name, data_dir))
-    try:
-        split = splits.split(
-            dataset,
-            config.seed,
-            validation=not config.test_run,
-            temperature=config.temp_scaling,
-            subtract_mean=config.subtract_pixel_mean,
-            validation_share=config.validation_share,
-        )
-    except ValueError as error:  # of a part that would be empty
-        raise RunError(f"{config.dataset_name} cannot be split: {error}") from error
-    torch.manual_seed(config.seed)
-    network = models.build(config.model_name, split.mean_image.shape, dataset.classes)
-    training = Training(config, split, network, device=device)
-    before = 0.0 if folder is None else _resume(training, folder / CHECKPOINT)
-    for epoch in training.epochs:
-        on_epoch(epoch)
-
-    def seconds() -> float:
-        return before + time.perf_counter() - start
-
-    def evaluated() -> dict[str, Any]:
-        if folder is not None and config.model_checkpoints and not config.legacy_checkpoints:
-            _load_best(network, folder / MODEL)
-        return _evaluate(config, network, split)
-
-    try:
-        while len(training.epochs) < config.epochs:
-            epoch = training.epoch(on_batch)
-            if folder is not None:
-                processes.first(lambda: _keep(training, seconds(), folder))
+            processes.first(lambda: stack.enter_context(occupied(folder)))
+            if (finished := processes.first(lambda: results.load(folder))) is not None:
+                if finished.config != config:
+                    raise RunError(f"{folder} is the folder of another run")
+                for epoch in finished.history:
+                    on_epoch(epoch)
+                return finished
+            processes.first(lambda: _begin(folder, config))
+        start = time.perf_counter()
+        if dataset is None:
+            dataset = processes.first(lambda: data.load(config.dataset_name, data_dir))
+        try:
+            split = splits.split(
+                dataset,
+                config.seed,
+                validation=not config.test_run,
+                temperature=config.temp_scaling,
+                subtract_mean=config.subtract_pixel_mean,
+                validation_share=config.validation_share,
+            )
+        except ValueError as error:  # of a part that would be empty
+            raise RunError(f"{config.dataset_name} cannot be split: {error}") from error
+        torch.manual_seed(config.seed)
+        network = models.build(config.model_name, split.mean_image.shape, dataset.classes)
+        training = Training(config, split, network, device=device)
+        before = 0.0 if folder is None else _resume(training, folder / CHECKPOINT)
+        for epoch in training.epochs:
             on_epoch(epoch)
-        evaluation = processes.first(evaluated)
-    except DivergedError as error:
-        raise RunDivergedError(str(error)) from error
 
-    result = Result(
-        config=config,
-        n_train=len(split.train_labels),
-        n_eval=len(split.eval_labels),
-        **evaluation,
-        history=training.epochs,
-        seconds=seconds(),
-        environment=environment(device),
-        command=command,
-    )
-    if folder is not None:
-        processes.first(lambda: _finish(folder, result))
-    return result
+        def seconds() -> float:
+            return before + time.perf_counter() - start
+
+        def evaluated() -> dict[str, Any]:
+            if folder is not None and config.model_checkpoints and not config.legacy_checkpoints:
+                _load_best(network, folder / MODEL)
+            return _evaluate(config, network, split)
+
+        try:
+            while len(training.epochs) < config.epochs:
+                epoch = training.epoch(on_batch)
+                if folder is not None:
+                    processes.first(lambda: _keep(training, seconds(), folder))
+                on_epoch(epoch)
+            evaluation = processes.first(evaluated)
+        except DivergedError as error:
+            raise RunDivergedError(str(error)) from error
+
+        result = Result(
+            config=config,
+            n_train=len(split.train_labels),
+            n_eval=len(split.eval_labels),
+            **evaluation,
+            history=training.epochs,
+            seconds=seconds(),
+            environment=environment(device),
+            command=command,
+        )
+        if folder is not None:
+            processes.first(lambda: _finish(folder, result))
+        return result
 
 
 def _begin(folder: Path, config: RunConfig) -> None:

@@ -67,12 +67,11 @@ class Method:
     @classmethod
     def of(cls, config: RunConfig) -> Method:
         loss = config.loss_title
-        temperature = None
+        effective, temperature = config.effective(), None
         if config.temp_scaling:
             words = [config.temperature] * (config.temperature != "grid")
-            words += ["legacy"] * config.effective().legacy_temp_scaling
+            words += ["legacy"] * effective.legacy_temp_scaling
             temperature = ", ".join(words)
-        effective = config.effective()
         return cls(loss, effective.legacy_confidence_penalty, effective.legacy_clip, temperature)
 
     @property

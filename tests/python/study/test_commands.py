@@ -151,8 +151,8 @@ def test_what_is_given_wins_over_the_file_and_that_over_the_defaults() -> None:
     assert config["initial_lr"] == 1e-3
 
 
-def parents(sqlite: str, kind: str) -> list[Run]:
-    """The searches or grids in MLflow."""
+def runs_of_kind(sqlite: str, kind: str) -> list[Run]:
+    """All that MLflow has of a kind: "run", "search" or "grid"."""
     mlflow = MlflowClient(sqlite)
     experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     return list(mlflow.search_runs(experiments, f"tags.`lr_relax.kind` = '{kind}'"))
@@ -171,12 +171,12 @@ def test_study_ho_tests_the_best_alpha(sqlite: str) -> None:
         assert (min if by_ece else max)(by, key=lambda each: each[0])[1].config.alpha == alpha
         [tested] = [r for r in tracked.records(sqlite) if r.config.test_run and r.config.alpha == alpha]
         [parent] = [
-            run for run in parents(sqlite, "search") if run.data.params["optimize_ece"] == str(by_ece)
+            run for run in runs_of_kind(sqlite, "search") if run.data.params["optimize_ece"] == str(by_ece)
         ]
         assert tested.tags["mlflow.parentRunId"] == parent.info.run_id
         assert parent.data.params["alpha"] == str(alpha)
         assert parent.data.metrics["test_accuracy"] == tested.metrics["test_accuracy"]
-    assert len(parents(sqlite, "search")) == 2
+    assert len(runs_of_kind(sqlite, "search")) == 2
 
 
 def test_an_alpha_that_diverges_does_not_end_the_search(sqlite: str) -> None:
@@ -185,7 +185,7 @@ def test_an_alpha_that_diverges_does_not_end_the_search(sqlite: str) -> None:
     assert ran.exit_code == 0, ran.output
     assert re.fullmatch(r"Error: confidence penalty 1e\+38, seed 0: the loss is .*\n", ran.stderr)
     assert sorted(result["config"]["alpha"] for result in results()) in ([0.1, 0.1, 0.3], [0.1, 0.3, 0.3])
-    [parent] = parents(sqlite, "search")
+    [parent] = runs_of_kind(sqlite, "search")
     assert parent.info.status == "FINISHED"
 
 
@@ -196,7 +196,7 @@ def test_a_search_without_any_result_fails(sqlite: str) -> None:
     assert ran.exit_code == 1
     assert ran.stderr.endswith("Error: none of the alphas has a result to choose by\n")
     assert ran.stderr.count("\n") == 2
-    [parent] = parents(sqlite, "search")
+    [parent] = runs_of_kind(sqlite, "search")
     assert parent.info.status == "FAILED"
 
 
@@ -211,9 +211,9 @@ def test_a_run_that_fails_costs_the_grid_only_itself(sqlite: str) -> None:
     )
     assert re.fullmatch(r"simple_dense-digits-cross_entropy-0-.*: accuracy 0\.\d{4}  ECE 0\.\d{4}", done)
     assert failed == "Error: 1 run failed; the same command tries again"
-    [parent] = parents(sqlite, "grid")
+    [parent] = runs_of_kind(sqlite, "grid")
     assert parent.data.metrics == {"finished": 1, "failed": 1}
-    assert sorted(run.info.status for run in parents(sqlite, "run")) == ["FAILED", "FINISHED"]
+    assert sorted(run.info.status for run in runs_of_kind(sqlite, "run")) == ["FAILED", "FINISHED"]
 
     [path] = [path.parent for path in Path("runs/study").glob("*/result.json")]
     shutil.rmtree(path)
@@ -276,17 +276,17 @@ def test_a_run_that_another_process_trains_stays_its_own(sqlite: str) -> None:
         ran = lr_relax("study", *words)
         assert ran.exit_code == 1
         assert ran.stderr.endswith(": another process is at work there\n")
-        [run] = parents(sqlite, "run")
+        [run] = runs_of_kind(sqlite, "run")
         assert run.info.status == "RUNNING"
         again = lr_relax("study", *words, "--restart")
         assert again.exit_code == 1
         assert again.stderr.endswith("cannot be removed: another process is at work there\n")
         grid = ["grid", "--datasets", "digits", "--losses", "lr:0.1", "--seeds", "0", *DIGITS[-3:]]
         assert "another process is at work there" in lr_relax(*grid).stderr
-        [run] = parents(sqlite, "run")
+        [run] = runs_of_kind(sqlite, "run")
         assert run.info.status == "RUNNING"
     assert lr_relax("study", *words).exit_code == 0
-    [run] = parents(sqlite, "run")
+    [run] = runs_of_kind(sqlite, "run")
     assert run.info.status == "FINISHED"
 
 

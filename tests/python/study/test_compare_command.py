@@ -177,8 +177,8 @@ def test_help_names_every_default() -> None:
     for dataset, preset in compare.PRESETS.items():
         for field in ("seeds", "epochs", "learning_rate", "alpha", "smoothing"):
             assert f"{getattr(preset, field):g} on {dataset}" in text
-    for default in ("digits", "64", "15", "1", "data", "runs/compare-<dataset>"):
-        assert f"[default: {default}" in text or f"[default: ({default})" in text
+    for default in ("digits]", "64;", "15;", "1;", "data]", "(runs/compare-<dataset>)]"):
+        assert f"[default: {default}" in text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")

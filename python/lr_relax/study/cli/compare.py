@@ -17,6 +17,7 @@ from .. import figures
 from ..atomic import occupied
 from ..results import Result
 from ..run import RunError, run
+from ..summary import counted
 from ..training import Epoch
 from .execution import load
 from .options import AT_LEAST_ONE, BELOW_ONE, BINS, POSITIVE, OneLineErrorsCommand
@@ -174,7 +175,7 @@ def compare(
     told.print(_table(runs))
     told.print(command)
     told.print(
-        f"{len(todo)} run{'s' * (len(todo) != 1)} in {seconds:.1f} s on {threads} of {os.cpu_count()} threads"
+        f"{counted([len(todo)], 'run')} in {seconds:.1f} s on {threads} of {os.cpu_count()} threads"
         + (f", {len(runs) - len(todo)} from before" if resume else "")
     )
     told.print(f"{results.path}, {picture}")

@@ -162,7 +162,6 @@ def grid(**options: Any) -> None:
     def run(todo: Sequence[RunConfig]) -> None:
         with progress_bar(len(todo)) as progress:
             [task] = progress.task_ids
-            lines = console(stderr=True, quiet=not progress.disable)  # where there is no bar
             try:
                 for outcome in job.run(job.jobs(todo, out, options["data_dir"], command), engine):
                     tracking.outcome(outcome, parent.run_id)
@@ -171,10 +170,11 @@ def grid(**options: Any) -> None:
                         progress.console.print(f"{outcome.job.config.key}: {outcome.error}")
                     else:
                         finished.append(outcome.result)
-                        lines.print(
-                            f"{outcome.job.config.key}: accuracy {outcome.result.accuracy:.4f}  "
-                            f"ECE {outcome.result.ece:.4f}"
-                        )
+                        if progress.disable:  # there is no bar
+                            progress.console.print(
+                                f"{outcome.job.config.key}: accuracy {outcome.result.accuracy:.4f}  "
+                                f"ECE {outcome.result.ece:.4f}"
+                            )
                     progress.update(task, advance=1, status=f"{len(failed)} failed" if failed else "")
             except EngineError as error:
                 parent.failed(str(error))
