@@ -1,4 +1,4 @@
-"""What MLflow and TensorBoard hold of runs that end, fail, are killed and resumed. The stores are real."""
+"""What MLflow holds of runs that end, fail, are killed and resumed. The stores are real."""
 
 import dataclasses
 import json
@@ -20,16 +20,14 @@ import pytest
 from lr_relax.study import tracked, tracking
 from lr_relax.study.config import RunConfig
 from lr_relax.study.results import Metrics, Result, save
-from lr_relax.study.tracking import TensorBoard, Tracker, TrackingError
-from lr_relax.study.training import Epoch
+from lr_relax.study.tracking import Tracker, TrackingError
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tracked_runs import CURVES, epoch
 
 EXPERIMENT = "a study"
 CONFIG = RunConfig(model_name="simple_dense", dataset_name="digits", alpha=0.1, steps=(2, 3), epochs=5)
 TEST = dataclasses.replace(CONFIG, test_run=True)
-CURVES = ("loss", "accuracy", "lr", "val_loss", "val_accuracy", "val_ece")
 
 
 class Server:
@@ -95,11 +93,6 @@ def nothing_failed(monkeypatch: pytest.MonkeyPatch) -> None:
 def experiment(request: pytest.FixtureRequest) -> str:
     """A name of its own for each test, as all share the server."""
     return f"{EXPERIMENT}: {request.node.name}"
-
-
-def epoch(step: int, *, test_run: bool = False) -> Epoch:
-    validation = (None, None, None) if test_run else (0.6 + step, 0.5 + step / 100, 0.25)
-    return Epoch(step, 0.5 + step, 0.4 + step / 100, 0.1, *validation, seconds=2.0)
 
 
 def result_of(config: RunConfig = CONFIG, **changes: object) -> Result:
@@ -507,45 +500,6 @@ def test_reading_creates_nothing_and_says_what_is_missing(
     assert "is none of this version's and left out: Expected `model_name` to be one of" in warning
 
 
-def test_tensorboard_shows_each_epoch_once_also_of_a_resumed_run(tmp_path: Path) -> None:
-    for n_epochs in (3, 5):
-        board = TensorBoard(tmp_path / "board")
-        for step in range(n_epochs):
-            board.epoch(epoch(step))
-        if n_epochs == 5:  # the first is killed
-            board.close()
-    events = EventAccumulator(str(tmp_path / "board")).Reload()
-    assert sorted(events.Tags()["scalars"]) == sorted(CURVES)
-    shown = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert shown == [(step, 0.5 + step) for step in range(5)]
-
-
-def test_tensorboard_leaves_out_what_is_not_known_and_writes_nothing_without_epochs(tmp_path: Path) -> None:
-    TensorBoard(tmp_path / "none").close()
-    assert not (tmp_path / "none").exists()
-    board = TensorBoard(tmp_path / "board")
-    board.epoch(epoch(0, test_run=True))
-    board.close()
-    assert sorted(EventAccumulator(str(tmp_path / "board")).Reload().Tags()["scalars"]) == [
-        "accuracy",
-        "loss",
-        "lr",
-    ]
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of its writer
-def test_tensorboard_that_cannot_write_costs_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "board").touch()
-    board = TensorBoard(tmp_path / "board")
-    for step in range(3):
-        board.epoch(epoch(step))
-    board.close()
-    [warning] = caplog.messages
-    assert f"{tmp_path / 'board'} has no logs for TensorBoard from here on: " in warning
-
-
 def test_a_run_that_was_trained_on_its_own_may_be_taken_into_a_grid(sqlite: str, tmp_path: Path) -> None:
     def tracker(parent: str | None) -> Tracker:
         return Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path / "run", parent=parent)
@@ -561,12 +515,3 @@ def test_a_grid_that_has_grown_tells_its_new_numbers(sqlite: str, tmp_path: Path
         grid = Tracker(sqlite, EXPERIMENT, folder=tmp_path, params={}, name="grid", kind="grid")
         grid.finished(metrics={"finished": runs, "failed": 0})
         assert the_run(sqlite).data.metrics == {"finished": runs, "failed": 0}
-
-
-def test_tensorboard_names_the_extra_where_it_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(TrackingError, match=r'need tensorboard: pip install "lr-relax\[tensorboard\]"$'):
-        TensorBoard(tmp_path)

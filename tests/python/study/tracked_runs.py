@@ -1,11 +1,13 @@
-"""Runs as MLflow gives them back, for the tests of what is made from them."""
+"""Runs as MLflow gives them back, and epochs as it gets them, for the tests of both."""
 
 from typing import Any
 
 from lr_relax.study.config import RunConfig
 from lr_relax.study.results import Result
 from lr_relax.study.tracked import Record
+from lr_relax.study.training import Epoch
 
+CURVES = ("loss", "accuracy", "lr", "val_loss", "val_accuracy", "val_ece")
 COMMON = {"dataset_name": "fashion_mnist", "model_name": "simple_dense", "epochs": 10}
 
 
@@ -36,3 +38,9 @@ def result(counts: list[int], confidence: list[Any], accuracy: list[Any], **fiel
         environment={},
         command="",
     )
+
+
+def epoch(step: int, *, test_run: bool = False) -> Epoch:
+    """Every curve has other values in every epoch, but for the rate and the validation's ECE."""
+    validation = (None, None, None) if test_run else (0.6 + step, 0.5 + step / 100, 0.25)
+    return Epoch(step, 0.5 + step, 0.4 + step / 100, 0.1, *validation, seconds=2.0)
