@@ -7,16 +7,16 @@
 //! | `python` (feature `python`) | the border to Python: translates, computes nothing |
 //! | `tch` (feature `tch`) | the losses and metrics of `tch::Tensor`, with their gradients |
 //! | `untyped` | arrays whose element type is known at run time only, as both borders see them |
-//! | [`kernels`] | one file per idea: its mathematics, its kernel, its unit tests |
+//! | `kernels` | [`losses`] and [`metrics`]: one file per idea: its mathematics, its kernel, its unit tests |
 //! | [`threads`] | shares tiles of rows out to torch's own pool, to rayon, or to nobody |
 //! | `memory` | the memory of large gradients, kept from one step to the next |
 //! | [`rows`] | a validated view of `(N, C)` data, class targets, and the error type |
 //! | [`simd`] | lanes, element types, and the one place that knows instruction sets |
 //!
 //! ```
-//! use lr_relax::kernels::coin::Scores;
-//! use lr_relax::kernels::label_relaxation::LabelRelaxation;
-//! use lr_relax::kernels::pass::{Pass, Reduction};
+//! use lr_relax::rows::Scores;
+//! use lr_relax::losses::label_relaxation::LabelRelaxation;
+//! use lr_relax::losses::pass::{Pass, Reduction};
 //! use lr_relax::rows::{Rows, Targets};
 //!
 //! let logits = [2.0_f32, 0.5, -1.0, /* row 2 */ 0.1, 0.2, 0.3];
@@ -28,7 +28,7 @@
 //! # Ok::<(), lr_relax::rows::Error>(())
 //! ```
 
-pub mod kernels;
+mod kernels;
 #[cfg(any(feature = "python", feature = "tch"))]
 pub mod memory;
 #[cfg(feature = "python")]
@@ -40,3 +40,5 @@ pub mod tch;
 pub mod threads;
 #[cfg(any(feature = "python", feature = "tch"))]
 mod untyped;
+
+pub use kernels::{losses, metrics};

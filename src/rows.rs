@@ -141,6 +141,16 @@ impl Layout {
     }
 }
 
+/// What the rows of a prediction hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scores {
+    /// Logits z, with p = softmax(z); gradients are with respect to z.
+    Logits,
+    /// Probabilities, normalized to sum to 1; gradients are with respect to them. A row with a negative or an
+    /// infinite number, or with only zeros, has loss NaN; against the set of all classes its loss is 0.
+    Probabilities,
+}
+
 /// A borrowed array whose rows are read: (..., C) with the class axis anywhere and any strides.
 #[derive(Clone, Debug)]
 pub struct Rows<'a, E> {

@@ -10,8 +10,8 @@
 
 use std::error::Error;
 
-use lr_relax::kernels::calibration::Binning;
-use lr_relax::kernels::coin::Scores;
+use lr_relax::metrics::calibration::Binning;
+use lr_relax::rows::Scores;
 use lr_relax::tch::{expected_calibration_error, label_relaxation};
 use tch::nn::{self, Module, OptimizerConfig};
 use tch::{Device, Kind, Reduction, Tensor};

@@ -1,20 +1,5 @@
-//! One file per idea: its mathematics, its kernel, its unit tests.
+//! The kernels: losses and metrics, and what both share.
 
-pub mod bootstrap;
-pub mod calibration;
-pub mod coin;
-pub mod confidence_penalty;
-mod credal;
-pub mod cross_entropy;
-pub mod exact;
-pub mod focal;
-pub mod label_relaxation;
-mod mixture;
-pub mod pass;
-pub mod predictions;
-pub mod quantiles;
-mod row;
-pub mod scores;
+pub mod losses;
+pub mod metrics;
 mod sum_exp;
-pub mod temperature;
-pub mod temperature_grid;

@@ -4,13 +4,13 @@ use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyString};
 
-use crate::kernels::coin::Scores;
-use crate::kernels::confidence_penalty::ConfidencePenalty;
-use crate::kernels::cross_entropy::CrossEntropy;
-use crate::kernels::focal::Focal;
-use crate::kernels::label_relaxation::LabelRelaxation;
-use crate::kernels::pass::{Loss, Reduction};
+use crate::losses::confidence_penalty::ConfidencePenalty;
+use crate::losses::cross_entropy::CrossEntropy;
+use crate::losses::focal::Focal;
+use crate::losses::label_relaxation::LabelRelaxation;
+use crate::losses::pass::{Loss, Reduction};
 use crate::memory;
+use crate::rows::Scores;
 use crate::untyped::losses::{Arguments, Batch, Gradient, Numbers};
 use crate::untyped::{Dtype, View};
 

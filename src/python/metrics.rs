@@ -4,11 +4,11 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::kernels::bootstrap::bootstrap;
-use crate::kernels::calibration::{Binning, Kind, assign};
-use crate::kernels::coin::Scores;
-use crate::kernels::exact::{DIGITS, Exact, MAX_TERM};
-use crate::kernels::scores::Score;
+use crate::metrics::bootstrap::bootstrap;
+use crate::metrics::calibration::{Binning, Kind, assign};
+use crate::metrics::exact::{DIGITS, Exact, MAX_TERM};
+use crate::metrics::scores::Score;
+use crate::rows::Scores;
 use crate::untyped::View;
 use crate::untyped::metrics::Arguments;
 
@@ -245,7 +245,7 @@ pub(super) fn bootstrap_sums<'py>(
     let sums = py.allow_threads(|| {
         bootstrap(&values, &groups, n_groups, n_resamples, seed, crate::simd::Isa::best())
     })?;
-    let column = |of: fn(&crate::kernels::bootstrap::Resampled) -> f64| {
+    let column = |of: fn(&crate::metrics::bootstrap::Resampled) -> f64| {
         sums.iter().map(of).collect::<Vec<_>>().into_pyarray(py)
     };
     Ok((column(|sum| sum.weight), column(|sum| sum.value)))

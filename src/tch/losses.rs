@@ -4,12 +4,12 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::reference;
 use super::torch::{self, Backward, Borrowed, Device, Pass};
-use crate::kernels::coin::Scores;
-use crate::kernels::focal::Focal;
-use crate::kernels::label_relaxation::LabelRelaxation;
-use crate::kernels::pass::{Loss, Reduction as Reduced};
+use crate::losses::focal::Focal;
+use crate::losses::label_relaxation::LabelRelaxation;
+use crate::losses::pass::{Loss, Reduction as Reduced};
 use crate::memory;
 use crate::rows::Error;
+use crate::rows::Scores;
 use crate::untyped::View;
 use crate::untyped::losses::{Arguments, Batch, Gradient, Numbers, check};
 
@@ -98,8 +98,8 @@ pub fn focal(logits: &Tensor, target: &Tensor, gamma: f64, reduction: Reduction)
 /// A loss of [`crate::kernels`] with all options.
 ///
 /// ```
-/// use lr_relax::kernels::coin::Scores;
-/// use lr_relax::kernels::label_relaxation::LabelRelaxation;
+/// use lr_relax::rows::Scores;
+/// use lr_relax::losses::label_relaxation::LabelRelaxation;
 /// use lr_relax::tch::Criterion;
 /// use tch::{Kind, Tensor};
 ///

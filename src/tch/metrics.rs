@@ -3,12 +3,12 @@
 use tch::{Device, Tensor};
 
 use super::torch;
-use crate::kernels::calibration::{Binning, Bins, Kind};
-use crate::kernels::coin::Scores;
-use crate::kernels::exact::Exact;
-use crate::kernels::scores::Score;
-use crate::kernels::temperature::Fit;
+use crate::metrics::calibration::{Binning, Bins, Kind};
+use crate::metrics::exact::Exact;
+use crate::metrics::scores::Score;
+use crate::metrics::temperature::Fit;
 use crate::rows::Error;
+use crate::rows::Scores;
 use crate::untyped::metrics::Arguments;
 
 /// The mean distance of confidence and accuracy over `n_bins` bins of confidence (ECE).
@@ -28,7 +28,7 @@ use crate::untyped::metrics::Arguments;
 /// Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
 ///
 /// ```
-/// use lr_relax::kernels::{calibration::Binning, coin::Scores};
+/// use lr_relax::{metrics::calibration::Binning, rows::Scores};
 /// use tch::Tensor;
 ///
 /// let preds = Tensor::from_slice(&[0.9, 0.1, 0.8, 0.2, 0.3, 0.7]).reshape([3, 2]);
@@ -52,7 +52,7 @@ pub fn expected_calibration_error(
 /// Arguments and errors as of [`expected_calibration_error`].
 ///
 /// ```
-/// use lr_relax::kernels::{calibration::Binning, coin::Scores};
+/// use lr_relax::{metrics::calibration::Binning, rows::Scores};
 /// use tch::Tensor;
 ///
 /// let preds = Tensor::from_slice(&[0.9_f32, 0.1, 0.2, 0.8]).reshape([2, 2]);

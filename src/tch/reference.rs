@@ -5,9 +5,9 @@
 use tch::{Kind, Tensor};
 
 use super::losses::{Options, Tensors};
-use crate::kernels::coin::Scores;
-use crate::kernels::pass::Loss;
+use crate::losses::pass::Loss;
 use crate::rows::Error;
+use crate::rows::Scores;
 
 /// Scores with the classes last, and what they are compared with.
 struct Rows {
@@ -91,7 +91,7 @@ pub(super) fn loss(options: Options, tensors: &Tensors) -> Result<Tensor, Error>
     })
 }
 
-/// [`crate::kernels::label_relaxation`] has the formula.
+/// [`crate::losses::label_relaxation`] has the formula.
 fn label_relaxation(rows: &Rows, alpha: &Tensor, scores: Scores) -> Result<Tensor, Error> {
     let (d, outside) = match scores {
         Scores::Logits => {
@@ -122,7 +122,7 @@ fn label_relaxation(rows: &Rows, alpha: &Tensor, scores: Scores) -> Result<Tenso
     Ok(not_negative(&losses)?.f_where_scalarother(&outside, 0.0)?.f_mul(&rows.factor)?)
 }
 
-/// [`crate::kernels::credal`] has the formula.
+/// [`crate::losses::credal`] has the formula.
 fn of_distributions(rows: &Rows, alpha: &Tensor, scores: Scores) -> Result<Tensor, Error> {
     let ln_p = match scores {
         Scores::Logits => rows.scores.f_log_softmax(-1, None)?,
@@ -184,7 +184,7 @@ fn surprise(rows: &Rows) -> Result<Tensor, Error> {
     label_relaxation(rows, &rows.factor.f_zeros_like()?, Scores::Logits)
 }
 
-/// [`crate::kernels::cross_entropy`] has the formula.
+/// [`crate::losses::cross_entropy`] has the formula.
 fn cross_entropy(rows: &Rows, label_smoothing: f64) -> Result<Tensor, Error> {
     let losses = surprise(rows)?.f_mul_scalar(1.0 - label_smoothing)?;
     if label_smoothing == 0.0 {
@@ -198,7 +198,7 @@ fn cross_entropy(rows: &Rows, label_smoothing: f64) -> Result<Tensor, Error> {
     Ok(losses.f_add(&surprise.f_mean_dim(-1, false, None)?.f_mul_scalar(label_smoothing)?)?)
 }
 
-/// [`crate::kernels::focal`] has the formula.
+/// [`crate::losses::focal`] has the formula.
 fn focal(rows: &Rows, gamma: f64) -> Result<Tensor, Error> {
     let (d, certain) = log_odds(rows)?;
     let d = d.f_masked_fill(&certain, 0.0)?;
@@ -207,7 +207,7 @@ fn focal(rows: &Rows, gamma: f64) -> Result<Tensor, Error> {
     Ok(losses.f_mul(&rows.factor)?)
 }
 
-/// [`crate::kernels::confidence_penalty`] has the formula.
+/// [`crate::losses::confidence_penalty`] has the formula.
 fn confidence_penalty(rows: &Rows, beta: f64) -> Result<Tensor, Error> {
     let ln_p = rows.scores.f_log_softmax(-1, None)?;
     let ln_p = ln_p.f_masked_fill(&ln_p.f_eq(f64::NEG_INFINITY)?, 0.0)?; // where p is 0, p ln p is
@@ -262,10 +262,10 @@ fn softplus(x: &Tensor) -> Result<Tensor, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::confidence_penalty::ConfidencePenalty;
-    use crate::kernels::cross_entropy::CrossEntropy;
-    use crate::kernels::focal::Focal;
-    use crate::kernels::label_relaxation::LabelRelaxation;
+    use crate::losses::confidence_penalty::ConfidencePenalty;
+    use crate::losses::cross_entropy::CrossEntropy;
+    use crate::losses::focal::Focal;
+    use crate::losses::label_relaxation::LabelRelaxation;
     use crate::tch::Criterion;
     use tch::{Device, Reduction};
 

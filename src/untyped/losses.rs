@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
-use crate::kernels::pass::{Loss, ONLY_LABEL_RELAXATION, Pass, Reduction, Target};
+use crate::losses::pass::{Loss, ONLY_LABEL_RELAXATION, Pass, Reduction, Target};
 use crate::rows::{Error, Targets};
 use crate::simd::{Element, Real};
 

@@ -3,11 +3,11 @@
 use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
-use crate::kernels::calibration::{self, Binning, Bins, Kind};
-use crate::kernels::coin::Scores;
-use crate::kernels::predictions::Predictions;
-use crate::kernels::temperature::{self, Fit};
-use crate::kernels::temperature_grid;
+use crate::metrics::calibration::{self, Binning, Bins, Kind};
+use crate::metrics::predictions::Predictions;
+use crate::metrics::temperature::{self, Fit};
+use crate::metrics::temperature_grid;
+use crate::rows::Scores;
 use crate::rows::{AnyRows, Error, Rows, Targets};
 use crate::simd::Isa;
 

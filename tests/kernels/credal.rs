@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use half::bf16;
-use lr_relax::kernels::coin::Scores;
-use lr_relax::kernels::confidence_penalty::ConfidencePenalty;
-use lr_relax::kernels::cross_entropy::CrossEntropy;
-use lr_relax::kernels::label_relaxation::LabelRelaxation;
-use lr_relax::kernels::pass::{Loss, Pass, Reduction, Target};
+use lr_relax::losses::confidence_penalty::ConfidencePenalty;
+use lr_relax::losses::cross_entropy::CrossEntropy;
+use lr_relax::losses::label_relaxation::LabelRelaxation;
+use lr_relax::losses::pass::{Loss, Pass, Reduction, Target};
+use lr_relax::rows::Scores;
 use lr_relax::rows::{AnyRows, Error, Rows, RowsMut, Targets};
 use lr_relax::simd::{Element, Isa, Real};
 use proptest::prelude::*;

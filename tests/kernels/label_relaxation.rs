@@ -1,9 +1,9 @@
 //! Label relaxation: values, gradients, and what holds for all inputs.
 
 use half::{bf16, f16};
-use lr_relax::kernels::coin::Scores;
-use lr_relax::kernels::label_relaxation::LabelRelaxation;
-use lr_relax::kernels::pass::{Pass, Reduction};
+use lr_relax::losses::label_relaxation::LabelRelaxation;
+use lr_relax::losses::pass::{Pass, Reduction};
+use lr_relax::rows::Scores;
 use lr_relax::rows::{Rows, RowsMut, Targets};
 use lr_relax::simd::{Element, Isa};
 use proptest::prelude::*;

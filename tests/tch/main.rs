@@ -1,12 +1,12 @@
 //! The losses and metrics of `tch::Tensor`: values and gradients against ATen's own autograd, every way that a
 //! backward pass can come, and what is refused.
 
-use lr_relax::kernels::calibration::Binning;
-use lr_relax::kernels::coin::Scores;
-use lr_relax::kernels::confidence_penalty::ConfidencePenalty;
-use lr_relax::kernels::cross_entropy::CrossEntropy;
-use lr_relax::kernels::label_relaxation::LabelRelaxation;
+use lr_relax::losses::confidence_penalty::ConfidencePenalty;
+use lr_relax::losses::cross_entropy::CrossEntropy;
+use lr_relax::losses::label_relaxation::LabelRelaxation;
+use lr_relax::metrics::calibration::Binning;
 use lr_relax::rows::Error;
+use lr_relax::rows::Scores;
 use lr_relax::tch::{
     Criterion, brier_score, cross_entropy, expected_calibration_error, fit_temperature, focal,
     label_relaxation, negative_log_likelihood, reliability_curve,

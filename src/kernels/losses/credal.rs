@@ -19,12 +19,12 @@
 
 use std::ops::Range;
 
-use crate::rows::AnyRows;
+use crate::rows::{AnyRows, Scores};
 use crate::simd::lanes::{self, fold};
 use crate::simd::log::ln;
 use crate::simd::{Element, LANES, Lanes, Real};
 
-use super::coin::{Coin, CoinGroup, Coins, Scores, mass};
+use super::coin::{Coin, CoinGroup, Coins, mass};
 use super::label_relaxation::LabelRelaxation;
 use super::mixture::{Mixture, mixture};
 use super::pass::{Group, Pass, Scratch, Target};

@@ -7,12 +7,12 @@ use crate::simd::lanes::{self, fold};
 use crate::simd::{self, Element, Kernel, LANES, Real, log};
 use crate::threads::Disjoint;
 
-use super::coin::Scores;
+use super::super::sum_exp::sum_exp;
 use super::exact::MAX_TERM;
 use super::predictions::{
     MAX_WEIGHT, Predictions, binary, probabilities, top_of_probabilities, typed, zeros,
 };
-use super::sum_exp::sum_exp;
+use crate::rows::Scores;
 
 /// Scores of single predictions, of which a metric is the mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

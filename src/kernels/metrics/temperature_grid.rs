@@ -146,8 +146,8 @@ mod tests {
 
     #[test]
     fn the_grid_is_the_error_at_each_temperature() {
-        use super::super::coin::Scores;
         use super::super::{calibration, predictions::Predictions};
+        use crate::rows::Scores;
         let grid =
             [0.25, 0.5, 1.0, 1.1, 1.5, 2.0, 3.0, 7.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0];
         for n_classes in [2, 7, 40] {

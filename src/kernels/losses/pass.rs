@@ -11,13 +11,13 @@ use crate::simd::lanes::fold;
 use crate::simd::{self, Element, Isa, Kernel, LANES, Lanes, Real};
 use crate::threads::{self, Tiles};
 
-use super::coin::Scores;
 use super::confidence_penalty::ConfidencePenalty;
 use super::credal::{self, Credal};
 use super::cross_entropy::CrossEntropy;
 use super::focal::Focal;
 use super::label_relaxation::LabelRelaxation;
 use super::row::{ByRow, Exps};
+use crate::rows::Scores;
 
 pub(crate) const ONLY_LABEL_RELAXATION: &str =
     "Only label relaxation takes targets that are no classes, or an alpha for each row.";

@@ -23,11 +23,11 @@
 //!
 //! and sums to zero. Cross-entropy is a = 0. [`super::coin`] computes d and hands the gradient out.
 
-use crate::rows::Error;
+use crate::rows::{Error, Scores};
 use crate::simd::log::{atanh_tail, ln};
 use crate::simd::{LANES, Lanes};
 
-use super::coin::{Coin, Coins, Scores};
+use super::coin::{Coin, Coins};
 
 /// The loss with its hyperparameters.
 #[derive(Clone, Copy, Debug)]

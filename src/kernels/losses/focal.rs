@@ -16,7 +16,8 @@
 use crate::rows::Error;
 use crate::simd::{LANES, Lanes, Real};
 
-use super::coin::{Coin, Coins, Scores};
+use super::coin::{Coin, Coins};
+use crate::rows::Scores;
 
 /// The loss with its hyperparameter.
 #[derive(Clone, Copy, Debug)]

@@ -366,8 +366,8 @@ fn units(confidence: f64) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::coin::Scores;
     use super::*;
+    use crate::rows::Scores;
     use crate::rows::{AnyRows, Rows, Targets};
     use crate::simd::Isa;
     use proptest::prelude::*;

@@ -8,10 +8,11 @@
 use crate::simd::log::{ln, ln_1p};
 use crate::simd::{Element, Real};
 
-use super::coin::{Scores, mass};
+use super::coin::mass;
 use super::credal::positive;
 use super::pass::{Pass, Scratch};
 use super::row::{NoMoment, store};
+use crate::rows::Scores;
 
 /// Two classes that differ, and their shares, none of them 0.
 #[derive(Clone, Copy)]

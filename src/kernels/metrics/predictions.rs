@@ -12,8 +12,8 @@ use crate::simd::lanes::{self, fold, widen};
 use crate::simd::{self, Element, Isa, Kernel, LANES, Real};
 use crate::threads::{self, Disjoint, Tiles};
 
-use super::coin::Scores;
-use super::sum_exp::sum_exp;
+use super::super::sum_exp::sum_exp;
+use crate::rows::Scores;
 
 /// The largest weight of a row.
 pub const MAX_WEIGHT: f64 = 4_294_967_296.0; // 2^32

@@ -10,22 +10,13 @@
 
 use std::ops::Range;
 
+use crate::rows::Scores;
 use crate::simd::lanes::{self, any_greater, exp_biased_sub, fold, narrow, widen};
 use crate::simd::log::{ln, ln_1p};
 use crate::simd::{Element, LANES, Lanes, Real};
 
+use super::super::sum_exp::{MAX_COLUMNS, SumExpColumns, sum_exp};
 use super::pass::{Group, Pass, Scratch};
-use super::sum_exp::{MAX_COLUMNS, SumExpColumns, sum_exp};
-
-/// What the rows hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scores {
-    /// Logits z, with p = softmax(z); the gradient is with respect to them.
-    Logits,
-    /// Probabilities, divided by their sum if that is not 1; the gradient is with respect to them. A row that
-    /// is negative somewhere, infinite, or all 0, has loss NaN; but against a set of all classes it has none.
-    Probabilities,
-}
 
 /// A loss that is a function of the log-odds.
 pub(super) trait Coin {
