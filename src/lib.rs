@@ -15,15 +15,15 @@
 //!
 //! ```
 //! use lr_relax::rows::Scores;
-//! use lr_relax::losses::label_relaxation::LabelRelaxation;
-//! use lr_relax::losses::pass::{Pass, Reduction};
+//! use lr_relax::losses::LabelRelaxation;
+//! use lr_relax::losses::{Batch, Reduction};
 //! use lr_relax::rows::{Rows, Targets};
 //!
 //! let logits = [2.0_f32, 0.5, -1.0, /* row 2 */ 0.1, 0.2, 0.3];
 //! let rows = Rows::from_slice(&logits, 3)?;
 //! let targets = Targets::new(&[0_i64, 2], 3, -100)?;
 //! let loss = LabelRelaxation::new(0.1, Scores::Logits)?;
-//! let mean = Pass::new(&rows, &targets)?.reduce(loss, Reduction::Mean)?;
+//! let mean = Batch::new(&rows, &targets)?.reduce(loss, Reduction::Mean)?;
 //! assert!(mean > 0.0);
 //! # Ok::<(), lr_relax::rows::Error>(())
 //! ```

@@ -1,30 +1,27 @@
-"""What is checked of arguments where no kernel does it, mostly of losses: types, shapes, ranges of numbers.
+"""Checks of arguments that no kernel makes: types, shapes and ranges.
 
-The kernels' own checks are in src/untyped, with the same words.
+The kernels' own checks are in src/untyped and raise the same messages.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lr_relax import _native
+from lr_relax._options import Options
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# The hyperparameter of each loss, what it is to be, and whether a number is that.
-_PARAMETERS: dict[str, tuple[str, str, Callable[[float], bool]]] = {
-    "label_relaxation": ("alpha", "a number in [0, 1)", lambda x: 0 <= x < 1),
-    "cross_entropy": ("label_smoothing", "a number in [0, 1]", lambda x: 0 <= x <= 1),
-    "focal": ("gamma", "a finite number of at least 0", lambda x: 0 <= x < math.inf),
-    "confidence_penalty": ("beta", "a finite number of at least 0", lambda x: 0 <= x < math.inf),
-}
+# The hyperparameter of each loss: its name, its range in words, the end of the range, and whether it is closed.
+_HYPERPARAMETERS = dict(_native.hyperparameters())
 
 
-def check_hyperparameters(name: str, parameter: object, reduction: object) -> None:
-    """Raises what the kernel would raise for the loss of that name."""
-    if name != "label_relaxation" or not isinstance(parameter, Tensor):
-        check_number(*_PARAMETERS[name], parameter)
+def check_hyperparameters(loss: str, parameter: object, reduction: object) -> None:
+    """Raise what the kernel raises for the loss with this name."""
+    if loss != "label_relaxation" or not isinstance(parameter, Tensor):
+        name, expected, end, is_closed = _HYPERPARAMETERS[loss]
+        check_number(name, expected, lambda x: 0 <= x < end or (is_closed and x == end), parameter)
     elif not parameter.is_floating_point():
         raise TypeError(
             f"Expected argument `alpha` to be of a floating-point type, but got {parameter.dtype}."
@@ -49,20 +46,9 @@ def check_number(name: str, expected: str, in_range: Callable[[float], bool], nu
         raise error(f"Expected argument `{name}` to be {expected}, but got {number!r}.")
 
 
-def check(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    loss: str,
-    parameter: float | Tensor,
-    reduction: str,
-    dim: int,
-    ignore_index: int,
-    from_logits: bool,
-    *mixed: Any,
-    inplace: bool = False,
-) -> None:
-    """Raises what the kernel would raise, but for the values in tensors."""
+def check(input: Tensor, target: Tensor, options: Options) -> None:
+    """Raise what the kernel raises, except for values in tensors."""
+    loss, parameter, reduction, dim, ignore_index, weight, from_logits, inplace, target_b, lam = options
     check_hyperparameters(loss, parameter, reduction)
     for name, integer in (("dim", dim), ("ignore_index", ignore_index)):
         if not isinstance(integer, int):
@@ -72,14 +58,15 @@ def check(
     for name, flag in (("from_logits", from_logits), ("inplace", inplace)):
         if not isinstance(flag, bool):
             raise TypeError(f"Expected argument `{name}` to be a bool, but got {flag!r}.")
-    tensors = {"input": input, "target_a" if mixed else "target": target}
+    is_mixture = target_b is not None
+    tensors = {"input": input, "target_a" if is_mixture else "target": target}
     numbers = {}
     if weight is not None:
         tensors["weight"] = weight
     if isinstance(parameter, Tensor):
         numbers["alpha"] = parameter
-    if mixed:
-        tensors["target_b"], lam = mixed
+    if target_b is not None:
+        tensors["target_b"] = target_b
         if isinstance(lam, Tensor):
             numbers["lam"] = lam
         else:
@@ -107,9 +94,9 @@ def check(
             f"Expected argument `input` to have at least 2 classes in dimension {dim}, but got shape {shape}."
         )
     rows = shape[:dim] + shape[dim:][1:]
-    for name in ("target_a", "target_b") if mixed else ("target",):
+    for name in ("target_a", "target_b") if is_mixture else ("target",):
         target = tensors[name]
-        if target.dtype in (*FLOATS, torch.bool) and loss == "label_relaxation" and not mixed:
+        if target.dtype in (*FLOATS, torch.bool) and loss == "label_relaxation" and not is_mixture:
             if tuple(target.shape) != shape:
                 raise ValueError(
                     f"Expected argument `target` of type {target.dtype} to have shape {shape}, that of "
@@ -148,12 +135,12 @@ def check(
 
 
 def _same(shape: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two shapes are the same; size by size, as `torch.compile` may not know them."""
+    """Whether two shapes are the same. Compares size by size, because `torch.compile` may not know them."""
     return len(shape) == len(other) and all(n == m for n, m in zip(shape, other, strict=True))
 
 
 def check_classes(target: Tensor, n_classes: int, ignore_index: int) -> None:
-    """Raises what the kernel would raise for a class that there is not; reads the values."""
+    """Raise what the kernel raises for a class that does not exist. Reads the values."""
     target = target.long()
     wrong = ((target < 0) | (target >= n_classes)) & (target != ignore_index)
     if wrong.any():

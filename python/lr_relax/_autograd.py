@@ -1,4 +1,4 @@
-"""How a loss is computed: by the kernel or by the reference, and wired into autograd."""
+"""Computes a loss with the kernel or with the reference, and connects it to autograd."""
 
 from typing import Any
 
@@ -9,71 +9,60 @@ from torch.nn import Parameter
 
 from lr_relax import _native, _reference
 from lr_relax._arguments import check
+from lr_relax._options import Options
 
 _TENSORS = (Tensor, Parameter)
 
 
-def loss(
-    input: Tensor, target: Tensor, weight: Tensor | None, inplace: bool, options: Any, *mixed: Any
-) -> Tensor:
-    """The loss that `options` tells: name, hyperparameter, reduction, dim, ignore_index, from_logits.
-
-    `mixed` is the second class of each row, and the share of the first. With `inplace`, the kernel writes the
-    gradient over the input.
-    """
-    name, parameter, reduction, dim, *others = options
-    if type(parameter) is not float:
-        parameter = for_each_row(parameter, input, dim)
-        options = (name, parameter, reduction, dim, *others)
-    if mixed:
-        mixed = (mixed[0], for_each_row(mixed[1], input, dim))
-    natively = runs_natively(input)
-    if not natively or (type(parameter) is not float and _wants_gradient(parameter)):
-        if natively:  # the kernel has no gradient of alpha, but checks the values too
-            _native.loss(input, target, None, weight, inplace, *options, *mixed)
-        check(input, target, weight, *options, *mixed, inplace=inplace)
-        parameter = parameter if isinstance(parameter, Tensor) else float(parameter)
-        return _reference.loss(input, target, weight, name, parameter, *options[2:], *mixed)
+def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
+    """The loss that `options` describes."""
+    if type(options.parameter) is not float or options.lam is not None:
+        options = _broadcast(options, input)
+    if not runs_natively(input):
+        check(input, target, options)
+        return _reference.loss(input, target, options)
+    if _wants_gradient(options.parameter):  # of alpha, which the kernel does not compute
+        _native.check_loss(input, target, options)
+        return _reference.loss(input, target, options)
     if input.requires_grad and torch.is_grad_enabled():
-        if inplace is True and (input.is_leaf or (input._is_view() and _is_leaf(input._base))):
+        if options.inplace is True and (input.is_leaf or (input._is_view() and _is_leaf(input._base))):
             raise ValueError(
                 "Expected argument `inplace` to be False for a leaf that requires a gradient, "
                 "or a view of one, whose values the gradient would replace."
             )
-        apply = _apply(input, target, weight, inplace, options, *mixed)  # type: ignore[no-untyped-call]
-        return apply  # type: ignore[no-any-return]
-    return _native.loss(input, target, None, weight, inplace, *options, *mixed)[0]
+        return _apply(input, target, options)  # type: ignore[no-any-return, no-untyped-call]
+    return _native.loss(input, target, options, None)[0]
 
 
-def uniform_penalty(
-    input: Tensor, target: Tensor, weight: Tensor | None, alpha: Any, *options: Any
-) -> Tensor:
-    """What the paper's code can add to label relaxation, which has checked the arguments."""
+def uniform_penalty(input: Tensor, target: Tensor, options: Options) -> Tensor:
+    """The penalty that the paper's code can add to label relaxation. The arguments have been checked."""
     if target.is_floating_point() or target.dtype == torch.bool:
         raise TypeError(
             "Expected argument `target` to hold class indices with a `uniform_penalty`, "
             f"but got {target.dtype}."
         )
-    alpha = for_each_row(alpha, input, options[1])
-    return _reference.loss(input, target, weight, "uniform_penalty", alpha, *options)
+    return _reference.loss(input, target, _broadcast(options, input)._replace(loss="uniform_penalty"))
 
 
-def projection(
-    input: Tensor, target: Tensor, alpha: Any, dim: int, ignore_index: int, from_logits: bool
-) -> Tensor:
+def projection(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """The projection of each row onto its set."""
-    alpha = for_each_row(alpha, input, dim)
-    options = ("label_relaxation", alpha, "none", dim, ignore_index, from_logits)
+    options = _broadcast(options, input)
     if runs_natively(input):
-        _native.loss(input, target, None, None, False, *options)  # checks the values too
+        _native.check_loss(input, target, options)
     else:
-        check(input, target, None, *options)
-    alpha = alpha if isinstance(alpha, Tensor) else float(alpha)
-    return _reference.projection(input, target, alpha, dim, ignore_index, from_logits)
+        check(input, target, options)
+    return _reference.projection(input, target, options)
 
 
-def for_each_row(numbers: Any, input: Any, dim: Any) -> Any:
-    """A tensor of numbers, broadcast to the rows if it can be."""
+def _broadcast(options: Options, input: Any) -> Options:
+    """The options with numbers per row broadcast to the rows, where that is possible."""
+    return options._replace(
+        parameter=_broadcast_to_rows(options.parameter, input, options.dim),
+        lam=_broadcast_to_rows(options.lam, input, options.dim),
+    )
+
+
+def _broadcast_to_rows(numbers: Any, input: Any, dim: Any) -> Any:
     if not isinstance(numbers, Tensor) or not isinstance(input, Tensor) or not isinstance(dim, int):
         return numbers
     if numbers.dim() == 0 or not -input.dim() <= dim < input.dim():
@@ -89,7 +78,7 @@ def _is_leaf(base: Tensor | None) -> bool:
 
 
 def _is_batched(upstream: Tensor) -> bool:
-    """Whether a tensor stands for several: of `is_grads_batched`, or of `torch.func.vmap`."""
+    """Whether a tensor stands for several: with `is_grads_batched`, or under `torch.func.vmap`."""
     functorch = torch._C._functorch
     batched: bool = functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream)
     return batched
@@ -100,63 +89,55 @@ def _wants_gradient(parameter: Any) -> bool:
 
 
 class _Fused(torch.autograd.Function):
-    """One native call computes the loss and the gradient, which backward hands on.
+    """Computes loss and gradient in one native call; backward returns the stored gradient.
 
-    This classic form of a Function (ctx in forward) is the fastest that torch offers from Python, and
-    does not trace; what traces takes the reference.
+    The classic form of a Function (ctx in forward) is the fastest that torch offers from Python. It cannot be
+    traced; calls that trace use the reference.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        inplace: bool,
-        options: Any,
-        *mixed: Any,
-    ) -> Tensor:
-        loss, grad = _native.loss(input, target, 1.0, weight, inplace, *options, *mixed)
-        if grad is None:  # it lies where the input was: whoever saved that for backward is told by torch
+    def forward(ctx: Any, input: Tensor, target: Tensor, options: Options) -> Tensor:
+        loss, grad = _native.loss(input, target, options, 1.0)
+        if grad is None:  # it overwrote the input: torch must notice if another operator saved that
             torch.autograd.graph.increment_version(input)
             grad, input = input.detach(), None  # type: ignore[assignment]
-        # All tensors are saved, so that torch notices where one of them has changed since.
-        others = [x for x in (options[1], *mixed) if isinstance(x, Tensor)]
-        ctx.save_for_backward(input, target, weight, grad, *others)
-        ctx.options = (*options, *mixed)
+        # All tensors are saved, so that torch notices changes of their values before backward.
+        others = (options.weight, options.parameter, options.target_b, options.lam)
+        ctx.save_for_backward(input, target, grad, *[x for x in others if isinstance(x, Tensor)])
+        ctx.options = options
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, weight, grad, *_ = ctx.saved_tensors
-        constants = (None,) * (len(ctx.needs_input_grad) - 1)
-        if torch.is_grad_enabled():  # create_graph: the gradient must itself have one
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None]:
+        input, target, grad, *_ = ctx.saved_tensors
+        options: Options = ctx.options
+        if torch.is_grad_enabled():  # create_graph: the gradient must have a gradient itself
             if input is None:
                 raise RuntimeError("With inplace=True, the gradient of a loss has no gradient itself.")
-            loss = _reference.loss(input, target, weight, *ctx.options)
-            return *torch.autograd.grad(loss, input, upstream, create_graph=True), *constants
+            loss = _reference.loss(input, target, options)
+            return torch.autograd.grad(loss, input, upstream, create_graph=True)[0], None, None
         scale = _native.scalar(upstream)
-        if scale is None:  # one for each row, or one that stands for several (is_grads_batched)
-            upstream = upstream.unsqueeze(ctx.options[3]) if upstream.dim() > 0 else upstream
-            own = not _keeps_graph() and not _is_batched(upstream)
-            grad = grad.mul_(upstream) if own else grad * upstream
-        elif _keeps_graph():  # another backward wants the same gradient
+        if scale is None:  # one number per row, or a batch of upstreams (is_grads_batched)
+            upstream = upstream.unsqueeze(options.dim) if upstream.dim() > 0 else upstream
+            owned = not _keeps_graph() and not _is_batched(upstream)
+            grad = grad.mul_(upstream) if owned else grad * upstream
+        elif _keeps_graph():  # another backward will use the same gradient
             grad = grad * scale
         elif scale != 1.0 and grad.dtype == torch.float16:
-            # A loss scale must enter before the rounding: the mean's small gradients would be 0 by now.
-            grad = _native.loss(input, target, scale, weight, False, *ctx.options)[1]
+            # The scale must enter before rounding: small gradients of the mean would be 0 already.
+            grad = _native.loss(input, target, options, scale)[1]
         elif scale != 1.0:
             grad.mul_(scale)
-        return grad, *constants
+        return grad, None, None
 
 
-# `Function.apply` without what it does for functorch, whose transforms do not come here: 3 us.
+# `Function.apply` without its handling of functorch, whose transforms do not come here: saves 3 us.
 _apply = super(torch.autograd.Function, _Fused).apply
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 def runs_natively(input: Any) -> bool:
-    """Whether to call the kernel: a plain tensor on the CPU, and nothing that traces."""
+    """Whether to call the kernel: for a plain CPU tensor, if nothing traces the call."""
     return (
         type(input) in _TENSORS
         and input.is_cpu

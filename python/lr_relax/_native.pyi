@@ -8,16 +8,20 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from lr_relax._options import Options
+
 __all__ = [
     "binned_labels",
     "bootstrap_sums",
     "calibration_bins",
     "calibration_of_temperatures",
+    "check_loss",
     "connect",
     "digits_distance",
     "digits_to_float",
     "empty_cache",
     "fit_temperature",
+    "hyperparameters",
     "loss",
     "row_scores",
     "scalar",
@@ -35,20 +39,10 @@ def empty_cache() -> None: ...
 def uses_torch_threads() -> bool: ...
 def scalar(tensor: Tensor) -> float | None: ...
 def loss(
-    input: Tensor,
-    target: Tensor,
-    upstream: float | None,
-    weight: Tensor | None,
-    inplace: bool,
-    name: str,
-    parameter: float | Tensor,
-    reduction: str,
-    dim: int,
-    ignore_index: int,
-    from_logits: bool,
-    target_b: Tensor | None = None,
-    lam: float | Tensor | None = None,
+    input: Tensor, target: Tensor, options: Options, upstream: float | None
 ) -> tuple[Tensor, Tensor | None]: ...
+def check_loss(input: Tensor, target: Tensor, options: Options) -> None: ...
+def hyperparameters() -> list[tuple[str, tuple[str, str, float, bool]]]: ...
 def calibration_bins(
     preds: _Array,
     target: _Array,

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lr_relax._options import Options
+
 
 @dataclass(frozen=True)
 class _Rows:
@@ -41,49 +43,30 @@ class _Rows:
         return torch.arange(self.scores.shape[-1], device=self.scores.device) == self.y
 
 
-def loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    name: str,
-    parameter: float | Tensor,
-    reduction: str,
-    dim: int,
-    ignore_index: int,
-    from_logits: bool,
-    target_b: Tensor | None = None,
-    lam: float | Tensor | None = None,
-) -> Tensor:
-    """The loss of that name, of which `parameter` is the hyperparameter."""
-    scores, parameter = _scores(input, dim, parameter)
-    weight = None if weight is None else weight.detach().to(scores.dtype)
-    rows = _rows(scores, target, weight, dim, ignore_index, target_b, lam)
-    if name == "uniform_penalty":
+def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
+    """The loss that `options` describes."""
+    scores, parameter = _scores(input, options)
+    rows = _rows(scores, target, options)
+    from_logits = options.from_logits
+    if options.loss == "uniform_penalty":
         losses = _uniform_penalty(rows, parameter, from_logits)
-    elif name != "label_relaxation":
-        losses = _OF_LOGITS[name](rows, parameter)
+    elif options.loss != "label_relaxation":
+        losses = _OF_LOGITS[options.loss](rows, parameter)
     elif rows.target is None or rows.target.dtype == torch.bool:
         losses = _label_relaxation(rows, parameter, from_logits)
     else:
         losses = _of_distributions(rows, rows.target, parameter, from_logits)
-    losses = _spoil(losses, rows, from_logits)
-    if reduction == "none":
+    losses = _invalidate(losses, rows, from_logits)
+    if options.reduction == "none":
         return losses
-    return losses.sum() / rows.factor.sum() if reduction == "mean" else losses.sum()
+    return losses.sum() / rows.factor.sum() if options.reduction == "mean" else losses.sum()
 
 
-def projection(
-    input: Tensor,
-    target: Tensor,
-    alpha: float | Tensor,
-    dim: int,
-    ignore_index: int,
-    from_logits: bool,
-) -> Tensor:
+def projection(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """The nearest member of each row's set."""
-    scores, alpha = _scores(input, dim, alpha)
-    rows = _rows(scores, target, None, dim, ignore_index, None, None)
-    ln_p = scores.log_softmax(-1) if from_logits else _ln_probabilities(scores)
+    scores, alpha = _scores(input, options)
+    rows = _rows(scores, target, options)
+    ln_p = scores.log_softmax(-1) if options.from_logits else _ln_probabilities(scores)
     alphas = _of_rows(alpha)
     p = ln_p.exp()
     if rows.target is None or rows.target.dtype == torch.bool:
@@ -96,14 +79,16 @@ def projection(
         q = bound.where(raised, c.unsqueeze(-1) * p)
         inside = ~raised.any(-1)
     q = p.where((inside | ~rows.counted).unsqueeze(-1), q)
-    q = q.masked_fill(~_is_valid(scores, from_logits).unsqueeze(-1), math.nan)
-    return q.movedim(-1, dim)
+    q = q.masked_fill(~_is_valid(scores, options.from_logits).unsqueeze(-1), math.nan)
+    return q.movedim(-1, options.dim)
 
 
-def _scores(input: Tensor, dim: int, parameter: float | Tensor) -> tuple[Tensor, float | Tensor]:
+def _scores(input: Tensor, options: Options) -> tuple[Tensor, float | Tensor]:
     """The scores with the classes last, in float32 or better, and the hyperparameter of the same type."""
     scores = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-    return scores.movedim(dim, -1), parameter.to(scores.dtype) if isinstance(parameter, Tensor) else parameter
+    parameter = options.parameter
+    parameter = parameter.to(scores.dtype) if isinstance(parameter, Tensor) else float(parameter)
+    return scores.movedim(options.dim, -1), parameter
 
 
 def _of_rows(numbers: float | Tensor) -> float | Tensor:
@@ -111,15 +96,9 @@ def _of_rows(numbers: float | Tensor) -> float | Tensor:
     return numbers.unsqueeze(-1) if isinstance(numbers, Tensor) and numbers.dim() > 0 else numbers
 
 
-def _rows(
-    scores: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    dim: int,
-    ignore_index: int,
-    target_b: Tensor | None,
-    lam: float | Tensor | None,
-) -> _Rows:
+def _rows(scores: Tensor, target: Tensor, options: Options) -> _Rows:
+    _, _, _, dim, ignore_index, weight, _, _, target_b, lam = options
+    weight = None if weight is None else weight.detach().to(scores.dtype)
     n_classes = scores.shape[-1]
     if target_b is not None:
         assert lam is not None
@@ -301,11 +280,11 @@ def _is_valid(scores: Tensor, from_logits: bool) -> Tensor:
     return (scores >= 0).all(-1) & (total > 0) & (total < math.inf)
 
 
-def _spoil(losses: Tensor, rows: _Rows, from_logits: bool) -> Tensor:
+def _invalidate(losses: Tensor, rows: _Rows, from_logits: bool) -> Tensor:
     """NaN, and a gradient of NaN, for rows that are not valid."""
-    spoiled = rows.counted & ~_is_valid(rows.scores, from_logits)
-    nan = torch.zeros_like(losses).masked_fill(spoiled, math.nan)
-    return losses.where(~spoiled, 0.0) + rows.scores.where(spoiled.unsqueeze(-1), 0.0).sum(-1) * nan
+    invalid = rows.counted & ~_is_valid(rows.scores, from_logits)
+    nan = torch.zeros_like(losses).masked_fill(invalid, math.nan)
+    return losses.where(~invalid, 0.0) + rows.scores.where(invalid.unsqueeze(-1), 0.0).sum(-1) * nan
 
 
 def _ln_sum(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

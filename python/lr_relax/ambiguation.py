@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lr_relax._arguments import check, check_classes, check_hyperparameters, check_number
 from lr_relax._autograd import runs_natively
+from lr_relax._options import Options
 from lr_relax.functional import label_relaxation_loss
 from lr_relax.losses import _Loss
 
@@ -47,7 +48,7 @@ def ambiguous_target(
     tensor([[ True,  True, False]])
     """
     _check_threshold(threshold)
-    check(input, target, None, "cross_entropy", 0.0, "none", dim, ignore_index, from_logits)
+    check(input, target, Options("cross_entropy", 0.0, "none", dim, ignore_index, None, from_logits))
     if runs_natively(input):
         check_classes(target, input.shape[dim], ignore_index)
     p = input.detach()

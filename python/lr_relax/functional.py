@@ -1,4 +1,4 @@
-"""The losses as functions, and what belongs to them: projections onto credal sets, and who is inside."""
+"""The losses as functions, projections onto credal sets, and the test whether a prediction is inside its set."""
 
 import math
 
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lr_relax import _autograd
 from lr_relax._arguments import check_number
+from lr_relax._options import Options
 
 __all__ = [
     "confidence_penalty_loss",
@@ -85,16 +86,16 @@ def label_relaxation_loss(
     >>> label_relaxation_loss(torch.tensor([[2.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 0]), reduction="none")
     tensor([0.0018, 0.0000])
     """
-    options = ("label_relaxation", alpha, reduction, dim, ignore_index, from_logits)
+    options = Options("label_relaxation", alpha, reduction, dim, ignore_index, weight, from_logits, inplace)
     if isinstance(uniform_penalty, float | int) and uniform_penalty == 0:
-        return _autograd.loss(input, target, weight, inplace, options)
+        return _autograd.loss(input, target, options)
     check_number(
         "uniform_penalty", "a finite number of at least 0", lambda x: 0 <= x < math.inf, uniform_penalty
     )
     if inplace:
         raise ValueError("Expected argument `inplace` to be False with a `uniform_penalty`.")
-    loss = _autograd.loss(input, target, weight, False, options)
-    return loss + uniform_penalty * _autograd.uniform_penalty(input, target, weight, *options[1:])
+    loss = _autograd.loss(input, target, options)
+    return loss + uniform_penalty * _autograd.uniform_penalty(input, target, options)
 
 
 def mixup_label_relaxation_loss(
@@ -134,8 +135,10 @@ def mixup_label_relaxation_loss(
     >>> mixup_label_relaxation_loss(logits, target_a, target_b, lam=0.5)
     tensor(0.3816)
     """
-    options = ("label_relaxation", alpha, reduction, dim, ignore_index, True)
-    return _autograd.loss(logits, target_a, weight, inplace, options, target_b, lam)
+    options = Options(
+        "label_relaxation", alpha, reduction, dim, ignore_index, weight, True, inplace, target_b, lam
+    )
+    return _autograd.loss(logits, target_a, options)
 
 
 def cross_entropy_loss(
@@ -167,8 +170,8 @@ def cross_entropy_loss(
     >>> cross_entropy_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 0.1)
     tensor(0.2269)
     """
-    options = ("cross_entropy", label_smoothing, reduction, dim, ignore_index, True)
-    return _autograd.loss(input, target, weight, inplace, options)
+    options = Options("cross_entropy", label_smoothing, reduction, dim, ignore_index, weight, inplace=inplace)
+    return _autograd.loss(input, target, options)
 
 
 def focal_loss(
@@ -200,8 +203,8 @@ def focal_loss(
     >>> focal_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     tensor(0.1733)
     """
-    options = ("focal", gamma, reduction, dim, ignore_index, True)
-    return _autograd.loss(input, target, weight, inplace, options)
+    options = Options("focal", gamma, reduction, dim, ignore_index, weight, inplace=inplace)
+    return _autograd.loss(input, target, options)
 
 
 def confidence_penalty_loss(
@@ -233,8 +236,8 @@ def confidence_penalty_loss(
     >>> confidence_penalty_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     tensor(0.6238)
     """
-    options = ("confidence_penalty", beta, reduction, dim, ignore_index, True)
-    return _autograd.loss(input, target, weight, inplace, options)
+    options = Options("confidence_penalty", beta, reduction, dim, ignore_index, weight, inplace=inplace)
+    return _autograd.loss(input, target, options)
 
 
 def credal_projection(
@@ -272,7 +275,8 @@ def credal_projection(
     >>> credal_projection(torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([0]), 0.1, from_logits=False)
     tensor([[0.9000, 0.0600, 0.0400]])
     """
-    return _autograd.projection(input, target, alpha, dim, ignore_index, from_logits)
+    options = Options("label_relaxation", alpha, "none", dim, ignore_index, None, from_logits)
+    return _autograd.projection(input, target, options)
 
 
 def in_credal_set(
@@ -307,9 +311,9 @@ def in_credal_set(
     tensor([False,  True])
     """
     alpha = alpha.detach() if isinstance(alpha, Tensor) else alpha
-    options = ("label_relaxation", alpha, "none", dim, ignore_index, from_logits)
+    options = Options("label_relaxation", alpha, "none", dim, ignore_index, None, from_logits)
     if isinstance(input, Tensor) and isinstance(target, Tensor):
         input = input.detach()
         if target.is_floating_point() and input.is_floating_point():
             input = input.double()  # in single precision, the sums near the border are rounded to 1e-7
-    return _autograd.loss(input, target, None, False, options) == 0
+    return _autograd.loss(input, target, options) == 0

@@ -1,80 +1,42 @@
-//! The losses: one call computes the loss and, where it is wanted, its gradient.
+//! The losses: one call computes the loss and, if it is wanted, its gradient.
 
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyString};
 
-use crate::losses::confidence_penalty::ConfidencePenalty;
-use crate::losses::cross_entropy::CrossEntropy;
-use crate::losses::focal::Focal;
-use crate::losses::label_relaxation::LabelRelaxation;
-use crate::losses::pass::{Loss, Reduction};
+use crate::losses::{Loss, Reduction, Scores};
 use crate::memory;
-use crate::rows::Scores;
-use crate::untyped::losses::{Arguments, Batch, Gradient, Numbers};
+use crate::untyped::losses::{Arguments, Gradient, Inputs, Numbers};
 use crate::untyped::{Dtype, View};
 
 use super::tensors;
 
-/// Below this many numbers the GIL is kept: handing it over and back takes longer than the computation.
+/// Below this many scores the GIL is kept, because releasing it takes longer than the computation.
 const QUICK: usize = 10_000;
 
 type Tensor<'py> = Bound<'py, PyAny>;
 
-/// The loss of that name; and, where `upstream` is a number, the gradient of the reduced loss (of the sum, for
-/// "none") times that number: a new tensor or, with `inplace`, over `input`.
-///
-/// Of label relaxation, with `target_b` the classes are mixed, `target` with the share `lam`.
+/// Computes the loss that `options` (`lr_relax._options.Options`) describe. If `upstream` is a number, also returns the
+/// gradient of the reduced loss (for "none", of the sum) times `upstream`; with `inplace`, writes it over `input` and
+/// returns `None` in its place.
 #[pyfunction]
-#[pyo3(signature = (input, target, upstream, weight, inplace, name, parameter, reduction, dim, ignore_index, from_logits, target_b=None, lam=None))]
-#[allow(clippy::too_many_arguments)] // each by its position: what a call costs counts
+#[pyo3(signature = (input, target, options, upstream))]
 pub(super) fn loss<'py>(
-    py: Python<'py>,
     input: &Tensor<'py>,
     target: &Tensor<'py>,
+    options: &Bound<'py, PyAny>,
     upstream: Option<f64>,
-    weight: Option<&Tensor<'py>>,
-    inplace: &Bound<'py, PyAny>,
-    name: &str,
-    parameter: &Bound<'py, PyAny>,
-    reduction: &Bound<'py, PyAny>,
-    dim: &Bound<'py, PyAny>,
-    ignore_index: &Bound<'py, PyAny>,
-    from_logits: &Bound<'py, PyAny>,
-    target_b: Option<&Tensor<'py>>,
-    lam: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<(Tensor<'py>, Option<Tensor<'py>>)> {
-    // What is no number may be a tensor with an alpha for each row.
-    let each_alpha = name == "label_relaxation" && is_tensor(parameter)?;
-    let loss = parse_loss(name, (!each_alpha).then_some(parameter), from_logits)?;
-    let (reduction, inplace) = (parse_reduction(reduction)?, boolean(inplace, "inplace")?);
-    let (dim, ignore_index) = (integer(dim, "dim")?, integer(ignore_index, "ignore_index")?);
-    let view = tensors::borrow(input, "input")?;
-    let target_name = if target_b.is_some() { "target_a" } else { "target" };
-    let target = tensors::borrow(target, target_name)?;
-    let weight = weight.map(|weight| tensors::borrow(weight, "weight")).transpose()?;
-    let alpha = each_alpha.then(|| tensors::borrow(parameter, "alpha")).transpose()?;
-    let second = target_b.map(|second| tensors::borrow(second, "target_b")).transpose()?;
-    let lam = lam.map(parse_share).transpose()?;
-    let mixed = second.as_ref().zip(lam.as_ref()).map(|(second, lam)| {
-        (
-            second,
-            match lam {
-                Share::Same(lam) => Numbers::Same(*lam),
-                Share::Each(view) => Numbers::Each(view),
-            },
-        )
-    });
-    let (weight, alpha) = (weight.as_ref(), alpha.as_ref());
-    let arguments = Arguments { input: view, target: &target, mixed, weight, alpha, dim, ignore_index };
-    let batch = Batch::new(loss, arguments)?;
-
+    // Extracted here, because pyo3 prefixes the errors of arguments that it extracts itself.
+    let options: Options<'_> = options.extract()?;
+    let (py, loss) = (input.py(), options.loss);
+    let inputs = options.inputs(input, target)?;
     let (grad, grad_view) = match upstream {
-        Some(_) if inplace => {
-            batch.check_in_place()?;
+        Some(_) if options.inplace => {
+            inputs.check_in_place()?;
             (None, None)
         }
-        Some(_) => Some(gradient(input, batch.input())?).unzip(),
+        Some(_) => Some(gradient(input, inputs.input())?).unzip(),
         None => (None, None),
     };
     let to = match &grad_view {
@@ -82,14 +44,110 @@ pub(super) fn loss<'py>(
         None if upstream.is_some() => Gradient::InPlace,
         None => Gradient::None,
     };
-    let (out, losses) = match reduction {
-        Some(_) => tensors::empty_scalar(py, batch.loss_type())?,
-        None => tensors::allocate(py, batch.loss_type(), &batch.rows())?,
+    let (out, losses) = match options.reduction {
+        Some(_) => tensors::empty_scalar(py, inputs.loss_type())?,
+        None => tensors::allocate(py, inputs.loss_type(), &inputs.rows())?,
     };
-    // SAFETY: both are new, and of the types and shapes that the batch asks for; or the caller gave the input away.
-    let work = || unsafe { batch.compute(loss, upstream.unwrap_or(1.0), reduction, &losses, to) };
-    if batch.input().len() < QUICK { work() } else { py.allow_threads(work) }?;
+    let reduction = options.reduction;
+    // SAFETY: both outputs are new and have the types and shapes that `inputs` asks for. In place, the caller passes the
+    // input on.
+    let work = || unsafe { inputs.compute(loss, upstream.unwrap_or(1.0), reduction, &losses, to) };
+    if inputs.input().len() < QUICK { work() } else { py.allow_threads(work) }?;
     Ok((out, grad))
+}
+
+/// Raises what `loss` would raise, without computing anything.
+#[pyfunction]
+pub(super) fn check_loss<'py>(
+    input: &Tensor<'py>,
+    target: &Tensor<'py>,
+    options: &Bound<'py, PyAny>,
+) -> PyResult<()> {
+    let options: Options<'_> = options.extract()?;
+    let inputs = options.inputs(input, target)?;
+    input.py().allow_threads(|| inputs.check_values())?;
+    Ok(())
+}
+
+/// The hyperparameter of each loss by the loss's name: its own name, its range in words, the end of the range, and
+/// whether the end belongs to the range.
+#[pyfunction]
+pub(super) fn hyperparameters() -> Vec<(&'static str, (&'static str, String, f64, bool))> {
+    Loss::ALL.iter().map(|&(loss, h)| (loss, (h.name, h.expected(), h.end, h.is_closed))).collect()
+}
+
+/// The fields of `lr_relax._options.Options`, checked one by one.
+pub(super) struct Options<'py> {
+    loss: Loss,
+    /// An alpha for each row, in place of the loss's own.
+    alpha: Option<Tensor<'py>>,
+    /// `None` for "none".
+    reduction: Option<Reduction>,
+    dim: i64,
+    ignore_index: i64,
+    weight: Option<Tensor<'py>>,
+    inplace: bool,
+    target_b: Option<Tensor<'py>>,
+    share: Option<Share>,
+}
+
+impl<'py> FromPyObject<'py> for Options<'py> {
+    fn extract_bound(options: &Bound<'py, PyAny>) -> PyResult<Self> {
+        type Any<'py> = Bound<'py, PyAny>;
+        let (loss, parameter, reduction, dim, ignore_index, weight, from_logits, inplace, target_b, lam): (
+            Any<'py>,
+            Any<'py>,
+            Any<'py>,
+            Any<'py>,
+            Any<'py>,
+            Option<Any<'py>>,
+            Any<'py>,
+            Any<'py>,
+            Option<Any<'py>>,
+            Option<Any<'py>>,
+        ) = options.extract()?;
+        let (loss, alpha) = parse_loss(&loss, parameter, &from_logits)?;
+        Ok(Options {
+            loss,
+            alpha,
+            reduction: parse_reduction(&reduction)?,
+            dim: integer(&dim, "dim")?,
+            ignore_index: integer(&ignore_index, "ignore_index")?,
+            weight,
+            inplace: boolean(&inplace, "inplace")?,
+            target_b,
+            share: lam.as_ref().map(parse_share).transpose()?,
+        })
+    }
+}
+
+impl Options<'_> {
+    /// The tensors of a loss, checked against each other.
+    fn inputs(&self, input: &Tensor<'_>, target: &Tensor<'_>) -> PyResult<Inputs> {
+        let view = tensors::borrow(input, "input")?;
+        let target_name = if self.target_b.is_some() { "target_a" } else { "target" };
+        let target = tensors::borrow(target, target_name)?;
+        let borrow = |tensor: &Option<Tensor<'_>>, name| {
+            tensor.as_ref().map(|tensor| tensors::borrow(tensor, name)).transpose()
+        };
+        let weight = borrow(&self.weight, "weight")?;
+        let alpha = borrow(&self.alpha, "alpha")?;
+        let second = borrow(&self.target_b, "target_b")?;
+        let share = self.share.as_ref().map(|share| match share {
+            Share::Same(share) => Numbers::Same(*share),
+            Share::Each(view) => Numbers::Each(view),
+        });
+        let arguments = Arguments {
+            input: view,
+            target: &target,
+            mixed: second.as_ref().zip(share),
+            weight: weight.as_ref(),
+            alpha: alpha.as_ref(),
+            dim: self.dim,
+            ignore_index: self.ignore_index,
+        };
+        Ok(Inputs::new(self.loss, arguments)?)
+    }
 }
 
 /// A new tensor for the gradient with respect to `input`, which `view` describes; not initialised.
@@ -100,7 +158,7 @@ fn gradient<'py>(input: &Tensor<'py>, view: &View) -> PyResult<(Tensor<'py>, Vie
     }
 }
 
-/// The value of a scalar, in a fraction of the time of `item()`; `None` for what is none, or cannot be read.
+/// The value of a scalar, faster than `item()`; `None` for other tensors.
 #[pyfunction]
 pub(super) fn scalar(tensor: &Tensor<'_>) -> Option<f64> {
     let view = tensors::borrow(tensor, "tensor").ok().filter(|view| view.shape.is_empty())?;
@@ -132,28 +190,31 @@ fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(!value.is_instance_of::<PyFloat>() && value.hasattr("requires_grad")?)
 }
 
-/// Without a parameter, label relaxation whose alpha comes for each row.
-fn parse_loss(
-    name: &str,
-    parameter: Option<&Bound<'_, PyAny>>,
-    from_logits: &Bound<'_, PyAny>,
-) -> PyResult<Loss> {
+/// The loss, and the alphas if the parameter is a tensor with an alpha for each row.
+fn parse_loss<'py>(
+    name: &Bound<'py, PyAny>,
+    parameter: Bound<'py, PyAny>,
+    from_logits: &Bound<'py, PyAny>,
+) -> PyResult<(Loss, Option<Tensor<'py>>)> {
+    let name = name.downcast::<PyString>()?.to_cow()?;
     let scores = if boolean(from_logits, "from_logits")? { Scores::Logits } else { Scores::Probabilities };
-    let Some(parameter) = parameter else { return Ok(LabelRelaxation::new(0.0, scores)?.into()) };
-    let number = if is_tensor(parameter)? { None } else { parameter.extract::<f64>().ok() };
-    let value = number.unwrap_or(f64::NAN); // which is in no range
-    let loss = match name {
-        "label_relaxation" => LabelRelaxation::new(value, scores).map(Loss::from),
-        "cross_entropy" => CrossEntropy::new(value).map(Loss::from),
-        "confidence_penalty" => ConfidencePenalty::new(value).map(Loss::from),
-        "focal" => Focal::new(value).map(Loss::from),
-        _ => return Err(PyValueError::new_err(format!("There is no loss {name:?}."))),
+    let Some(&(_, hyperparameter)) = Loss::ALL.iter().find(|(loss, _)| *loss == name) else {
+        return Err(PyValueError::new_err(format!("There is no loss {name:?}.")));
     };
-    loss.map_err(|error| {
-        // As Python prints the number.
-        let message = error.to_string().replace(&format!("{value:?}."), &format!("{}.", shown(parameter)));
-        if number.is_some() { PyValueError::new_err(message) } else { PyTypeError::new_err(message) }
-    })
+    let build = |value| -> PyResult<Loss> { Ok(Loss::named(&name, value, scores).expect("found above")?) };
+    if is_tensor(&parameter)? {
+        let loss = build(0.0)?;
+        if loss.is_credal() {
+            return Ok((loss, Some(parameter)));
+        }
+        return Err(PyTypeError::new_err(hyperparameter.message(&shown(&parameter))));
+    }
+    let error: fn(String) -> PyErr = match parameter.extract::<f64>() {
+        Ok(value) if hyperparameter.contains(value) => return Ok((build(value)?, None)),
+        Ok(_) => PyValueError::new_err,
+        Err(_) => PyTypeError::new_err,
+    };
+    Err(error(hyperparameter.message(&shown(&parameter))))
 }
 
 fn boolean(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {

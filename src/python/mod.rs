@@ -28,7 +28,7 @@ mod _native {
     #[pymodule_export]
     use super::empty_cache;
     #[pymodule_export]
-    use super::losses::{loss, scalar};
+    use super::losses::{check_loss, hyperparameters, loss, scalar};
     #[pymodule_export]
     use super::metrics::{
         binned_labels, bootstrap_sums, calibration_bins, calibration_of_temperatures, digits_distance,

@@ -3,18 +3,18 @@
 use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
-use crate::losses::pass::{Loss, ONLY_LABEL_RELAXATION, Pass, Reduction, Target};
-use crate::rows::{Error, Targets};
+use crate::losses::{Batch, Loss, ONLY_LABEL_RELAXATION, Reduction, Target};
+use crate::rows::{Error, Rows, Targets};
 use crate::simd::{Element, Real};
 
-/// The arguments of a loss, as they come.
+/// The arguments of a loss, unchecked.
 pub(crate) struct Arguments<'a> {
     pub input: View,
     pub target: &'a View,
-    /// The second class of each row, with the share of the first: label relaxation of a mixture.
+    /// For label relaxation of a mixture: the second class of each row, and the share of the first.
     pub mixed: Option<(&'a View, Numbers<'a>)>,
     pub weight: Option<&'a View>,
-    /// An alpha for each row, in place of that of the loss.
+    /// An alpha for each row, in place of the loss's own.
     pub alpha: Option<&'a View>,
     pub dim: i64,
     pub ignore_index: i64,
@@ -28,17 +28,17 @@ pub(crate) enum Numbers<'a> {
     Each(&'a View),
 }
 
-/// Predictions and their targets, checked against each other.
-pub(crate) struct Batch {
+/// The arguments of a loss, checked against each other.
+pub(crate) struct Inputs {
     input: View,
     class_axis: usize,
-    target: OwnTarget,
-    /// A factor for each class.
+    target: CheckedTarget,
+    /// A weight for each class.
     weight: Option<Vec<f64>>,
     alpha: Option<Vec<f64>>,
 }
 
-enum OwnTarget {
+enum CheckedTarget {
     Classes(Targets),
     /// Sets, or distributions.
     Dense(View),
@@ -49,14 +49,39 @@ enum OwnTarget {
     },
 }
 
-impl Batch {
-    /// Checks types, shapes, and every class.
-    pub(crate) fn new(loss: Loss, arguments: Arguments<'_>) -> Result<Batch, Error> {
+/// Evaluates an expression with the floating-point type that a checked `Dtype` names.
+macro_rules! with_float {
+    ($dtype:expr, $E:ident => $body:expr) => {
+        match $dtype {
+            Dtype::F32 => {
+                type $E = f32;
+                $body
+            }
+            Dtype::F64 => {
+                type $E = f64;
+                $body
+            }
+            Dtype::Bf16 => {
+                type $E = bf16;
+                $body
+            }
+            Dtype::F16 => {
+                type $E = f16;
+                $body
+            }
+            _ => unreachable!("checked by `Inputs::new`"),
+        }
+    };
+}
+
+impl Inputs {
+    /// Checks types, shapes, and class indices.
+    pub(crate) fn new(loss: Loss, arguments: Arguments<'_>) -> Result<Inputs, Error> {
         let class_axis = check(loss, &arguments)?;
         let Arguments { input, target, mixed, weight, alpha, ignore_index, .. } = arguments;
         let n_classes = input.shape[class_axis];
         let target = match mixed {
-            Some((second, share)) => OwnTarget::Mixtures {
+            Some((second, share)) => CheckedTarget::Mixtures {
                 first: target.targets("target_a", n_classes, Some(ignore_index))?,
                 second: second.targets("target_b", n_classes, Some(ignore_index))?,
                 share: match share {
@@ -64,12 +89,12 @@ impl Batch {
                     Numbers::Each(view) => view.to_f64()?,
                 },
             },
-            None if target.is_dense() => OwnTarget::Dense(target.clone()),
-            None => OwnTarget::Classes(target.targets("target", n_classes, Some(ignore_index))?),
+            None if target.is_dense() => CheckedTarget::Dense(target.clone()),
+            None => CheckedTarget::Classes(target.targets("target", n_classes, Some(ignore_index))?),
         };
         let weight = weight.map(View::to_f64).transpose()?;
         let alpha = alpha.map(View::to_f64).transpose()?;
-        Ok(Batch { input, class_axis, target, weight, alpha })
+        Ok(Inputs { input, class_axis, target, weight, alpha })
     }
 
     pub(crate) fn input(&self) -> &View {
@@ -86,8 +111,8 @@ impl Batch {
         without(&self.input.shape, self.class_axis)
     }
 
-    /// That the gradient can be written over the input: no element of it stands for several, the target does not
-    /// lie in its memory (classes and numbers have been copied), and no loss scale comes later.
+    /// Checks that the gradient can overwrite the input: the input's elements do not share memory with each other or
+    /// with the target, and the gradient is not needed again to scale a loss in half precision.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn check_in_place(&self) -> Result<(), Error> {
         if self.input.dtype == Dtype::F16 {
@@ -96,7 +121,7 @@ impl Batch {
                  whose gradient is computed again where a loss is scaled.",
             ));
         }
-        let shared = matches!(&self.target, OwnTarget::Dense(target) if self.input.overlaps(target));
+        let shared = matches!(&self.target, CheckedTarget::Dense(target) if self.input.overlaps(target));
         if shared || self.input.repeats() {
             return Err(Error::value(
                 "Expected argument `inplace` to be False for an `input` that shares memory, \
@@ -106,14 +131,24 @@ impl Batch {
         Ok(())
     }
 
-    /// The loss into `losses`, reduced or (`None`) one for each row; with `grad`, also its gradient, times
-    /// `upstream`.
+    /// Checks the values that [`Inputs::compute`] would check: alphas, shares, and the rows of a dense target.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn check_values(&self) -> Result<(), Error> {
+        with_float!(self.input.dtype, E => {
+            // SAFETY: the type is the one that is named.
+            let rows = unsafe { self.input.rows::<E>(self.class_axis) };
+            self.with_batch(&rows, |batch| batch.check_targets())
+        })
+    }
+
+    /// Writes the loss into `losses`: reduced, or one per row if `reduction` is `None`. Unless `grad` is
+    /// [`Gradient::None`], also computes the gradient, times `upstream`.
     ///
     /// # Safety
     ///
-    /// `losses` and the gradient are memory of no one else; `losses` is contiguous, of the type that
-    /// [`Batch::loss_type`] tells and of the shape of the rows, or a scalar if it is reduced; the gradient has type
-    /// and shape of the input.
+    /// Nothing else uses the memory of `losses` and of the gradient. `losses` is contiguous, has the type
+    /// [`Inputs::loss_type`] and the shape of the rows, or is a scalar if it is reduced. The gradient has the type and
+    /// the shape of the input.
     pub(crate) unsafe fn compute(
         &self,
         loss: Loss,
@@ -122,89 +157,73 @@ impl Batch {
         losses: &View,
         grad: Gradient<'_>,
     ) -> Result<(), Error> {
-        let call = Call { batch: self, loss, upstream, reduction, losses, grad };
-        // SAFETY: the types are those that are named; the rest is this function's contract.
-        unsafe {
-            match self.input.dtype {
-                Dtype::F32 => call.typed::<f32>(),
-                Dtype::F64 => call.typed::<f64>(),
-                Dtype::Bf16 => call.typed::<bf16>(),
-                Dtype::F16 => call.typed::<f16>(),
-                _ => unreachable!("checked by `new`"),
+        with_float!(self.input.dtype, E => {
+            let axis = self.class_axis;
+            // SAFETY: the type is the one that is named; the rest is this function's contract.
+            let (rows, grad_rows, losses) = unsafe {
+                let grad = match grad {
+                    Gradient::None => None,
+                    Gradient::To(grad) => Some(grad.rows_mut::<E>(axis)),
+                    Gradient::InPlace => Some(self.input.rows_mut::<E>(axis)),
+                };
+                (self.input.rows::<E>(axis), grad, losses.elements_mut::<<E as Element>::Wide>())
+            };
+            self.with_batch(&rows, |batch| {
+                let batch = match (&grad_rows, grad) {
+                    (None, _) => batch,
+                    // SAFETY: nothing else uses the memory of the input, by this function's contract.
+                    (Some(rows), Gradient::InPlace) => unsafe { batch.gradient_in_place(rows)? },
+                    (Some(rows), _) => batch.gradient(rows)?,
+                }
+                .upstream(upstream);
+                match reduction {
+                    Some(reduction) => losses[0] = Real::from_f64(batch.reduce(loss, reduction)?),
+                    None => batch.per_row(loss, losses)?,
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Calls `compute` with the batch of `rows`, which are those of the input.
+    fn with_batch<E: Element>(
+        &self,
+        rows: &Rows<'_, E>,
+        compute: impl FnOnce(Batch<'_, E>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let dense;
+        let target = match &self.target {
+            CheckedTarget::Classes(targets) => Target::Classes(targets),
+            CheckedTarget::Mixtures { first, second, share } => Target::Mixtures { first, second, share },
+            CheckedTarget::Dense(view) => {
+                dense = view.any_rows(self.class_axis);
+                if view.dtype == Dtype::Bool { Target::Sets(&dense) } else { Target::Distributions(&dense) }
             }
+        };
+        let mut batch = Batch::new(rows, target)?;
+        if let Some(alpha) = &self.alpha {
+            batch = batch.alpha(alpha)?;
         }
+        if let Some(weight) = &self.weight {
+            batch = batch.weight(weight)?;
+        }
+        compute(batch)
     }
 }
 
 /// Where the gradient of a loss goes.
 #[derive(Clone, Copy)]
 pub(crate) enum Gradient<'a> {
-    /// It is not wanted.
+    /// The gradient is not wanted.
     None,
     /// To an array of its own.
     To(&'a View),
-    /// Over the input, which [`Batch::check_in_place`] has let pass.
+    /// Over the input, which [`Inputs::check_in_place`] has accepted.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     InPlace,
 }
 
-/// The arguments of [`Batch::compute`].
-struct Call<'a> {
-    batch: &'a Batch,
-    loss: Loss,
-    upstream: f64,
-    reduction: Option<Reduction>,
-    losses: &'a View,
-    grad: Gradient<'a>,
-}
-
-impl Call<'_> {
-    /// # Safety
-    ///
-    /// As for [`Batch::compute`], and `E` is the type of the input.
-    unsafe fn typed<E: Element>(self) -> Result<(), Error> {
-        let batch = self.batch;
-        // SAFETY: by this function's contract.
-        let (rows, grad, losses) = unsafe {
-            let grad = match self.grad {
-                Gradient::None => None,
-                Gradient::To(grad) => Some(grad.rows_mut::<E>(batch.class_axis)),
-                Gradient::InPlace => Some(batch.input.rows_mut::<E>(batch.class_axis)),
-            };
-            (batch.input.rows::<E>(batch.class_axis), grad, self.losses.elements_mut::<E::Wide>())
-        };
-        let dense;
-        let target = match &batch.target {
-            OwnTarget::Classes(targets) => Target::Classes(targets),
-            OwnTarget::Mixtures { first, second, share } => Target::Mixtures { first, second, share },
-            OwnTarget::Dense(view) => {
-                dense = view.any_rows(batch.class_axis);
-                if view.dtype == Dtype::Bool { Target::Sets(&dense) } else { Target::Distributions(&dense) }
-            }
-        };
-        let mut pass = Pass::new(&rows, target)?.upstream(self.upstream);
-        if let Some(alpha) = &batch.alpha {
-            pass = pass.alpha(alpha)?;
-        }
-        if let Some(weight) = &batch.weight {
-            pass = pass.weight(weight)?;
-        }
-        if let Some(grad) = &grad {
-            pass = match self.grad {
-                // SAFETY: the memory of the input is no one else's, by this function's contract.
-                Gradient::InPlace => unsafe { pass.gradient_in_place(grad) },
-                _ => pass.gradient(grad),
-            }?;
-        }
-        match self.reduction {
-            Some(reduction) => losses[0] = E::Wide::from_f64(pass.reduce(self.loss, reduction)?),
-            None => pass.per_row(self.loss, losses)?,
-        }
-        Ok(())
-    }
-}
-
-/// Checks types and shapes, not reading any memory; returns the class axis.
+/// Checks types and shapes without reading any memory; returns the class axis.
 pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Error> {
     let Arguments { input, target, mixed, weight, alpha, dim, .. } = arguments;
     if !input.dtype.is_float() {
@@ -213,7 +232,7 @@ pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Erro
             input.type_name()
         )));
     }
-    if !matches!(loss, Loss::LabelRelaxation(_)) && (mixed.is_some() || alpha.is_some()) {
+    if !loss.is_credal() && (mixed.is_some() || alpha.is_some()) {
         return Err(Error::r#type(ONLY_LABEL_RELAXATION));
     }
     let class_axis = class_axis(input, *dim)?;
@@ -226,7 +245,7 @@ pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Erro
                 check_numbers("lam", share, &rows)?;
             }
         }
-        None if target.is_dense() && matches!(loss, Loss::LabelRelaxation(_)) => {
+        None if target.is_dense() && loss.is_credal() => {
             if target.shape != input.shape {
                 return Err(Error::value(format!(
                     "Expected argument `target` of type {} to have shape {}, that of `input`, but got {}.",

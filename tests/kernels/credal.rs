@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use half::bf16;
-use lr_relax::losses::confidence_penalty::ConfidencePenalty;
-use lr_relax::losses::cross_entropy::CrossEntropy;
-use lr_relax::losses::label_relaxation::LabelRelaxation;
-use lr_relax::losses::pass::{Loss, Pass, Reduction, Target};
+use lr_relax::losses::ConfidencePenalty;
+use lr_relax::losses::CrossEntropy;
+use lr_relax::losses::LabelRelaxation;
+use lr_relax::losses::{Batch, Loss, Reduction, Target};
 use lr_relax::rows::Scores;
 use lr_relax::rows::{AnyRows, Error, Rows, RowsMut, Targets};
 use lr_relax::simd::{Element, Isa, Real};
@@ -63,9 +63,9 @@ fn compute<E: Element>(isa: Isa, z: &[E], (target, loss): (Target<'_>, Loss), we
     let rows = Rows::from_slice(z, weight.len()).unwrap();
     let (mut grad, mut losses) = (z.to_vec(), vec![E::ZERO.widen(); rows.len()]);
     let out = RowsMut::from_slice(&mut grad, weight.len()).unwrap();
-    let pass = Pass::new(&rows, target).unwrap().weight(weight).unwrap().isa(isa);
-    let mean = pass.reduce(loss, Reduction::Mean).unwrap();
-    pass.gradient(&out).unwrap().per_row(loss, &mut losses).unwrap();
+    let batch = Batch::new(&rows, target).unwrap().weight(weight).unwrap().isa(isa);
+    let mean = batch.reduce(loss, Reduction::Mean).unwrap();
+    batch.gradient(&out).unwrap().per_row(loss, &mut losses).unwrap();
     losses.extend(grad.iter().map(|g| g.widen()));
     [mean].into_iter().chain(losses.iter().map(|x| x.to_f64())).collect()
 }
@@ -175,9 +175,9 @@ fn sets_are_the_classes_with_a_number_above_zero() {
     let flags: Vec<u8> = sparse.iter().map(|&x| u8::from(x > 0.0)).collect();
     let numbers = AnyRows::F32(Rows::from_slice(&sparse, 40).unwrap());
     let flags = AnyRows::Bool(Rows::from_slice(&flags, 40).unwrap());
-    let loss = |target| Pass::new(&rows, target).unwrap().reduce(relaxed(0.1), Reduction::Sum).unwrap();
+    let loss = |target| Batch::new(&rows, target).unwrap().reduce(relaxed(0.1), Reduction::Sum).unwrap();
     assert_eq!(loss(Target::Sets(&numbers)), loss(Target::Sets(&flags)));
-    assert!(matches!(Pass::new(&rows, Target::Distributions(&flags)), Err(Error::Type(_))));
+    assert!(matches!(Batch::new(&rows, Target::Distributions(&flags)), Err(Error::Type(_))));
 }
 
 #[test]
@@ -188,8 +188,8 @@ fn the_first_wrong_row_is_named() {
         let mut t = [[0.2, 0.3, 0.5]; 20_000];
         (t[12_345], t[19_999]) = (bad, bad);
         let t = AnyRows::F64(Rows::from_slice(t.as_flattened(), 3).unwrap());
-        let pass = Pass::new(&rows, Target::Distributions(&t)).unwrap();
-        let error = pass.reduce(relaxed(0.1), Reduction::Mean).unwrap_err();
+        let batch = Batch::new(&rows, Target::Distributions(&t)).unwrap();
+        let error = batch.reduce(relaxed(0.1), Reduction::Mean).unwrap_err();
         assert!(matches!(error, Error::Row { argument: "target", row: 12_345, .. }), "{error}");
     }
 }

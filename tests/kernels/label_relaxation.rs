@@ -1,8 +1,8 @@
 //! Label relaxation: values, gradients, and what holds for all inputs.
 
 use half::{bf16, f16};
-use lr_relax::losses::label_relaxation::LabelRelaxation;
-use lr_relax::losses::pass::{Pass, Reduction};
+use lr_relax::losses::LabelRelaxation;
+use lr_relax::losses::{Batch, Reduction};
 use lr_relax::rows::Scores;
 use lr_relax::rows::{Rows, RowsMut, Targets};
 use lr_relax::simd::{Element, Isa};
@@ -62,10 +62,10 @@ fn compute_with<E: Element>(
     let targets = Targets::new(y, n_classes, -100).unwrap();
     let mut grad = z.to_vec();
     let out = RowsMut::from_slice(&mut grad, n_classes).unwrap();
-    let pass = Pass::new(&rows, &targets).unwrap().isa(isa);
-    let mean = pass.reduce(loss, Reduction::Mean).unwrap();
+    let batch = Batch::new(&rows, &targets).unwrap().isa(isa);
+    let mean = batch.reduce(loss, Reduction::Mean).unwrap();
     let mut losses = vec![E::ZERO.widen(); y.len()];
-    pass.gradient(&out).unwrap().per_row(loss, &mut losses).unwrap();
+    batch.gradient(&out).unwrap().per_row(loss, &mut losses).unwrap();
     Output { mean, losses, grad }
 }
 
@@ -219,10 +219,10 @@ fn hyperparameters_are_checked() {
     let rows = Rows::from_slice(&z, 3).unwrap();
     let targets = Targets::new(&[0_i64, 1], 3, -100).unwrap();
     let wrong = Targets::new(&[0_i64], 3, -100).unwrap();
-    assert!(Pass::new(&rows, &wrong).is_err());
-    let pass = Pass::new(&rows, &targets).unwrap();
-    assert!(pass.weight(&[1.0]).is_err());
-    assert!(pass.per_row(loss(0.1), &mut [0.0]).is_err());
+    assert!(Batch::new(&rows, &wrong).is_err());
+    let batch = Batch::new(&rows, &targets).unwrap();
+    assert!(batch.weight(&[1.0]).is_err());
+    assert!(batch.per_row(loss(0.1), &mut [0.0]).is_err());
 }
 
 #[test]
@@ -235,11 +235,11 @@ fn weights_scale_rows_and_their_mean() {
     let (a, b) = (2.0 * plain.losses[0], 0.5 * plain.losses[1]);
     let mut grad = [0.0; 6];
     let out = RowsMut::from_slice(&mut grad, 3).unwrap();
-    let pass = Pass::new(&rows, &targets).unwrap().weight(&weight).unwrap();
-    let mean = pass.gradient(&out).unwrap().reduce(loss(0.1), Reduction::Mean).unwrap();
+    let batch = Batch::new(&rows, &targets).unwrap().weight(&weight).unwrap();
+    let mean = batch.gradient(&out).unwrap().reduce(loss(0.1), Reduction::Mean).unwrap();
     assert!((mean - (a + b) / 2.5).abs() < 1e-15);
     assert!((grad[0] - plain.grad[0] * 2.0 / 2.5).abs() < 1e-15);
-    let sum = pass.reduce(loss(0.1), Reduction::Sum).unwrap();
+    let sum = batch.reduce(loss(0.1), Reduction::Sum).unwrap();
     assert!((sum - (a + b)).abs() < 1e-15);
 }
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from lr_relax import LabelRelaxationLoss, _reference, label_relaxation_loss
+from lr_relax._options import Options
 
 ORACLE = json.loads((Path(__file__).parents[1] / "oracle" / "losses.json").read_text())
 
@@ -27,16 +28,11 @@ def loss_and_grad(
 
 
 def reference(input: torch.Tensor, target: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    defaults = {
-        "weight": None,
-        "parameter": options.pop("alpha", 0.1),
-        "reduction": "mean",
-        "dim": -1,
-        "ignore_index": -100,
-        "from_logits": True,
-    }
+    defaults = {"parameter": options.pop("alpha", 0.1), "reduction": "mean", "dim": -1, "ignore_index": -100}
     leaf = input.detach().clone().requires_grad_()
-    loss = _reference.loss(leaf, target, name="label_relaxation", **{**defaults, **options})
+    loss = _reference.loss(
+        leaf, target, Options("label_relaxation", **{"weight": None, **defaults, **options})
+    )
     loss.sum().backward()
     assert leaf.grad is not None
     return loss.detach(), leaf.grad

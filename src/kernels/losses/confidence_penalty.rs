@@ -8,10 +8,15 @@
 //!
 //! With q = 1 - p_y and the entropy H' of the other classes among themselves, H = -p_y ln p_y - q ln q + q H'.
 
-use crate::rows::Error;
-use crate::simd::{LANES, Lanes, Real, lanes};
+use std::ops::Range;
 
-use super::row::{Moment, Outcome, RowLoss, Summed};
+use crate::rows::{Error, Scores};
+use crate::simd::{Element, LANES, Lanes, Real, lanes};
+
+use super::accumulating::{self, AccumulatingLoss, GroupSums, LossesAndCoefficients};
+use super::batch::{Batch, GroupLoss, Scratch};
+use super::exponentials::Accumulator;
+use super::hyperparameter::Hyperparameter;
 
 /// The loss with its hyperparameter.
 #[derive(Clone, Copy, Debug)]
@@ -20,24 +25,42 @@ pub struct ConfidencePenalty {
 }
 
 impl ConfidencePenalty {
-    /// `beta`, at least 0: how much the entropy of the prediction counts; 0 is cross-entropy.
+    /// `beta`, at least 0: the factor of the entropy of the prediction; 0 is cross-entropy.
     pub fn new(beta: f64) -> Result<Self, Error> {
-        if !(0.0..f64::INFINITY).contains(&beta) {
-            return Err(Error::value(format!(
-                "Expected argument `beta` to be a finite number of at least 0, but got {beta:?}."
-            )));
-        }
-        Ok(ConfidencePenalty { beta })
+        Ok(ConfidencePenalty { beta: Self::PARAMETER.check(beta)? })
     }
 }
 
-/// The sum of e_k x_k.
-pub(super) struct MeanScore;
+impl GroupLoss for ConfidencePenalty {
+    const PARAMETER: Hyperparameter = Hyperparameter::below("beta", f64::INFINITY);
 
-impl Moment for MeanScore {
+    fn with(beta: f64, _: Scores) -> Result<Self, Error> {
+        ConfidencePenalty::new(beta)
+    }
+
+    #[inline(always)]
+    fn group_size(&self) -> usize {
+        accumulating::group_size::<Self>()
+    }
+
+    #[inline(always)]
+    fn group<E: Element>(
+        &self,
+        batch: &Batch<'_, E>,
+        rows: Range<usize>,
+        scratch: &mut Scratch<E>,
+    ) -> Lanes<f64> {
+        accumulating::group(self, batch, rows, scratch)
+    }
+}
+
+/// Sums e_k x_k.
+pub(super) struct ScoresTimesExponentials;
+
+impl Accumulator for ScoresTimesExponentials {
     const KEEPS_SCORES: bool = true;
 
-    /// A class that is impossible has x = -inf and e = 0, whose product is to be 0; e^-1000 is 0 too.
+    /// At p = 0, x is -inf and e is 0. The product must be 0, so x is replaced by -1000, whose exponential is 0 too.
     #[inline(always)]
     fn score<F: Real>(x: F) -> F {
         let least = F::from_f64(-1000.0);
@@ -50,30 +73,29 @@ impl Moment for MeanScore {
     }
 }
 
-impl RowLoss for ConfidencePenalty {
-    type Moment = MeanScore;
-    const IS_SPREAD: bool = false;
+impl AccumulatingLoss for ConfidencePenalty {
+    type Accumulator = ScoresTimesExponentials;
+    const IS_SMOOTHED: bool = false;
 
     #[inline(always)]
-    fn losses(&self, summed: &Summed) -> Outcome {
-        let Summed { coins, others, ln_others, moment, own_weight: weight, .. } = summed;
-        let mut outcome =
-            Outcome { losses: [0.0; LANES], own: [0.0; LANES], coefficients: [[0.0; LANES]; 3] };
+    fn losses(&self, sums: &GroupSums) -> LossesAndCoefficients {
+        let GroupSums { binary, others, ln_others, accumulated, own_weight: weight, .. } = sums;
+        let mut result = LossesAndCoefficients::zero();
         for i in 0..LANES {
-            let (q, ln_p, ln_q) = (coins.q[i], coins.ln_p[i], coins.ln_q[i]);
-            // Where something is impossible it adds nothing: 0 ln 0 is 0.
+            let (q, ln_p, ln_q) = (binary.q[i], binary.ln_p[i], binary.ln_q[i]);
+            // 0 ln 0 is 0.
             let certain = q == 0.0;
             let p_ln_p = if ln_p == f64::NEG_INFINITY { 0.0 } else { (1.0 - q) * ln_p };
             let q_ln_q = if certain { 0.0 } else { q * ln_q };
-            let q_entropy = if certain { 0.0 } else { q * (ln_others[i] - moment[i] / others[i]) };
+            let q_entropy = if certain { 0.0 } else { q * (ln_others[i] - accumulated[i] / others[i]) };
             let entropy = q_entropy - p_ln_p - q_ln_q;
             let scale = if certain { 0.0 } else { weight[i] * q / others[i] };
             let shift = if certain { 0.0 } else { self.beta * (ln_q - ln_others[i] + entropy) };
-            outcome.losses[i] = weight[i] * (-ln_p - self.beta * entropy);
-            outcome.own[i] = weight[i] * (self.beta * (p_ln_p + (1.0 - q) * entropy) - q);
-            outcome.coefficients[0][i] = scale * (1.0 + shift);
-            outcome.coefficients[1][i] = scale * self.beta;
+            result.losses[i] = weight[i] * (-ln_p - self.beta * entropy);
+            result.own_gradient[i] = weight[i] * (self.beta * (p_ln_p + (1.0 - q) * entropy) - q);
+            result.coefficients[0][i] = scale * (1.0 + shift);
+            result.coefficients[1][i] = scale * self.beta;
         }
-        outcome
+        result
     }
 }

@@ -8,10 +8,17 @@
 //! dL/dz_k = v p_k - (1 - s) w_y [k = y] - s / K w_k,      v = (1 - s) w_y + s / K (sum over k of w_k).
 //! ```
 
-use crate::rows::Error;
-use crate::simd::{LANES, Lanes, Real};
+use std::ops::Range;
 
-use super::row::{Moment, Outcome, RowLoss, Summed};
+use crate::rows::{Error, Scores};
+use crate::simd::{Element, LANES, Lanes, Real};
+
+use super::accumulating::{self, AccumulatingLoss, GroupSums, LossesAndCoefficients};
+use super::batch::{Batch, GroupLoss, Scratch};
+use super::binary;
+use super::exponentials::Accumulator;
+use super::hyperparameter::Hyperparameter;
+use super::label_relaxation::LabelRelaxation;
 
 /// The loss with its hyperparameter.
 #[derive(Clone, Copy, Debug)]
@@ -20,21 +27,44 @@ pub struct CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// `label_smoothing` in [0, 1]: how much of the target is spread evenly over all classes.
+    /// `label_smoothing` in [0, 1]: the part of the target that is spread evenly over all classes.
     pub fn new(label_smoothing: f64) -> Result<Self, Error> {
-        if !(0.0..=1.0).contains(&label_smoothing) {
-            return Err(Error::value(format!(
-                "Expected argument `label_smoothing` to be a number in [0, 1], but got {label_smoothing:?}."
-            )));
-        }
-        Ok(CrossEntropy { label_smoothing })
+        Ok(CrossEntropy { label_smoothing: Self::PARAMETER.check(label_smoothing)? })
     }
 }
 
-/// The sum of x_k.
-pub(super) struct Score;
+impl GroupLoss for CrossEntropy {
+    const PARAMETER: Hyperparameter = Hyperparameter::up_to("label_smoothing", 1.0);
 
-impl Moment for Score {
+    fn with(label_smoothing: f64, _: Scores) -> Result<Self, Error> {
+        CrossEntropy::new(label_smoothing)
+    }
+
+    #[inline(always)]
+    fn group_size(&self) -> usize {
+        if self.label_smoothing == 0.0 { binary::GROUP_SIZE } else { accumulating::group_size::<Self>() }
+    }
+
+    #[inline(always)]
+    fn group<E: Element>(
+        &self,
+        batch: &Batch<'_, E>,
+        rows: Range<usize>,
+        scratch: &mut Scratch<E>,
+    ) -> Lanes<f64> {
+        // Without smoothing, the loss is a function of the log-odds: label relaxation with alpha 0.
+        if self.label_smoothing == 0.0 {
+            binary::group(&LabelRelaxation::CROSS_ENTROPY, batch, rows, scratch)
+        } else {
+            accumulating::group(self, batch, rows, scratch)
+        }
+    }
+}
+
+/// Sums x_k.
+pub(super) struct SumOfScores;
+
+impl Accumulator for SumOfScores {
     const KEEPS_SCORES: bool = false;
 
     #[inline(always)]
@@ -43,30 +73,29 @@ impl Moment for Score {
     }
 }
 
-impl RowLoss for CrossEntropy {
-    type Moment = Score;
-    const IS_SPREAD: bool = true;
+impl AccumulatingLoss for CrossEntropy {
+    type Accumulator = SumOfScores;
+    const IS_SMOOTHED: bool = true;
 
     #[inline(always)]
-    fn losses(&self, summed: &Summed) -> Outcome {
-        let spread = self.label_smoothing / summed.n_classes as f64;
-        let all = summed.weight_sum;
-        let mut outcome =
-            Outcome { losses: [0.0; LANES], own: [0.0; LANES], coefficients: [[0.0; LANES]; 3] };
+    fn losses(&self, sums: &GroupSums) -> LossesAndCoefficients {
+        let spread = self.label_smoothing / sums.n_classes as f64;
+        let all = sums.weight_sum;
+        let mut result = LossesAndCoefficients::zero();
         for i in 0..LANES {
-            let (own_weight, q, ln_p) = (summed.own_weight[i], summed.coins.q[i], summed.coins.ln_p[i]);
+            let (own_weight, q, ln_p) = (sums.own_weight[i], sums.binary.q[i], sums.binary.ln_p[i]);
             let keep = (1.0 - self.label_smoothing) * own_weight;
-            // -ln p_k = (ln of the sum over all classes) - x_k, of which -ln p_y is known best, if y is possible.
-            let own = summed.own[i];
-            let ln_sum = if own == f64::NEG_INFINITY { summed.ln_others[i] } else { own - ln_p };
-            let smoothed = -own_weight * ln_p + (all - own_weight) * ln_sum - summed.moment[i];
+            // -ln p_k = ln(sum over all classes) - x_k. -ln p_y is the most exact of them, unless p_y is 0.
+            let own = sums.own[i];
+            let ln_sum = if own == f64::NEG_INFINITY { sums.ln_others[i] } else { own - ln_p };
+            let smoothed = -own_weight * ln_p + (all - own_weight) * ln_sum - sums.accumulated[i];
             let slope = keep + spread * all;
             let kept = if keep == 0.0 { 0.0 } else { -keep * ln_p };
-            outcome.losses[i] = kept + spread * smoothed;
-            outcome.own[i] = spread * (all - own_weight) - slope * q;
-            outcome.coefficients[0][i] = if q == 0.0 { 0.0 } else { slope * q / summed.others[i] };
-            outcome.coefficients[2][i] = -spread;
+            result.losses[i] = kept + spread * smoothed;
+            result.own_gradient[i] = spread * (all - own_weight) - slope * q;
+            result.coefficients[0][i] = if q == 0.0 { 0.0 } else { slope * q / sums.others[i] };
+            result.coefficients[2][i] = -spread;
         }
-        outcome
+        result
     }
 }

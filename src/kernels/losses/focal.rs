@@ -6,18 +6,22 @@
 //! L = -(1 - p_y)^g ln p_y,
 //! ```
 //!
-//! cross-entropy that counts a row the less the surer it is of its class. With q = 1 - p_y and the log-odds d
-//! of y, of which p' = p q,
+//! cross-entropy that discounts the rows whose class is predicted with confidence. With q = 1 - p_y and the log-odds
+//! d of y, for which dp/dd = p q,
 //!
 //! ```text
 //! -dL/dd = q^(g + 1) - g q^g p ln p.
 //! ```
 
-use crate::rows::Error;
-use crate::simd::{LANES, Lanes, Real};
+use std::ops::Range;
 
-use super::coin::{Coin, Coins};
-use crate::rows::Scores;
+use crate::rows::{Error, Scores};
+use crate::simd::{Element, LANES, Lanes, Real};
+
+use super::batch::{Batch, GroupLoss, Scratch};
+use super::binary::{self, BinaryLoss};
+use super::hyperparameter::Hyperparameter;
+use super::log_odds::Binary;
 
 /// The loss with its hyperparameter.
 #[derive(Clone, Copy, Debug)]
@@ -26,38 +30,52 @@ pub struct Focal {
 }
 
 impl Focal {
-    /// `gamma`, at least 0: how much the rows that are sure of their class are discounted; 0 is cross-entropy.
+    /// `gamma`, at least 0: how much confident rows are discounted; 0 is cross-entropy.
     pub fn new(gamma: f64) -> Result<Self, Error> {
-        if !(0.0..f64::INFINITY).contains(&gamma) {
-            return Err(Error::value(format!(
-                "Expected argument `gamma` to be a finite number of at least 0, but got {gamma:?}."
-            )));
-        }
-        Ok(Focal { gamma })
+        Ok(Focal { gamma: Self::PARAMETER.check(gamma)? })
     }
 }
 
-impl Coin for Focal {
-    fn scores(&self) -> Scores {
-        Scores::Logits
+impl GroupLoss for Focal {
+    const PARAMETER: Hyperparameter = Hyperparameter::below("gamma", f64::INFINITY);
+
+    fn with(gamma: f64, _: Scores) -> Result<Self, Error> {
+        Focal::new(gamma)
     }
 
+    #[inline(always)]
+    fn group_size(&self) -> usize {
+        binary::GROUP_SIZE
+    }
+
+    #[inline(always)]
+    fn group<E: Element>(
+        &self,
+        batch: &Batch<'_, E>,
+        rows: Range<usize>,
+        scratch: &mut Scratch<E>,
+    ) -> Lanes<f64> {
+        binary::group(self, batch, rows, scratch)
+    }
+}
+
+impl BinaryLoss for Focal {
     fn parameter(&self) -> f64 {
         self.gamma
     }
 
     #[inline(always)]
-    fn losses(&self, coins: &Coins, gammas: &Lanes<f64>) -> (Lanes<f64>, Lanes<f64>) {
+    fn losses(&self, binary: &Binary, gammas: &Lanes<f64>) -> (Lanes<f64>, Lanes<f64>) {
         let (mut losses, mut slopes) = ([0.0; LANES], [0.0; LANES]);
         let mut power = [0.0; LANES];
         for i in 0..LANES {
-            let exponent = if gammas[i] == 0.0 { 0.0 } else { gammas[i] * coins.ln_q[i] }; // 0^0 is 1
+            let exponent = if gammas[i] == 0.0 { 0.0 } else { gammas[i] * binary.ln_q[i] }; // 0^0 is 1
             power[i] = exponent.exp_biased() * (1.0 / f64::BIAS); // q^g
         }
         for i in 0..LANES {
-            let (q, ln_p) = (coins.q[i], coins.ln_p[i]);
-            let p = 1.0 - q; // where p is small its rounding is that of q, and the term is small beside q
-            // Of a class that is impossible, p ln p is 0.
+            let (q, ln_p) = (binary.q[i], binary.ln_p[i]);
+            let p = 1.0 - q; // rounded as q is; where p is small, its term is small beside q
+            // At p = 0, p ln p is 0.
             let p_ln_p = if p == 0.0 { 0.0 } else { p * ln_p };
             losses[i] = -power[i] * ln_p;
             slopes[i] = power[i] * (q - gammas[i] * p_ln_p);

@@ -1,11 +1,140 @@
-//! Losses and their gradients: the shared machinery, and one file per loss.
+//! Losses and their gradients, fused: one file per loss, the machinery that they share, and the list of losses.
+//!
+//! From bottom to top:
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `hyperparameter`, `log_odds` | the range of a loss's number; the probabilities of a class against all others |
+//! | `exponentials` | rows with their exponentials, and sums over the classes |
+//! | `batch` | rows, targets, weights and the destination of the gradient; [`GroupLoss`], what every loss provides |
+//! | `row_target` | the target of one row |
+//! | `binary` | losses that are functions of the log-odds of the class |
+//! | `accumulating` | losses that sum something over the classes |
+//! | `label_relaxation`, `cross_entropy`, ... | the losses |
+//! | `compute` | distributes a batch over threads and reduces the losses |
+//! | this file | the list of losses |
 
-pub mod coin;
-pub mod confidence_penalty;
-mod credal;
-pub mod cross_entropy;
-pub mod focal;
-pub mod label_relaxation;
-mod mixture;
-pub mod pass;
-mod row;
+mod accumulating;
+mod batch;
+mod binary;
+mod compute;
+mod exponentials;
+mod hyperparameter;
+mod log_odds;
+mod probabilities;
+mod row_target;
+
+use crate::rows::Error;
+use crate::simd::Element;
+
+use batch::GroupLoss;
+use compute::{Dispatch, Task};
+
+pub use crate::rows::Scores;
+pub use batch::{Batch, Target};
+pub use compute::Reduction;
+pub use hyperparameter::Hyperparameter;
+
+/// Declares the files of the losses and the enum of all losses.
+macro_rules! losses {
+    ($($file:ident::$Loss:ident,)*) => {
+        $(
+            mod $file;
+            pub use $file::$Loss;
+
+            impl From<$Loss> for Loss {
+                fn from(loss: $Loss) -> Loss {
+                    Loss::$Loss(loss)
+                }
+            }
+        )*
+
+        /// A loss with its hyperparameter.
+        #[derive(Clone, Copy, Debug)]
+        #[non_exhaustive]
+        pub enum Loss {
+            $(#[doc = concat!("See [`", stringify!($Loss), "`].")] $Loss($Loss),)*
+        }
+
+        impl Loss {
+            /// The names of all losses, with their hyperparameters.
+            pub const ALL: &[(&str, Hyperparameter)] =
+                &[$((stringify!($file), <$Loss as GroupLoss>::PARAMETER),)*];
+
+            /// Whether the loss takes sets, distributions and mixtures as targets, and an alpha per row.
+            pub fn is_credal(self) -> bool {
+                match self {
+                    $(Loss::$Loss(_) => $Loss::IS_CREDAL,)*
+                }
+            }
+
+            /// The loss with this name and hyperparameter, of rows that hold `scores`; `None` if there is none.
+            pub fn named(name: &str, parameter: f64, scores: Scores) -> Option<Result<Loss, Error>> {
+                match name {
+                    $(stringify!($file) => Some($Loss::with(parameter, scores).map(Loss::$Loss)),)*
+                    _ => None,
+                }
+            }
+        }
+
+        impl Dispatch for Loss {
+            #[inline(always)]
+            fn run<E: Element>(self, task: Task<'_, E>) -> usize {
+                match self {
+                    $(Loss::$Loss(loss) => task.groups(&loss),)*
+                }
+            }
+        }
+    };
+}
+pub(crate) const ONLY_LABEL_RELAXATION: &str =
+    "Only label relaxation takes sets, distributions or mixtures as targets, or an alpha for each row.";
+
+// Every loss, by its file and its type. The name of the file is the name of the loss.
+losses! {
+    label_relaxation::LabelRelaxation,
+    cross_entropy::CrossEntropy,
+    focal::Focal,
+    confidence_penalty::ConfidencePenalty,
+}
+
+impl<E: Element> Batch<'_, E> {
+    /// The reduced loss. The mean of no rows is NaN, as PyTorch's is.
+    ///
+    /// # Errors
+    ///
+    /// If the loss does not take such targets, or a row of the target is no distribution or an empty set.
+    pub fn reduce(&self, loss: impl Into<Loss>, reduction: Reduction) -> Result<f64, Error> {
+        let loss = loss.into();
+        self.check(loss)?;
+        compute::reduce(self, loss, reduction)
+    }
+
+    /// The loss of each row into `losses`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Batch::reduce`], or if there are not as many losses as rows.
+    pub fn per_row(&self, loss: impl Into<Loss>, losses: &mut [E::Wide]) -> Result<(), Error> {
+        let loss = loss.into();
+        self.check(loss)?;
+        compute::per_row(self, loss, losses)
+    }
+
+    /// Checks the targets of all rows, without computing a loss.
+    ///
+    /// # Errors
+    ///
+    /// As [`Batch::reduce`].
+    pub fn check_targets(&self) -> Result<(), Error> {
+        compute::check_targets(self)
+    }
+
+    fn check(&self, loss: Loss) -> Result<(), Error> {
+        match (self.target, self.alpha) {
+            (Target::Classes(_), None) => Ok(()),
+            _ if loss.is_credal() => Ok(()),
+            _ => Err(Error::r#type(ONLY_LABEL_RELAXATION)),
+        }
+    }
+}

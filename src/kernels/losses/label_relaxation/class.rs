@@ -1,4 +1,4 @@
-//! The label relaxation loss of class-index targets, and its gradient.
+//! Label relaxation of class-index targets.
 //!
 //! Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021, eq. 5-7. The target of class
 //! y is the set Q = {p : p_y >= 1 - a}. Outside of it the loss is
@@ -7,8 +7,8 @@
 //! L = (1 - a) ln((1 - a) / p_y) + a ln(a / (1 - p_y)),
 //! ```
 //!
-//! the Kullback-Leibler divergence of two coins: (1 - a, a) against (p_y, 1 - p_y). So all that a row has to
-//! tell is one number, the log-odds of its class against all others,
+//! the Kullback-Leibler divergence of two binary distributions, (1 - a, a) from (p_y, 1 - p_y). So the loss is a
+//! function of one number, the log-odds of the class against all others,
 //!
 //! ```text
 //! d = z_y - ln(sum over k != y of e^z_k),      p_y = 1 / (1 + e^-d),      1 - p_y = 1 / (1 + e^d),
@@ -21,15 +21,20 @@
 //! dL/dz_y = -e,      dL/dz_k = e r_k,      r = softmax over the classes other than y,
 //! ```
 //!
-//! and sums to zero. Cross-entropy is a = 0. [`super::coin`] computes d and hands the gradient out.
+//! and sums to zero. Cross-entropy is a = 0. [`super::super::binary`] computes d and writes the gradient.
 
 use crate::rows::{Error, Scores};
 use crate::simd::log::{atanh_tail, ln};
 use crate::simd::{LANES, Lanes};
 
-use super::coin::{Coin, Coins};
+use super::super::binary::BinaryLoss;
+use super::super::hyperparameter::Hyperparameter;
+use super::super::log_odds::Binary;
 
-/// The loss with its hyperparameters.
+/// The hyperparameter.
+pub(super) const ALPHA: Hyperparameter = Hyperparameter::below("alpha", 1.0);
+
+/// Label relaxation: the divergence of the prediction from the target's set of distributions.
 #[derive(Clone, Copy, Debug)]
 pub struct LabelRelaxation {
     pub(crate) alpha: f64,
@@ -37,18 +42,16 @@ pub struct LabelRelaxation {
 }
 
 impl LabelRelaxation {
-    /// `alpha` in [0, 1): how much probability the set leaves to the other classes.
+    /// Cross-entropy of logits, which is label relaxation with alpha 0.
+    pub(crate) const CROSS_ENTROPY: LabelRelaxation = LabelRelaxation { alpha: 0.0, scores: Scores::Logits };
+
+    /// `alpha` in [0, 1): the probability that the set leaves to the other classes.
     pub fn new(alpha: f64, scores: Scores) -> Result<Self, Error> {
-        if !(0.0..1.0).contains(&alpha) {
-            return Err(Error::value(format!(
-                "Expected argument `alpha` to be a number in [0, 1), but got {alpha:?}."
-            )));
-        }
-        Ok(LabelRelaxation { alpha, scores })
+        Ok(LabelRelaxation { alpha: ALPHA.check(alpha)?, scores })
     }
 }
 
-impl Coin for LabelRelaxation {
+impl BinaryLoss for LabelRelaxation {
     fn scores(&self) -> Scores {
         self.scores
     }
@@ -58,7 +61,7 @@ impl Coin for LabelRelaxation {
     }
 
     #[inline(always)]
-    fn losses(&self, coins: &Coins, alphas: &Lanes<f64>) -> (Lanes<f64>, Lanes<f64>) {
+    fn losses(&self, binary: &Binary, alphas: &Lanes<f64>) -> (Lanes<f64>, Lanes<f64>) {
         let (mut losses, mut excesses) = ([0.0; LANES], [0.0; LANES]);
         let (mut ln_keep, mut ln_alpha) = ([0.0; LANES], [0.0; LANES]);
         for i in 0..LANES {
@@ -67,17 +70,16 @@ impl Coin for LabelRelaxation {
         }
         for i in 0..LANES {
             let alpha = alphas[i];
-            let excess = coins.q[i] - alpha;
-            // p = (1 - a)(1 + u) and q = a (1 + v). In (1 - a)(u - ln(1 + u)) + a (v - ln(1 + v)) the
-            // linear terms have cancelled by themselves, which they would do badly in rounded logarithms
-            // near the border of the set.
+            let excess = binary.q[i] - alpha;
+            // p = (1 - a)(1 + u) and q = a (1 + v). In L = (1 - a)(u - ln(1 + u)) + a (v - ln(1 + v)) the
+            // linear terms cancel exactly. Near the boundary of the set, rounded logarithms would cancel badly.
             let (u, v) = (-excess / (1.0 - alpha), excess / alpha);
-            let above_u = above_tangent(u, coins.ln_p[i] - ln_keep[i]);
-            let above_v = above_tangent(v, coins.ln_q[i] - ln_alpha[i]);
+            let above_u = above_tangent(u, binary.ln_p[i] - ln_keep[i]);
+            let above_v = above_tangent(v, binary.ln_q[i] - ln_alpha[i]);
             let relaxed = (1.0 - alpha) * above_u + alpha * above_v;
-            // An alpha this small makes no difference, but its inverse may be infinite.
-            let loss = if alpha < 1e-300 { -coins.ln_p[i] } else { relaxed };
-            // NaN is not inside.
+            // An alpha this small does not change the loss, but its inverse may be infinite.
+            let loss = if alpha < 1e-300 { -binary.ln_p[i] } else { relaxed };
+            // NaN counts as outside.
             let inside = excess <= 0.0;
             losses[i] = if inside { 0.0 } else { loss };
             excesses[i] = if inside { 0.0 } else { excess };
@@ -86,7 +88,7 @@ impl Coin for LabelRelaxation {
     }
 }
 
-/// x - ln(1 + x), for x > -1, given ln(1 + x) as rounded.
+/// x - ln(1 + x) for x > -1, given the rounded ln(1 + x).
 #[inline(always)]
 fn above_tangent(x: f64, ln_1p: f64) -> f64 {
     // With w = x / (2 + x): ln(1 + x) = 2 (w + w^3/3 + w^5/5 + ...) and x - 2w = x w.

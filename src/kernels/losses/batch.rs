@@ -1,0 +1,302 @@
+//! A batch: the rows, their targets and weights, and where the gradient goes.
+//!
+//! A loss computes up to sixteen rows at a time ([`GroupLoss`]): what remains of a row after its sums, a few
+//! numbers, is computed with one lane per row. [`super::compute`] distributes the rows over threads.
+
+use std::ops::Range;
+
+use crate::rows::{AnyRows, Error, Rows, RowsMut, Scores, Targets};
+use crate::simd::lanes::fold;
+use crate::simd::{Element, Isa, LANES, Lanes, Real};
+
+use super::exponentials::Exponentials;
+use super::hyperparameter::Hyperparameter;
+
+/// What the rows are compared with.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// A class for each row.
+    Classes(&'a Targets),
+    /// A set of classes for each row: those with a number above 0. Label relaxation only.
+    Sets(&'a AnyRows<'a>),
+    /// A distribution for each row. Label relaxation only.
+    Distributions(&'a AnyRows<'a>),
+    /// Two classes for each row, the first with probability `share`. Label relaxation only.
+    Mixtures {
+        /// The first class.
+        first: &'a Targets,
+        /// The second class.
+        second: &'a Targets,
+        /// A number in [0, 1] for each row, or one for all.
+        share: &'a [f64],
+    },
+}
+
+impl<'a> From<&'a Targets> for Target<'a> {
+    fn from(targets: &'a Targets) -> Self {
+        Target::Classes(targets)
+    }
+}
+
+/// Rows with their targets, and the destination of the gradient.
+#[derive(Debug)]
+pub struct Batch<'a, E: Element> {
+    pub(super) rows: &'a Rows<'a, E>,
+    pub(super) target: Target<'a>,
+    pub(super) weight: Option<&'a [f64]>,
+    /// An alpha per row, in place of the hyperparameter of the loss.
+    pub(super) alpha: Option<&'a [f64]>,
+    grad: Option<&'a RowsMut<'a, E>>,
+    /// Whether the gradient overwrites the rows.
+    pub(super) in_place: bool,
+    /// The factor of every row's gradient.
+    pub(super) factor: f64,
+    pub(super) isa: Isa,
+}
+
+impl<E: Element> Clone for Batch<'_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E: Element> Copy for Batch<'_, E> {}
+
+impl<'a, E: Element> Batch<'a, E> {
+    /// A batch of `rows`. Rows whose class is ignored have loss and gradient 0.
+    pub fn new(rows: &'a Rows<'a, E>, target: impl Into<Target<'a>>) -> Result<Self, Error> {
+        let (target, shape) = (target.into(), (rows.len(), rows.n_classes()));
+        match target {
+            Target::Classes(targets) => targets.check_shape(shape.0, shape.1)?,
+            Target::Distributions(AnyRows::Bool(_)) => {
+                return Err(Error::r#type("Expected distributions of a floating-point type, but got sets."));
+            }
+            Target::Sets(targets) | Target::Distributions(targets) => {
+                if targets.shape() != shape {
+                    return Err(Error::value(format!(
+                        "Expected a target of {shape:?}, but got {:?}.",
+                        targets.shape()
+                    )));
+                }
+            }
+            Target::Mixtures { first, second, share } => {
+                first.check_shape(shape.0, shape.1)?;
+                second.check_shape(shape.0, shape.1)?;
+                check_numbers("lam", "[0, 1]", share, shape.0, |x| (0.0..=1.0).contains(&x))?;
+            }
+        }
+        let (weight, alpha, grad) = (None, None, None);
+        Ok(Batch { rows, target, weight, alpha, grad, in_place: false, factor: 1.0, isa: Isa::best() })
+    }
+
+    /// An `alpha` for each row, or one for all, in place of the loss's own. Label relaxation only.
+    pub fn alpha(self, alpha: &'a [f64]) -> Result<Self, Error> {
+        check_numbers("alpha", "[0, 1)", alpha, self.rows.len(), |x| (0.0..1.0).contains(&x))?;
+        Ok(Batch { alpha: Some(alpha), ..self })
+    }
+
+    /// A weight for each class.
+    pub fn weight(self, weight: &'a [f64]) -> Result<Self, Error> {
+        let n_classes = self.rows.n_classes();
+        if weight.len() != n_classes {
+            return Err(Error::value(format!(
+                "Expected argument `weight` to hold {n_classes} numbers, one for each class, but got {}.",
+                weight.len()
+            )));
+        }
+        Ok(Batch { weight: Some(weight), ..self })
+    }
+
+    /// Where to put the gradient of the reduced loss, or of the sum of the losses.
+    pub fn gradient(self, grad: &'a RowsMut<'a, E>) -> Result<Self, Error> {
+        let shape = (self.rows.len(), self.rows.n_classes());
+        if grad.shape() != shape {
+            return Err(Error::value(format!(
+                "Expected a gradient of {shape:?}, but got {:?}.",
+                grad.shape()
+            )));
+        }
+        Ok(Batch { grad: Some(grad), in_place: false, ..self })
+    }
+
+    /// As [`Batch::gradient`], where `grad` is the memory of the rows themselves. No row is written if the call fails.
+    ///
+    /// # Safety
+    ///
+    /// `grad` has the layout of the rows and their memory, and nothing else reads or writes it meanwhile.
+    pub unsafe fn gradient_in_place(self, grad: &'a RowsMut<'a, E>) -> Result<Self, Error> {
+        Ok(Batch { in_place: true, ..self.gradient(grad)? })
+    }
+
+    /// Multiplies gradients by `upstream` before they are rounded to the type of the scores.
+    pub fn upstream(self, upstream: f64) -> Self {
+        Batch { factor: upstream, ..self }
+    }
+
+    /// Computes with the given instruction set. All of them give the same bits.
+    ///
+    /// # Panics
+    ///
+    /// The computation panics if the machine lacks it.
+    pub fn isa(self, isa: Isa) -> Self {
+        Batch { isa, ..self }
+    }
+
+    /// The class of row `i`; `None` if the row is ignored or its target is no class.
+    #[inline(always)]
+    pub(super) fn class(&self, i: usize) -> Option<usize> {
+        match self.target {
+            Target::Classes(targets) => targets.class(i),
+            _ => None,
+        }
+    }
+
+    /// The hyperparameter of each of up to sixteen rows: `default`, unless the batch has an alpha per row.
+    #[inline(always)]
+    pub(super) fn parameters(&self, default: f64, rows: Range<usize>) -> Lanes<f64> {
+        let mut parameters = [default; LANES];
+        match self.alpha {
+            Some(&[alpha]) => parameters = [alpha; LANES],
+            Some(alphas) => parameters[..rows.len()].copy_from_slice(&alphas[rows]),
+            None => {}
+        }
+        parameters
+    }
+
+    #[inline(always)]
+    pub(super) fn wants_gradient(&self) -> bool {
+        self.grad.is_some()
+    }
+
+    /// The destination of the gradient of row `i`, if there is one. Call [`Batch::finish`] after writing.
+    ///
+    /// This function takes no closure, because a closure that is not inlined is compiled for the baseline.
+    #[inline(always)]
+    pub(super) fn out<'s>(&'s self, i: usize, scratch: &'s mut Vec<E>) -> Option<&'s mut [E]> {
+        // SAFETY: every row is in one tile, and every tile belongs to one thread.
+        self.grad.map(|grad| unsafe { grad.row(i, scratch) })
+    }
+
+    #[inline(always)]
+    pub(super) fn finish(&self, i: usize, scratch: &[E]) {
+        if let Some(grad) = self.grad {
+            // SAFETY: as above.
+            unsafe { grad.finish(i, scratch) };
+        }
+    }
+
+    /// Sets the gradient of row `i` to 0.
+    #[inline(always)]
+    pub(super) fn no_gradient(&self, i: usize, scratch: &mut Scratch<E>) {
+        if let Some(out) = self.out(i, &mut scratch.grad) {
+            out.fill(E::ZERO);
+            self.finish(i, &scratch.grad);
+        }
+    }
+
+    /// The weight of a row of class `y`.
+    #[inline(always)]
+    pub(super) fn class_weight(&self, y: usize) -> f64 {
+        self.weight.map_or(1.0, |weight| weight[y])
+    }
+
+    /// The weight of a row whose target is a distribution or a set: the mean of its classes' weights.
+    #[inline(always)]
+    pub(super) fn mean_weight(&self, target: &[Lanes<E::Wide>], weight: &[Lanes<E::Wide>]) -> f64 {
+        if self.weight.is_none() {
+            return 1.0;
+        }
+        let (mut sum, mut total) = ([0.0; LANES], [0.0; LANES]);
+        for (t, w) in target.iter().zip(weight) {
+            for k in 0..LANES {
+                sum[k] += t[k].to_f64();
+                total[k] += t[k].to_f64() * w[k].to_f64();
+            }
+        }
+        fold(total, |a, b| a + b) / fold(sum, |a, b| a + b)
+    }
+}
+
+/// Checks that there is a number in the range for each of `n` rows, or one for all.
+fn check_numbers(
+    name: &str,
+    range: &str,
+    numbers: &[f64],
+    n: usize,
+    in_range: impl Fn(f64) -> bool,
+) -> Result<(), Error> {
+    if numbers.len() != n && numbers.len() != 1 {
+        return Err(Error::value(format!(
+            "Expected argument `{name}` to hold {n} numbers, one for each row, but got {}.",
+            numbers.len()
+        )));
+    }
+    match numbers.iter().position(|&x| !in_range(x)) {
+        Some(row) => {
+            let place = if numbers.len() > 1 { format!(" at row {row}") } else { String::new() };
+            let got = numbers[row];
+            let expected = format!("Expected argument `{name}` to hold numbers in {range}");
+            Err(Error::value(format!("{expected}, but got {got:?}{place}.")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What every loss provides.
+pub(super) trait GroupLoss: Copy {
+    /// The loss's hyperparameter.
+    const PARAMETER: Hyperparameter;
+    /// Whether the loss takes sets, distributions and mixtures as targets, an alpha per row, and probabilities.
+    const IS_CREDAL: bool = false;
+
+    /// The loss with this hyperparameter, of rows that hold `scores`.
+    fn with(parameter: f64, scores: Scores) -> Result<Self, Error>;
+
+    /// The largest number of scores in a group of more than one row.
+    fn group_size(&self) -> usize;
+
+    /// Computes the weighted losses of up to sixteen rows, and writes their gradients, times the batch's factor.
+    fn group<E: Element>(
+        &self,
+        batch: &Batch<'_, E>,
+        rows: Range<usize>,
+        scratch: &mut Scratch<E>,
+    ) -> Lanes<f64>;
+}
+
+/// Buffers for the rows of one thread. A row with strides is copied here first.
+pub(super) struct Scratch<E: Element> {
+    pub row: Vec<E>,
+    pub grad: Vec<E>,
+    pub exponentials: Exponentials<E::Wide>,
+    /// The weights of the classes, as vectors.
+    pub weight: Vec<Lanes<E::Wide>>,
+    /// The target of a row, as vectors.
+    pub target: Vec<Lanes<E::Wide>>,
+    /// The sums of the blocks of the target.
+    pub target_sums: Vec<Lanes<E::Wide>>,
+    /// The sum of the weights of the classes; without weights, the number of classes.
+    pub weight_sum: f64,
+    /// The first row whose target is an empty set or no distribution; `usize::MAX` if there is none.
+    pub invalid_row: usize,
+}
+
+impl<E: Element> Scratch<E> {
+    pub(super) fn new(batch: &Batch<'_, E>) -> Self {
+        let (vectors, tail) = batch.weight.unwrap_or_default().as_chunks();
+        let mut last = [0.0; LANES];
+        last[..tail.len()].copy_from_slice(tail);
+        let weight = vectors.iter().chain([&last]).map(|w| w.map(E::Wide::from_f64)).collect();
+        let weight_sum = batch.weight.map_or(batch.rows.n_classes() as f64, |weight| weight.iter().sum());
+        Scratch {
+            row: Vec::new(),
+            grad: Vec::new(),
+            exponentials: Exponentials::new(),
+            weight,
+            target: Vec::new(),
+            target_sums: Vec::new(),
+            weight_sum,
+            invalid_row: usize::MAX,
+        }
+    }
+}

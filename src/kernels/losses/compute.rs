@@ -1,0 +1,217 @@
+//! Computes a loss over a batch: distributes the rows over threads and reduces their losses.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::rows::Error;
+use crate::simd::{self, Element, Kernel, LANES, Real};
+use crate::threads::{self, Tiles};
+
+use super::batch::{Batch, GroupLoss, Scratch, Target};
+use super::row_target::{is_invalid, row_weight};
+
+/// How the losses of the rows become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// The mean over the rows that are not ignored, weighted by the weights of their classes.
+    Mean,
+    /// The sum.
+    Sum,
+}
+
+/// The choice of a loss at run time.
+pub(super) trait Dispatch: Copy + Send + Sync {
+    /// Calls [`Task::groups`] with the loss.
+    fn run<E: Element>(self, task: Task<'_, E>) -> usize;
+}
+
+/// See `Batch::reduce`.
+pub(super) fn reduce<E: Element>(
+    batch: &Batch<'_, E>,
+    loss: impl Dispatch,
+    reduction: Reduction,
+) -> Result<f64, Error> {
+    check_in_place(batch)?;
+    let factor = match reduction {
+        Reduction::Sum => 1.0,
+        Reduction::Mean => 1.0 / total_weight(batch),
+    };
+    let tiles = tiles(batch);
+    let batch = Shared(batch.upstream(factor * batch.factor));
+    let invalid_row = AtomicUsize::new(usize::MAX);
+    let sums = threads::collect(tiles.len(), 0.0_f64, &|range, sums| {
+        let batch = *batch.get();
+        let task = Task { batch, tiles, range, out: Out::Sums(sums) };
+        invalid_row.fetch_min(simd::run(batch.isa, LossKernel { loss, task }), Ordering::Relaxed);
+    });
+    check_rows(batch.get(), invalid_row.into_inner())?;
+    // 0 * inf, where no row counts, is the NaN that 0 / 0 would be.
+    Ok((0.0 + sums.iter().sum::<f64>()) * factor) // the sum of nothing is -0
+}
+
+/// See `Batch::per_row`.
+pub(super) fn per_row<E: Element>(
+    batch: &Batch<'_, E>,
+    loss: impl Dispatch,
+    losses: &mut [E::Wide],
+) -> Result<(), Error> {
+    check_in_place(batch)?;
+    let n_rows = batch.rows.len();
+    if losses.len() != n_rows {
+        return Err(Error::value(format!("Expected {n_rows} losses, but got {}.", losses.len())));
+    }
+    let (tiles, invalid_row) = (tiles(batch), AtomicUsize::new(usize::MAX));
+    let (out, batch) = (threads::Disjoint::new(losses), Shared(*batch));
+    threads::share(tiles.len(), &|range| {
+        let batch = *batch.get();
+        // SAFETY: `share` gives every tile to one call only, and tiles do not share rows.
+        let losses = unsafe { out.part(tiles.rows(range.clone())) };
+        let task = Task { batch, tiles, range, out: Out::Each(losses) };
+        invalid_row.fetch_min(simd::run(batch.isa, LossKernel { loss, task }), Ordering::Relaxed);
+    });
+    check_rows(batch.get(), invalid_row.into_inner())
+}
+
+/// Checks the targets of all rows without computing a loss.
+pub(super) fn check_targets<E: Element>(batch: &Batch<'_, E>) -> Result<(), Error> {
+    if !matches!(batch.target, Target::Sets(_) | Target::Distributions(_)) {
+        return Ok(()); // checked when the batch was made
+    }
+    let mut scratch = Scratch::new(batch);
+    let invalid = (0..batch.rows.len()).find(|&i| is_invalid(batch, i, &mut scratch));
+    check_rows(batch, invalid.unwrap_or(usize::MAX))
+}
+
+/// Checks the targets before the first row is overwritten.
+fn check_in_place<E: Element>(batch: &Batch<'_, E>) -> Result<(), Error> {
+    if batch.in_place { check_targets(batch) } else { Ok(()) }
+}
+
+fn check_rows<E: Element>(batch: &Batch<'_, E>, invalid_row: usize) -> Result<(), Error> {
+    if invalid_row == usize::MAX {
+        return Ok(());
+    }
+    let why = match batch.target {
+        Target::Sets(_) => "sets of at least one class",
+        _ => "distributions, rows without negative numbers that sum to 1",
+    };
+    Err(Error::Row { argument: "target", row: invalid_row, why: why.into() })
+}
+
+fn tiles<E: Element>(batch: &Batch<'_, E>) -> Tiles {
+    Tiles::new(batch.rows.len(), batch.rows.n_classes())
+}
+
+/// The denominator of the mean.
+fn total_weight<E: Element>(batch: &Batch<'_, E>) -> f64 {
+    match (batch.target, batch.weight) {
+        (Target::Classes(targets), None) => targets.counted().count() as f64,
+        (Target::Classes(targets), Some(weight)) => targets.counted().map(|y| weight[y]).sum(),
+        (Target::Sets(_) | Target::Distributions(_), None) => batch.rows.len() as f64,
+        _ => {
+            let (tiles, batch) = (tiles(batch), Shared(*batch));
+            let sums = threads::collect(tiles.len(), 0.0_f64, &|range, sums| {
+                let batch = *batch.get();
+                simd::run(batch.isa, WeightKernel { batch, tiles, range, sums });
+            });
+            sums.iter().sum()
+        }
+    }
+}
+
+/// A batch that the threads of one call share; each writes the rows of its own tiles. [`Batch`] itself is not Sync, so
+/// that there is only one call at a time.
+struct Shared<'a, E: Element>(Batch<'a, E>);
+
+// SAFETY: every thread writes other rows, see above.
+unsafe impl<E: Element> Sync for Shared<'_, E> {}
+
+impl<'a, E: Element> Shared<'a, E> {
+    fn get(&self) -> &Batch<'a, E> {
+        &self.0
+    }
+}
+
+/// A range of tiles, and where their losses go.
+pub(super) struct Task<'a, E: Element> {
+    batch: Batch<'a, E>,
+    tiles: Tiles,
+    range: Range<usize>,
+    out: Out<'a, E::Wide>,
+}
+
+enum Out<'a, F> {
+    /// The sum of each tile.
+    Sums(&'a mut [f64]),
+    /// The loss of each row.
+    Each(&'a mut [F]),
+}
+
+impl<E: Element> Task<'_, E> {
+    /// Computes the losses, group by group; returns [`Scratch::invalid_row`].
+    #[inline(always)]
+    pub(super) fn groups<L: GroupLoss>(mut self, loss: &L) -> usize {
+        let mut scratch = Scratch::new(&self.batch);
+        let step = (loss.group_size() / self.batch.rows.n_classes().max(1)).clamp(1, LANES);
+        let first_row = self.tiles.rows(self.range.clone()).start;
+        for tile in self.range.clone() {
+            let rows = self.tiles.rows(tile..tile + 1);
+            for first in rows.clone().step_by(step) {
+                let group = first..rows.end.min(first + step);
+                let losses = loss.group(&self.batch, group.clone(), &mut scratch);
+                let losses = &losses[..group.len()];
+                match &mut self.out {
+                    Out::Sums(sums) => {
+                        for loss in losses {
+                            sums[tile - self.range.start] += loss;
+                        }
+                    }
+                    Out::Each(out) => {
+                        for (out, &loss) in out[first - first_row..].iter_mut().zip(losses) {
+                            *out = E::Wide::from_f64(loss);
+                        }
+                    }
+                }
+            }
+        }
+        scratch.invalid_row
+    }
+}
+
+/// A task and its loss, compiled for each instruction set.
+struct LossKernel<'a, E: Element, D> {
+    loss: D,
+    task: Task<'a, E>,
+}
+
+impl<E: Element, D: Dispatch> Kernel for LossKernel<'_, E, D> {
+    /// [`Scratch::invalid_row`]
+    type Output = usize;
+
+    #[inline(always)]
+    fn run(self) -> usize {
+        self.loss.run(self.task)
+    }
+}
+
+/// Sums the weights of the rows of each tile.
+struct WeightKernel<'a, E: Element> {
+    batch: Batch<'a, E>,
+    tiles: Tiles,
+    range: Range<usize>,
+    sums: &'a mut [f64],
+}
+
+impl<E: Element> Kernel for WeightKernel<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let mut scratch = Scratch::new(&self.batch);
+        for (sum, tile) in self.sums.iter_mut().zip(self.range) {
+            for i in self.tiles.rows(tile..tile + 1) {
+                *sum += row_weight(&self.batch, i, &mut scratch);
+            }
+        }
+    }
+}
