@@ -13,7 +13,7 @@ from lr_relax._options import Options
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# The hyperparameter of each loss: its name, its range in words, the end of the range, and whether it is closed.
+# The hyperparameter of each loss: its name, its range in words, the end of the range, whether it is closed.
 _HYPERPARAMETERS = dict(_native.hyperparameters())
 
 

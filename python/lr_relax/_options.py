@@ -1,4 +1,4 @@
-"""The arguments of a loss beside `input` and `target`, on their way from the public function to the kernel."""
+"""The arguments of a loss beside `input` and `target`, from the public function to the kernel."""
 
 from typing import NamedTuple
 

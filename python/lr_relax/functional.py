@@ -1,4 +1,4 @@
-"""The losses as functions, projections onto credal sets, and the test whether a prediction is inside its set."""
+"""The losses as functions, projections onto credal sets, and the test for being inside a set."""
 
 import math
 
