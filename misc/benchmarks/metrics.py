@@ -1,8 +1,8 @@
-"""The rows of the metrics: ours and the other packages, by work that both do.
+"""The rows of the metrics, beside other packages.
 
-Others are imported in their calls: it takes seconds, and rows without them do not need it. Each gets the kind
-of array that it is made for, without a copy. A package that a row lacks has no such metric, has it by way of
-another one (probmetrics: of torchmetrics and relplot), or takes many times as long as all others.
+The packages are imported in their calls, because importing them takes seconds. Each gets the array type that
+it is made for, without a copy. A package that is missing from a row lacks the metric, takes it from another
+package (probmetrics: from torchmetrics and relplot), or takes many times as long as all others.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ PEERS = (
 BINS = 15
 
 
-# Inputs, seeded by whoever calls them.
+# Inputs; run.py sets the seed.
 
 
 def predictions(rows: int, classes: int, probabilities: bool) -> Inputs:
-    """Confident predictions, about two thirds of them right."""
+    """Confident predictions, about two thirds of them correct."""
     logits = 3 * torch.randn(rows, classes)
     target = torch.where(torch.rand(rows) < 2 / 3, logits.argmax(1), torch.randint(classes, (rows,)))
     return logits.softmax(1) if probabilities else logits, target
@@ -59,7 +59,7 @@ def binary_predictions(rows: int) -> Inputs:
 
 
 def logits_and_probabilities(rows: int, classes: int) -> Inputs:
-    """Probabilities in float64, too, for packages that fit nothing else."""
+    """With probabilities in float64, for packages that fit only these."""
     logits, target = predictions(rows, classes, probabilities=False)
     return logits, target, logits.double().softmax(1)
 
@@ -76,7 +76,7 @@ def of_logits(contender: Contender) -> Contender:
 
 
 def torchmetrics_ece(x: Tensor, y: Tensor) -> object:
-    """Of probabilities or logits: it looks at the values."""
+    """Of probabilities or logits, which it tells apart by the values."""
     return peer("torchmetrics.functional.classification").multiclass_calibration_error(x, y, x.shape[1], BINS)
 
 
@@ -148,7 +148,7 @@ def sklearn_curve(x: Tensor, y: Tensor) -> object:
 
 
 def sklearn_temperature(x: Tensor, y: Tensor) -> object:
-    """What CalibratedClassifierCV(method="temperature") fits, without what it does around that."""
+    """The fit inside CalibratedClassifierCV(method="temperature")."""
     return peer("sklearn.calibration")._TemperatureScaling().fit(x.numpy(), y.numpy())
 
 
@@ -172,12 +172,12 @@ def pycalib_classwise(x: Tensor, y: Tensor) -> object:
 
 
 def torch_brier(x: Tensor, y: Tensor) -> Tensor:
-    """Multiplied out, which spares the one-hot matrix."""
+    """Expanded, so that no one-hot matrix is needed."""
     return (x.square().sum(1) - 2 * x.gather(1, y[:, None])[:, 0] + 1).mean()
 
 
 def torch_temperature(x: Tensor, y: Tensor) -> Tensor:
-    """LBFGS on the logarithm of the inverse temperature, with a line search: without one, it stops early."""
+    """LBFGS on the logarithm of the inverse temperature; without a line search it stops early."""
     ln_beta = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([ln_beta], max_iter=50, line_search_fn="strong_wolfe")
 
@@ -196,10 +196,10 @@ def torchmetrics_grid(x: Tensor, y: Tensor) -> float:
 
 
 def numpy_bootstrap(x: Tensor, y: Tensor) -> object:
-    """The 100 resamples as one writes them, each by the bins of its rows."""
+    """100 resamples, each summed by bins."""
     confidence, label = x.max(1)
-    c, hit, rng = confidence.double().numpy(), (label == y).numpy(), np.random.default_rng(0)
-    bins, gaps, n = np.minimum(c * BINS, BINS - 1).astype(np.intp), hit - c, len(c)
+    c, correct, rng = confidence.double().numpy(), (label == y).numpy(), np.random.default_rng(0)
+    bins, gaps, n = np.minimum(c * BINS, BINS - 1).astype(np.intp), correct - c, len(c)
     errors = []
     for _ in range(100):
         rows = rng.integers(n, size=n)
@@ -215,15 +215,16 @@ def stream(metric: Any, x: Tensor, y: Tensor) -> object:
 
 MAX = ("x.max(1)", lambda x, y: x.max(1))
 SOFTMAX = ("torch.softmax(x, 1)", lambda x, y: torch.softmax(x, 1))
+PROBABILITIES, LOGITS = (partial(predictions, probabilities=p) for p in (True, False))
 SIZES = [(1_000_000, 10), (100_000, 1000)]
 
-# Where no single pass is the yardstick, the target is the time of a formula in torch, which checks nothing,
-# or half of that of a package.
+# The target is the time of one pass over the input or of a formula in torch, or half the time of a package.
 METRIC_ROWS = [
     *(
         Row(
-            f"ECE of probabilities {size}",
-            partial(predictions, *size, probabilities=True),
+            "ECE of probabilities",
+            size,
+            PROBABILITIES,
             ours=expected_calibration_error,
             yardstick=MAX,
             target=1.0,
@@ -237,8 +238,9 @@ METRIC_ROWS = [
     ),
     *(
         Row(
-            f"ECE of logits {size}",
-            partial(predictions, *size, probabilities=False),
+            "ECE of logits",
+            size,
+            LOGITS,
             ours=partial(expected_calibration_error, from_logits=True),
             yardstick=SOFTMAX,
             target=1.0,
@@ -250,47 +252,53 @@ METRIC_ROWS = [
         for size in SIZES
     ),
     Row(
-        "ECE of probabilities in batches, 100 of (10000, 10)",
-        partial(predictions, 1_000_000, 10, probabilities=True),
+        "ECE of probabilities in batches of 10000",
+        (1_000_000, 10),
+        PROBABILITIES,
         ours=lambda x, y: stream(CalibrationError(n_bins=BINS), x, y),
         yardstick=("torchmetrics", torchmetrics_stream),
         target=0.5,
     ),
     Row(
-        "Reliability curve of binary probabilities (1000000,)",
-        partial(binary_predictions, 1_000_000),
+        "Reliability curve of binary probabilities",
+        (1_000_000,),
+        binary_predictions,
         ours=reliability_curve,
         yardstick=("scikit-learn", sklearn_curve),
         target=0.5,
-        peers={"torchmetrics, ECE": torchmetrics_binary, "netcal, ECE": netcal_ece},
+        peers={"torchmetrics ECE": torchmetrics_binary, "netcal ECE": netcal_ece},
     ),
     Row(
-        "Classwise ECE of probabilities (100000, 100)",
-        partial(predictions, 100_000, 100, probabilities=True),
+        "Classwise ECE of probabilities",
+        (100_000, 100),
+        PROBABILITIES,
         ours=classwise_calibration_error,
         yardstick=("torchmetrics by class", torchmetrics_by_class),
         target=0.5,
         peers={"pycalib": pycalib_classwise},
     ),
     Row(
-        "Adaptive ECE of probabilities (1000000, 10)",
-        partial(predictions, 1_000_000, 10, probabilities=True),
+        "Adaptive ECE of probabilities",
+        (1_000_000, 10),
+        PROBABILITIES,
         ours=adaptive_calibration_error,
         yardstick=("netcal", partial(netcal_ece, equal_intervals=False)),
         target=0.5,
         peers={"uncertainty-calibration": uncertainty_calibration_adaptive},
     ),
     Row(
-        "Smooth ECE of probabilities (100000, 10)",
-        partial(predictions, 100_000, 10, probabilities=True),
+        "Smooth ECE of probabilities",
+        (100_000, 10),
+        PROBABILITIES,
         ours=smooth_calibration_error,
         yardstick=("relplot", relplot_smooth),
         target=0.5,
     ),
     *(
         Row(
-            f"Brier score of probabilities {size}",
-            partial(predictions, *size, probabilities=True),
+            "Brier score of probabilities",
+            size,
+            PROBABILITIES,
             ours=brier_score,
             yardstick=("torch", torch_brier),
             target=1.0,
@@ -299,8 +307,9 @@ METRIC_ROWS = [
         for size in SIZES
     ),
     Row(
-        "NLL of probabilities (1000000, 10)",
-        partial(predictions, 1_000_000, 10, probabilities=True),
+        "NLL of probabilities",
+        (1_000_000, 10),
+        PROBABILITIES,
         ours=negative_log_likelihood,
         yardstick=("F.nll_loss(x.log(), y)", lambda x, y: F.nll_loss(x.log(), y)),
         target=1.0,
@@ -308,8 +317,9 @@ METRIC_ROWS = [
     ),
     *(
         Row(
-            f"NLL of logits {size}",
-            partial(predictions, *size, probabilities=False),
+            "NLL of logits",
+            size,
+            LOGITS,
             ours=partial(negative_log_likelihood, from_logits=True),
             yardstick=("F.cross_entropy", F.cross_entropy),
             target=1.0,
@@ -318,16 +328,18 @@ METRIC_ROWS = [
         for size in SIZES
     ),
     Row(
-        "Accuracy of probabilities (1000000, 10)",
-        partial(predictions, 1_000_000, 10, probabilities=True),
+        "Accuracy of probabilities",
+        (1_000_000, 10),
+        PROBABILITIES,
         ours=accuracy,
         yardstick=MAX,
         target=1.0,
         peers={"torchmetrics": torchmetrics_accuracy, "scikit-learn": sklearn_accuracy},
     ),
     Row(
-        "Temperature by NLL (100000, 100)",
-        partial(logits_and_probabilities, 100_000, 100),
+        "Temperature by NLL",
+        (100_000, 100),
+        logits_and_probabilities,
         ours=of_logits(lambda x, y: TemperatureScaling().fit(x, y)),
         yardstick=("scikit-learn", of_logits(sklearn_temperature)),
         target=0.1,
@@ -338,22 +350,25 @@ METRIC_ROWS = [
         },
     ),
     Row(
-        "Temperature by the paper's grid of 16 (100000, 100)",
-        partial(predictions, 100_000, 100, probabilities=False),
+        "Temperature by the paper's grid of 16",
+        (100_000, 100),
+        LOGITS,
         ours=lambda x, y: TemperatureScaling().fit(x, y, method="grid"),
         yardstick=("torchmetrics", torchmetrics_grid),
         target=0.05,
     ),
     Row(
-        "ECE's interval by 1000 resamples (100000, 1000)",
-        partial(predictions, 100_000, 1000, probabilities=True),
+        "ECE's interval by 1000 resamples",
+        (100_000, 1000),
+        PROBABILITIES,
         ours=bootstrap_ci,
         yardstick=MAX,
         target=1.0,
     ),
     Row(
-        "ECE's interval by 100 resamples (10000, 10)",
-        partial(predictions, 10_000, 10, probabilities=True),
+        "ECE's interval by 100 resamples",
+        (10_000, 10),
+        PROBABILITIES,
         ours=partial(bootstrap_ci, n_resamples=100),
         yardstick=("NumPy", numpy_bootstrap),
         target=0.5,

@@ -1,4 +1,4 @@
-"""What a row of the benchmark is made of; see rows.py for all of them."""
+"""The type of a benchmark row; rows.py lists all rows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,26 @@ Contender = Callable[..., object]  # takes the row's inputs
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; targets are ratios of ours to the yardstick."""
+    """Work of one shape for lr-relax (`ours`), a yardstick and peers; `target` is for ours / yardstick."""
 
-    name: str
-    inputs: Callable[[], Inputs]
+    work: str
+    shape: tuple[int, ...]
+    inputs: Callable[..., Inputs]  # takes the shape
     ours: Contender
     yardstick: tuple[str, Contender]
     target: float
     peers: Mapping[str, Contender] = field(default_factory=dict)
+    dtype: str = "float32"
     threads: int = 2
-    unit: str = "ms"  # or "MiB": the row measures the peak of memory in place of time
+    unit: str = "ms"  # "MiB": peak memory is measured instead of time
+    retain_memory: bool = False  # malloc keeps freed memory
+
+    @property
+    def name(self) -> str:
+        dtype = "" if self.dtype == "float32" else f", {self.dtype}"
+        threads = ", 1 thread" if self.threads == 1 else ""
+        memory = ", retained memory" if self.retain_memory else ""
+        return f"{self.work} {self.shape}{dtype}{threads}{memory}"
 
     @property
     def contenders(self) -> dict[str, Contender]:

@@ -1,8 +1,7 @@
-"""The rows of training: the study's beside a loop as PyTorch's tutorials write it.
+"""The rows of training: the study's training beside a plain PyTorch loop with a DataLoader.
 
-Both train the same network with cross-entropy, Nesterov's momentum and the paper's weight penalties, on
-random images that are in memory. The work is an epoch of Fashion-MNIST's size, or one step with images of
-CIFAR's. Of the networks' layers this shows nothing: they are the same.
+Both train the same network with cross-entropy, Nesterov momentum and the paper's weight penalties, on random
+images in memory: an epoch of the size of Fashion-MNIST, or one step with images of the size of CIFAR.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ BATCH = 64
 Epoch = Callable[[], object]
 
 
-def epochs(name: str, n: int, shape: tuple[int, int, int]) -> tuple[Epoch, Epoch]:
-    """An epoch of the study's training, and one of the plain loop."""
+def epochs(name: str, n: int, *shape: int) -> tuple[Epoch, Epoch]:
+    """One epoch of the study's training and one of the plain loop, as functions."""
     images, labels = torch.rand(n, *shape) - 0.5, torch.randint(10, (n,))
     return study(name, images, labels), plain_loop(name, images, labels)
 
@@ -48,37 +47,36 @@ def study(name: str, images: Tensor, labels: Tensor) -> Epoch:
 def plain_loop(name: str, images: Tensor, labels: Tensor) -> Epoch:
     network = models.build(name, images.shape[1:], 10)
     loader = DataLoader(TensorDataset(images, labels), batch_size=BATCH, shuffle=True)
-    optimiser = torch.optim.SGD(network.parameter_groups(), lr=0.01, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(network.parameter_groups(), lr=0.01, momentum=0.9, nesterov=True)
 
     def epoch() -> None:
-        loss_sum = hits = 0.0
+        loss_sum = correct = 0.0
         network.train()
         for batch, target in loader:
             logits = network(batch)
             loss = F.cross_entropy(logits, target)
             if network.activity_l2:
                 loss = loss + network.activity_penalty(logits)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
             loss_sum += loss.item() * len(target)
-            hits += (logits.argmax(1) == target).sum().item()
+            correct += (logits.argmax(1) == target).sum().item()
 
     return epoch
 
 
 TRAINING_ROWS = [
     Row(
-        f"Training {work}",
-        partial(epochs, name, n, shape),
+        f"Training {name}",
+        shape,
+        partial(epochs, name),
         ours=lambda ours, _: ours(),
         yardstick=("plain loop", lambda _, plain: plain()),
         target=1.0,
     )
-    for name, work, n, shape in [
-        ("simple_dense", "simple_dense, 60,000 images of 28 x 28", 60_000, (1, 28, 28)),
-        ("vgg", "vgg, 64 images of 32 x 32", BATCH, (3, 32, 32)),
-        ("resnet", "resnet, 64 images of 32 x 32", BATCH, (3, 32, 32)),
-        ("densenet", "densenet, 64 images of 32 x 32", BATCH, (3, 32, 32)),
+    for name, shape in [
+        ("simple_dense", (60_000, 1, 28, 28)),
+        *((name, (BATCH, 3, 32, 32)) for name in ("vgg", "resnet", "densenet")),
     ]
 ]

@@ -1,0 +1,212 @@
+"""Render the tables of the documentation from the newest benchmark record and from the study's results.
+
+    python misc/benchmarks/tables.py [--check] [--record FILE]
+
+A table stands between the markers <!-- bench:NAME --> and <!-- /bench:NAME --> in README.md and docs/*.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ROOT / "misc" / "benchmarks" / "records"
+STUDY = ROOT / "misc" / "results" / "fashion_mnist-10-epochs.json"
+NOT_MEASURED = "*Not measured yet: `make bench` writes a record.*"
+MARKER = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
+IS_CODE = re.compile(r"(F|torch|logits|x)\.")
+
+BenchRow = dict[str, Any]
+
+
+def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
+
+
+def median(row: BenchRow, name: str = "ours") -> str:
+    value = row["contenders"][name]["median"]
+    return f"{value:.0f} {row['unit']}" if value >= 100 else f"{value:#.2g} {row['unit']}".replace(". ", " ")
+
+
+def times(row: BenchRow, name: str) -> str:
+    """How many times as long as lr-relax a contender takes."""
+    value = row["times_ours"][name]["median"]
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def code(name: str) -> str:
+    return f"`{name}`" if IS_CODE.match(name) else name
+
+
+def section(row: BenchRow) -> str:
+    """The table in which a row stands."""
+    if row["unit"] == "MiB":
+        return "memory"
+    if row["work"].startswith("Training"):
+        return "training"
+    if "forward" not in row["work"]:
+        return "metrics"
+    if row["retained_memory"]:
+        return "retained-memory"
+    return "losses" if row["work"].startswith("LR forward") else "other-losses"
+
+
+def comparison(rows: list[BenchRow]) -> str:
+    """Our median and quartiles, and the ratios of all others to it."""
+    header = ["work", "lr-relax", "quartiles", "others, in multiples of lr-relax"]
+    lines = []
+    for row in rows:
+        ours = row["contenders"]["ours"]
+        others = ", ".join(f"{code(name)} {times(row, name)}" for name in row["times_ours"])
+        lines.append([row["name"], median(row), f"{ours['q1']:.3g} to {ours['q3']:.3g}", others])
+    return markdown(header, lines)
+
+
+def limits(rows: dict[str, BenchRow]) -> str:
+    """Ours in multiples of an operator that only reads, copies or normalizes the input."""
+    header = ["work", "lr-relax", "operator", "lr-relax / operator (quartiles)"]
+    return markdown(
+        header,
+        [
+            [
+                row["name"],
+                median(row),
+                f"`{row['yardstick']}`, {median(row, row['yardstick'])}",
+                "{median:.2f} ({q1:.2f} to {q3:.2f})".format(**row["ratio"]),
+            ]
+            for row in rows.values()
+            if re.match(r"logits\.|x\.max|torch\.softmax", row["yardstick"]) and row["unit"] == "ms"
+        ],
+    )
+
+
+def readme(rows: dict[str, BenchRow]) -> str:
+    """Four rows, each with its caveat."""
+    loss = "LR forward + backward {}"
+    small, medium = rows[loss.format("(64, 10), 1 thread")], rows[loss.format("(4096, 1000)")]
+    large = rows[loss.format("(1024, 32000)")]
+    retained = rows[large["name"] + ", retained memory"]
+    ece = rows["ECE of logits (100000, 1000)"]
+    few_classes = rows["ECE of logits (1000000, 10)"]
+    cross_entropy = "F.cross_entropy"
+    return markdown(
+        ["work", "lr-relax", "peer takes", "caveat"],
+        [
+            [
+                "loss and gradient, (64, 10), 1 thread",
+                median(small),
+                f"`{cross_entropy}`: {times(small, cross_entropy)} times as long",
+                "mostly Python and autograd, for both",
+            ],
+            [
+                "loss and gradient, (4096, 1000)",
+                median(medium),
+                f"`{cross_entropy}`: {times(medium, cross_entropy)} times",
+                "the loss alone; most of a training step is the network",
+            ],
+            [
+                "loss and gradient, (1024, 32000)",
+                median(large),
+                f"`{cross_entropy}`: {times(large, cross_entropy)} times",
+                "mostly because the memory of the gradient is kept for the next step; where malloc retains "
+                f"freed memory for both: **{times(retained, cross_entropy)} times** ({median(retained)})",
+            ],
+            [
+                "ECE of logits, (100000, 1000)",
+                median(ece),
+                f"torchmetrics: {times(ece, 'torchmetrics')} times",
+                f"with 10 classes, (1000000, 10): {times(few_classes, 'torchmetrics')} times",
+            ],
+        ],
+    )
+
+
+def source(record: dict[str, Any], link: str) -> str:
+    machine, versions = record["machine"], record["versions"]
+    return (
+        f"Medians; float32 and 2 threads unless a row says otherwise. {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['instruction_set']}; lr-relax {versions['lr-relax']} "
+        f"({record['build']} build, commit {record['commit'][:9]}), torch {versions['torch']}, "
+        f"Python {versions['python']}; {record['date'][:10]}; [record]({link})."
+    )
+
+
+def bench_tables(path: Path, document: Path) -> dict[str, str]:
+    record = json.loads(path.read_text())
+    rows = {row["name"]: row for row in record["rows"]}
+    sections: dict[str, list[BenchRow]] = {}
+    for row in rows.values():
+        sections.setdefault(section(row), []).append(row)
+    return {
+        "source": source(record, os.path.relpath(path, document.parent)),
+        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
+        "readme": readme(rows),
+        "limits": limits(rows),
+        **{name: comparison(rows) for name, rows in sections.items()},
+    }
+
+
+def study_table() -> str:
+    """Accuracy, ECE and NLL of each loss, the best mean of each column in bold."""
+    names = {
+        ("cross_entropy", False): "cross-entropy",
+        ("cross_entropy", True): "cross-entropy + temperature scaling",
+        ("label_smoothing", False): "label smoothing, 0.1",
+        ("focal", False): "focal loss, gamma = 2",
+        ("label_relaxation", False): "label relaxation, alpha = 0.1",
+    }
+    runs: dict[tuple[str, bool], list[dict[str, Any]]] = {key: [] for key in names}
+    for run in json.loads(STUDY.read_text())["runs"]:
+        config = run["config"]
+        smoothed = config["loss_name"] == "cross_entropy" and config["alpha"] > 0
+        key = "label_smoothing" if smoothed else config["loss_name"], config["temp_scaling"]
+        if key in runs:
+            runs[key].append(run)
+    metrics = {"accuracy": max, "ece": min, "nll": min}
+    means = {metric: {key: fmean(run[metric] for run in runs[key]) for key in runs} for metric in metrics}
+    lines = []
+    for key, name in names.items():
+        cells = [name]
+        for metric, best in metrics.items():
+            cell = f"{means[metric][key]:.4f} ± {stdev(run[metric] for run in runs[key]):.4f}"
+            is_best = means[metric][key] == best(means[metric].values())
+            cells.append(f"**{cell}**" if is_best else cell)
+        lines.append(cells)
+    return markdown(["training", "accuracy", "ECE (15 bins)", "NLL"], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a table differs")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="default: the newest one in records/")
+    options = parser.parse_args()
+    record = options.record or max(RECORDS.glob("*.json"), default=None)
+    outdated = []
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        tables = bench_tables(record.resolve(), document) if record else {}
+        tables["fashion-mnist"] = study_table()
+        text = document.read_text()
+        rendered = MARKER.sub(
+            lambda marker: f"{marker[1]}{tables.get(marker[2], NOT_MEASURED)}\n{marker[3]}",  # noqa: B023
+            text,
+        )
+        if rendered != text:
+            outdated.append(str(document.relative_to(ROOT)))
+            if not options.check:
+                document.write_text(rendered)
+    print(
+        "\n".join(f"{'outdated' if options.check else 'wrote'}: {name}" for name in outdated) or "up to date"
+    )
+    sys.exit(bool(options.check and outdated))
+
+
+if __name__ == "__main__":
+    main()
