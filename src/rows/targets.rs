@@ -1,0 +1,133 @@
+//! Class targets, validated once so that kernels can index with them.
+
+use super::error::Error;
+
+/// An integer type of class targets.
+pub trait Index: Copy + Into<i128> {
+    /// The value as a class index, or `None` if it is not in [0, `n_classes`).
+    fn class(self, n_classes: u32) -> Option<u32>;
+}
+
+macro_rules! index {
+    ($($t:ty)*) => {$(
+        impl Index for $t {
+            #[inline(always)]
+            fn class(self, n_classes: u32) -> Option<u32> {
+                u32::try_from(self).ok().filter(|&class| class < n_classes)
+            }
+        }
+    )*};
+}
+
+index!(i8 i16 i32 i64 u8 u16 u32 u64);
+
+/// The class index of each row.
+///
+/// The targets are copied, so that a caller that changes its array later cannot invalidate the check.
+#[derive(Clone, Debug)]
+pub struct Targets {
+    classes: Vec<u32>,
+    n_classes: usize,
+}
+
+/// Marks an ignored row.
+const IGNORED: u32 = u32::MAX;
+
+impl Targets {
+    /// Checks that every target is in [0, `n_classes`) or equals `ignore_index`.
+    pub fn new<I: Index>(targets: &[I], n_classes: usize, ignore_index: i64) -> Result<Self, Error> {
+        Targets::from_iter(targets.iter().copied(), n_classes, Some(ignore_index))
+    }
+
+    /// As [`Targets::new`], from an iterator; without an `ignore_index`, no row is ignored.
+    pub fn from_iter<I: Index>(
+        targets: impl ExactSizeIterator<Item = I>,
+        n_classes: usize,
+        ignore_index: Option<i64>,
+    ) -> Result<Self, Error> {
+        if n_classes == 0 || n_classes >= IGNORED as usize {
+            return Err(Error::value(format!(
+                "Expected between 1 and {} classes, but got {n_classes}.",
+                IGNORED - 1
+            )));
+        }
+        let ignore_index = ignore_index.map(i128::from);
+        let mut classes = Vec::new();
+        // An expanded tensor may have far more rows than fit in memory.
+        classes
+            .try_reserve_exact(targets.len())
+            .map_err(|_| Error::Memory { bytes: targets.len().saturating_mul(size_of::<u32>()) })?;
+        for (row, target) in targets.enumerate() {
+            if ignore_index == Some(target.into()) {
+                classes.push(IGNORED);
+            } else if let Some(class) = target.class(n_classes as u32) {
+                classes.push(class);
+            } else {
+                let (argument, class) = ("target", target.into());
+                return Err(Error::TargetOutOfRange { argument, row, class, n_classes });
+            }
+        }
+        Ok(Targets { classes, n_classes })
+    }
+
+    /// The number of rows, N.
+    pub fn len(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.classes.is_empty()
+    }
+
+    /// The number of classes, C.
+    pub fn n_classes(&self) -> usize {
+        self.n_classes
+    }
+
+    /// The class of row `i`, or `None` if the row is ignored.
+    #[inline(always)]
+    pub fn class(&self, i: usize) -> Option<usize> {
+        let class = self.classes[i];
+        (class != IGNORED).then_some(class as usize)
+    }
+
+    /// The classes of the rows that are not ignored.
+    pub fn counted(&self) -> impl Iterator<Item = usize> {
+        self.classes.iter().filter(|&&c| c != IGNORED).map(|&c| c as usize)
+    }
+
+    /// Checks that there is one target for each of `n_rows` rows of `n_classes` classes.
+    pub(crate) fn check_shape(&self, n_rows: usize, n_classes: usize) -> Result<(), Error> {
+        if (self.len(), self.n_classes) == (n_rows, n_classes) {
+            return Ok(());
+        }
+        Err(Error::value(format!(
+            "Expected {n_rows} targets of {n_classes} classes, but got {} targets of {} classes.",
+            self.len(),
+            self.n_classes
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_first_target_out_of_range() {
+        let error = Targets::new(&[0_i64, 2, 1 << 40, -1], 3, -100).unwrap_err();
+        assert_eq!(
+            error,
+            Error::TargetOutOfRange { argument: "target", row: 2, class: 1 << 40, n_classes: 3 }
+        );
+        assert!(Targets::new(&[u64::MAX], 3, -1).is_err());
+    }
+
+    #[test]
+    fn ignored_rows_have_no_class() {
+        let targets = Targets::new(&[-100_i8, 2], 3, -100).unwrap();
+        assert_eq!((targets.class(0), targets.class(1)), (None, Some(2)));
+        assert_eq!(Targets::new(&[1_u8], 1, 1).unwrap().class(0), None);
+    }
+}
