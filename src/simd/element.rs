@@ -1,33 +1,33 @@
-//! The types that arrays hold: `f32`, `f64`, and the half-precision types, which are computed in `f32`.
+//! The element types of arrays: `f32`, `f64`, and the half-precision types, which are computed in `f32`.
 //!
-//! The conversions are branch-free arithmetic on bits, so that they vectorise on every instruction set
-//! (Giesen, "Float-to-half conversions", 2012: scaling by a power of two lets the floating-point unit round
-//! and handle subnormal numbers).
+//! The conversions are branch-free bit operations, so that they vectorize on every instruction set (Giesen,
+//! "Float-to-half conversions", 2012: scaling by a power of two lets the floating-point unit round and handle
+//! subnormal numbers).
 
 use half::{bf16, f16};
 
-use super::Real;
+use super::real::Real;
 
-/// A floating-point type that arrays hold.
+/// A floating-point element type.
 pub trait Element: Copy + Send + Sync + PartialOrd + std::fmt::Debug + 'static {
-    /// The type that kernels compute in, and that losses are returned in.
+    /// The type that kernels compute in and return losses in.
     type Wide: Real;
 
     /// Zero.
     const ZERO: Self;
 
-    /// How far from 1 the sum of a row of probabilities may be: what rounding each of them to this type can
-    /// add up to, with room for what softmax in `f32` adds.
+    /// The largest accepted difference between the sum of a row of probabilities and 1. It allows for the
+    /// rounding of each probability to this type and for the error of a softmax in `f32`.
     const SUM_TOLERANCE: f64;
 
-    /// Exact.
+    /// Converts to the wider type, exactly.
     fn widen(self) -> Self::Wide;
 
-    /// Rounds to nearest, ties to even.
+    /// Converts from the wider type; rounds to nearest, ties to even.
     fn narrow(value: Self::Wide) -> Self;
 }
 
-macro_rules! itself {
+macro_rules! wide_element {
     ($t:ty) => {
         impl Element for $t {
             type Wide = $t;
@@ -46,8 +46,8 @@ macro_rules! itself {
     };
 }
 
-itself!(f32);
-itself!(f64);
+wide_element!(f32);
+wide_element!(f64);
 
 impl Element for bf16 {
     type Wide = f32;
@@ -62,7 +62,7 @@ impl Element for bf16 {
     #[inline(always)]
     fn narrow(value: f32) -> bf16 {
         let bits = value.to_bits();
-        // Half a unit of the shorter significand, less one bit where the kept part is even.
+        // Add half a unit in the last place of the result, less one bit if the result is even.
         let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16;
         let bits = if value.is_nan() { 0x7FC0 } else { rounded };
         bf16::from_bits(bits as u16)
@@ -76,12 +76,12 @@ impl Element for f16 {
 
     #[inline(always)]
     fn widen(self) -> f32 {
-        // 2^112 is the difference of the two exponent biases; the product is exact, subnormals included.
+        // 112 is the difference of the exponent biases; the product is exact, also for subnormal numbers.
         const SCALE: f32 = f32::from_bits((127 + 112) << 23);
         let bits = u32::from(self.to_bits());
         let magnitude = (bits & 0x7FFF) << 13;
         let scaled = (f32::from_bits(magnitude) * SCALE).to_bits();
-        // Infinities and NaN keep an all-ones exponent.
+        // Infinities and NaN keep an exponent of all ones.
         let special = magnitude | 0x7F80_0000;
         let magnitude = if magnitude >= 0x0F80_0000 { special } else { scaled };
         f32::from_bits(magnitude | (bits & 0x8000) << 16)
@@ -89,7 +89,7 @@ impl Element for f16 {
 
     #[inline(always)]
     fn narrow(value: f32) -> f16 {
-        const SUBNORMAL: f32 = 0.5; // adding 2^-1 aligns a subnormal result at the last bit
+        const SUBNORMAL: f32 = 0.5; // adding it aligns a subnormal result with the last bit
         let bits = value.to_bits();
         let sign = (bits >> 16) & 0x8000;
         let magnitude = bits & 0x7FFF_FFFF;
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn widening_is_what_the_half_crate_does() {
+    fn widen_equals_the_half_crate() {
         for bits in 0..=u16::MAX {
             let (f, b) = (f16::from_bits(bits), bf16::from_bits(bits));
             assert!(f.widen() == f.to_f32() || f.is_nan() && f.widen().is_nan(), "{bits:#x}");
@@ -118,8 +118,8 @@ mod tests {
     }
 
     #[test]
-    fn narrowing_is_what_the_half_crate_does() {
-        // Every 251st bit pattern, and the neighbourhood of every half-precision value.
+    fn narrow_equals_the_half_crate() {
+        // Every 251st bit pattern, and the values around every half-precision value.
         let sweep = (0..u32::MAX / 251).map(|i| i * 251);
         let near = (0..=u16::MAX).flat_map(|h| {
             let bits = f16::from_bits(h).to_f32().to_bits();

@@ -1,17 +1,18 @@
-//! Sixteen values side by side: the width that every kernel is written in.
+//! Operations on [`Lanes`], arrays of sixteen values that the compiler keeps in vector registers.
 //!
-//! A plain array; its loops are unrolled into one AVX-512 register of `f32`, two AVX2 registers or four of
-//! SSE2 or NEON. The width is the same on all of them, so sums are taken in the same order.
+//! Sixteen `f32` fill one AVX-512 register, two AVX2 registers, or four SSE2 or NEON registers. The width is the
+//! same for every instruction set, so that sums are always computed in the same order.
 
-use super::{Element, Real};
+use super::element::Element;
+use super::real::Real;
 
-/// How many values lie side by side.
+/// The number of lanes.
 pub const LANES: usize = 16;
 
-/// Sixteen values.
+/// One value per lane.
 pub type Lanes<T> = [T; LANES];
 
-/// Loads sixteen elements and widens them.
+/// Widens each element.
 #[inline(always)]
 pub(crate) fn widen<E: Element>(elements: &Lanes<E>) -> Lanes<E::Wide> {
     let mut out = [E::Wide::ZERO; LANES];
@@ -21,7 +22,7 @@ pub(crate) fn widen<E: Element>(elements: &Lanes<E>) -> Lanes<E::Wide> {
     out
 }
 
-/// Narrows sixteen values and stores them.
+/// Narrows each value into `out`.
 #[inline(always)]
 pub(crate) fn narrow<E: Element>(values: &Lanes<E::Wide>, out: &mut Lanes<E>) {
     for i in 0..LANES {
@@ -29,7 +30,7 @@ pub(crate) fn narrow<E: Element>(values: &Lanes<E::Wide>, out: &mut Lanes<E>) {
     }
 }
 
-/// f of each value.
+/// f(a)
 #[inline(always)]
 pub(crate) fn map<F: Copy>(a: &Lanes<F>, f: impl Fn(F) -> F) -> Lanes<F> {
     let mut out = *a;
@@ -39,7 +40,7 @@ pub(crate) fn map<F: Copy>(a: &Lanes<F>, f: impl Fn(F) -> F) -> Lanes<F> {
     out
 }
 
-/// f of each pair.
+/// f(a, b)
 #[inline(always)]
 pub(crate) fn zip<F: Copy, G: Copy>(a: &Lanes<F>, b: &Lanes<G>, f: impl Fn(F, G) -> F) -> Lanes<F> {
     let mut out = *a;
@@ -49,19 +50,19 @@ pub(crate) fn zip<F: Copy, G: Copy>(a: &Lanes<F>, b: &Lanes<G>, f: impl Fn(F, G)
     out
 }
 
-/// a where the mask is positive, else b.
+/// a where the mask is positive, otherwise b
 #[inline(always)]
 pub(crate) fn select<F: Real>(mask: &Lanes<F>, a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
     let mut out = *a;
     for i in 0..LANES {
-        // Both are loaded: a load on a condition is a branch.
+        // Load both values first: a conditional load would be a branch.
         let (a, b) = (a[i], b[i]);
         out[i] = if mask[i] > F::ZERO { a } else { b };
     }
     out
 }
 
-/// The larger of each pair; the left one where the right one is NaN.
+/// max(a, b); a where b is NaN
 #[inline(always)]
 pub(crate) fn max<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
     let mut out = *a;
@@ -71,7 +72,7 @@ pub(crate) fn max<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
     out
 }
 
-/// The smaller of each pair; the left one where the right one is NaN.
+/// min(a, b); a where b is NaN
 #[inline(always)]
 pub(crate) fn min<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
     let mut out = *a;
@@ -81,7 +82,7 @@ pub(crate) fn min<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
     out
 }
 
-/// Whether any lane of `a` exceeds its partner.
+/// Whether a > b in any lane.
 #[inline(always)]
 pub(crate) fn any_greater<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> bool {
     let mut any = false;
@@ -101,7 +102,7 @@ pub(crate) fn add<F: Real>(a: &Lanes<F>, b: &Lanes<F>) -> Lanes<F> {
     out
 }
 
-/// sum + x, in double precision.
+/// sum + x, in double precision
 #[inline(always)]
 pub(crate) fn add_to<F: Real>(sum: &Lanes<f64>, x: &Lanes<F>) -> Lanes<f64> {
     let mut wide = [0.0; LANES];
@@ -114,7 +115,7 @@ pub(crate) fn add_to<F: Real>(sum: &Lanes<f64>, x: &Lanes<F>) -> Lanes<f64> {
     wide
 }
 
-/// e^(x - shift), [`Real::BIAS`] times too large.
+/// e^(x - shift) times [`Real::BIAS`]
 #[inline(always)]
 pub(crate) fn exp_biased_sub<F: Real>(x: &Lanes<F>, shift: &Lanes<F>) -> Lanes<F> {
     let mut out = *x;
@@ -124,10 +125,10 @@ pub(crate) fn exp_biased_sub<F: Real>(x: &Lanes<F>, shift: &Lanes<F>) -> Lanes<F
     out
 }
 
-/// Folds sixteen values to one, always in the same order: halves onto halves.
+/// Reduces the lanes to one value, always in the same order: pairwise, by halves.
 ///
-/// By way of memory: of what stays in registers until it is folded, the compiler makes short vectors, all the way
-/// back through the loop that it comes from.
+/// `black_box` stores the lanes in memory first. Otherwise the compiler would use shorter vectors for the reduction
+/// and for the whole loop that computes the lanes.
 #[inline(always)]
 pub(crate) fn fold<T: Copy>(x: Lanes<T>, f: impl Fn(T, T) -> T) -> T {
     let x = std::hint::black_box(x);

@@ -1,12 +1,10 @@
-//! The logarithm in double precision: what a row's sum becomes, sixteen rows at a time.
+//! The natural logarithm in double precision, without branches, so that loops over lanes vectorize.
 //!
-//! Method: x = 2^k m with m in [sqrt(1/2), sqrt(2)), and with f = m - 1 and s = f / (2 + f) the series
-//! ln(1 + f) = 2 (s + s^3/3 + s^5/5 + ...), arranged as f - s (f - 2 (s^2/3 + s^4/5 + ...)), in which the
-//! leading term is exact. Branch-free, so that a loop over lanes becomes vector code.
+//! Method: x = 2^k m with m in [sqrt(1/2), sqrt(2)). With f = m - 1 and s = f / (2 + f), the series is
+//! ln(1 + f) = 2 (s + s^3/3 + s^5/5 + ...), computed as f - s (f - 2 (s^2/3 + s^4/5 + ...)), in which the leading
+//! term is exact.
 
-use super::Real;
-
-/// ln(x) for x >= 0 or NaN, within one unit in the last place.
+/// ln(x) for x >= 0 or NaN, with an error of at most one unit in the last place.
 #[inline(always)]
 pub(crate) fn ln(x: f64) -> f64 {
     const LN2_HIGH: f64 = f64::from_bits(0x3FE6_2E42_FEE0_0000);
@@ -14,11 +12,11 @@ pub(crate) fn ln(x: f64) -> f64 {
     const SQRT_HALF: u64 = 0x3FE6_A09E_667F_3BCD;
     const ONE: u64 = 0x3FF0_0000_0000_0000;
 
-    // Subnormal numbers are first made normal.
+    // Scale subnormal numbers to normal ones.
     let subnormal = x < f64::MIN_POSITIVE;
     let (zero, scale) = (x == 0.0, if subnormal { 18_014_398_509_481_984.0 } else { 1.0 }); // 2^54
     let x = x * scale;
-    // Shifting the exponent so that it changes at sqrt(1/2) puts m where it is wanted.
+    // Shift the bits so that the exponent changes at sqrt(1/2), which gives m in [sqrt(1/2), sqrt(2)).
     let shifted = x.to_bits().wrapping_add(ONE - SQRT_HALF);
     let k = integer(shifted >> 52) - if subnormal { 1077.0 } else { 1023.0 };
     let m = f64::from_bits((shifted & 0x000F_FFFF_FFFF_FFFF).wrapping_add(SQRT_HALF));
@@ -31,12 +29,12 @@ pub(crate) fn ln(x: f64) -> f64 {
     if x < f64::INFINITY { log } else { x }
 }
 
-/// 1/3 + s^2 / 5 + s^4 / 7 + ..., which is (atanh(s) / s - 1) / s^2.
+/// 1/3 + s^2 / 5 + s^4 / 7 + ..., equal to (atanh(s) / s - 1) / s^2, as a function of s^2.
 ///
-/// Up to s^2 = 0.03, what is left out is below 1e-17 of the sum.
+/// For s^2 <= 0.03 the relative truncation error is less than 1e-17.
 #[inline(always)]
 pub(crate) fn atanh_tail(s2: f64) -> f64 {
-    s2.polynomial([
+    const COEFFICIENTS: [f64; 10] = [
         1.0 / 3.0,
         1.0 / 5.0,
         1.0 / 7.0,
@@ -47,21 +45,26 @@ pub(crate) fn atanh_tail(s2: f64) -> f64 {
         1.0 / 17.0,
         1.0 / 19.0,
         1.0 / 21.0,
-    ])
+    ];
+    let mut sum = COEFFICIENTS[9];
+    for k in (0..9).rev() {
+        sum = sum.mul_add(s2, COEFFICIENTS[k]);
+    }
+    sum
 }
 
-/// ln(1 + x) for x in [0, 1] or NaN, within two units in the last place.
+/// ln(1 + x) for x in [0, 1] or NaN, with an error of at most two units in the last place.
 #[inline(always)]
 pub(crate) fn ln_1p(x: f64) -> f64 {
     let u = 1.0 + x;
-    // What rounding took from u, to first order.
+    // The second term corrects the rounding error of u, to first order.
     ln(u) + (x - (u - 1.0)) / u
 }
 
-/// A number below 2^52 as floating point, by its bits: targets differ in how they convert 64-bit integers.
+/// Converts an integer less than 2^52 by its bits, because not every instruction set can convert 64-bit integers.
 #[inline(always)]
 fn integer(n: u64) -> f64 {
-    const EXPONENT: u64 = 0x4330_0000_0000_0000; // 2^52, whose last place is 1
+    const EXPONENT: u64 = 0x4330_0000_0000_0000; // 2^52, whose unit in the last place is 1
     f64::from_bits(EXPONENT | n) - f64::from_bits(EXPONENT)
 }
 
@@ -74,11 +77,11 @@ mod tests {
     }
 
     #[test]
-    fn is_within_its_budget() {
+    fn errors_are_within_bounds() {
         let mut worst = (0.0_f64, 0.0_f64);
         for i in 1..500_000 {
             let t = f64::from(i) / 500_000.0;
-            // Over all magnitudes, and closely around 1.
+            // All magnitudes, and values close to 1.
             for x in [(1400.0 * (t - 0.5)).exp(), 0.5 + t, 1.0 + 1e-6 * (t - 0.5)] {
                 if x != 1.0 {
                     worst.0 = worst.0.max(ulps(ln(x), x.ln()));
@@ -92,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_range_are_exact() {
+    fn special_values_are_exact() {
         assert_eq!(ln(1.0), 0.0);
         assert_eq!(ln(0.0), f64::NEG_INFINITY);
         for x in [5e-324, 1e-310, f64::MIN_POSITIVE] {

@@ -1,8 +1,8 @@
-//! Instruction sets: a kernel body is written once and compiled for each of them.
+//! Compiles each kernel for several instruction sets, and selects one of them at run time.
 //!
-//! A [`Kernel`] is an ordinary `#[inline(always)]` body over fixed-width [`Lanes`]. [`run`] inlines it into
-//! a function that may use one instruction set's registers, chosen once per call. Every set performs the
-//! same operations in the same order, on sixteen lanes everywhere, so all of them give the same bits.
+//! The body of a [`Kernel`] is a plain `#[inline(always)]` function over fixed-width [`Lanes`]. [`run`] inlines it
+//! into a function that is compiled for one instruction set. All instruction sets perform the same operations in
+//! the same order, so they give the same bits.
 
 mod element;
 pub(crate) mod lanes;
@@ -15,10 +15,10 @@ pub use real::Real;
 
 /// A computation that [`run`] compiles for every instruction set.
 pub trait Kernel {
-    /// What the computation returns.
+    /// The type of the result.
     type Output;
 
-    /// The body; mark it `#[inline(always)]`, or it is compiled for the baseline only.
+    /// Runs the computation. Mark it `#[inline(always)]`; otherwise it is compiled for the baseline only.
     fn run(self) -> Self::Output;
 }
 
@@ -26,21 +26,21 @@ pub trait Kernel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Isa {
-    /// What every processor of the target has: SSE2 on x86-64, without FMA, which makes it slow.
+    /// The baseline of the target: SSE2 on x86-64, which is slow because it has no FMA.
     Portable,
-    /// 256-bit registers, with FMA.
+    /// AVX2 with FMA: 256-bit registers.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// 512-bit registers.
+    /// AVX-512 (F, BW, DQ and VL): 512-bit registers.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// 128-bit registers of 64-bit Arm.
+    /// NEON on 64-bit Arm: 128-bit registers.
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
 
 impl Isa {
-    /// The instruction sets of this machine, the widest last.
+    /// The instruction sets that this machine supports, the widest last.
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
         let mut sets = vec![Isa::Portable];
@@ -60,7 +60,7 @@ impl Isa {
         sets
     }
 
-    /// The widest instruction set of this machine.
+    /// The widest instruction set that this machine supports.
     #[inline]
     pub fn best() -> Isa {
         #[cfg(target_arch = "x86_64")]
@@ -108,11 +108,11 @@ fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
-/// Asks for the memory of an element to be brought near, to the second-level cache, while something is computed.
+/// Prefetches the cache line of an element into the second-level cache.
 #[inline(always)]
 pub(crate) fn prefetch<T>(element: &T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, of a valid address, that every x86-64 has.
+    // SAFETY: every x86-64 has this instruction, and the address is valid.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(element).cast());
@@ -125,20 +125,20 @@ pub(crate) fn prefetch<T>(element: &T) {
 ///
 /// # Panics
 ///
-/// If the machine lacks `isa`.
+/// If this machine does not support `isa`.
 #[inline]
 pub fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-    assert!(isa.is_available(), "this machine has no {isa:?}");
+    assert!(isa.is_available(), "this machine does not support {isa:?}");
     match isa {
         Isa::Portable => portable(kernel),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the machine has the features, as just checked.
+        // SAFETY: the machine supports the features, as checked above.
         Isa::Avx2 => unsafe { avx2(kernel) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the machine has the features, as just checked.
+        // SAFETY: the machine supports the features, as checked above.
         Isa::Avx512 => unsafe { avx512(kernel) },
         #[cfg(target_arch = "aarch64")]
-        // SAFETY: the machine has the features, as just checked.
+        // SAFETY: the machine supports the features, as checked above.
         Isa::Neon => unsafe { neon(kernel) },
     }
 }

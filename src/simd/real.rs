@@ -1,37 +1,39 @@
 //! The types that kernels compute in, `f32` and `f64`, with their exponential and logarithm.
 //!
-//! Method: Cody-Waite reduction x = n ln 2 + r with |r| <= ln(2)/2, a polynomial for e^r, a power of two by
-//! its bits. No table and no branch, so that a loop over lanes becomes vector code. Multiplications and
-//! additions are fused: a third fewer operations. Every processor that has vectors worth using has that
-//! instruction (x86-64 since 2013, all 64-bit Arm); for others libm computes the same bits, slowly.
+//! Method of the exponential: Cody-Waite reduction x = n ln 2 + r with |r| <= ln(2)/2, a polynomial for e^r, and
+//! 2^n from its bits. There are no tables and no branches, so that loops over lanes vectorize. Multiplications and
+//! additions are fused, which saves a third of the operations. Processors without this instruction (x86-64 before
+//! 2013) compute the same bits with libm, slowly.
 //!
-//! The exponential is returned [`Real::BIAS`] times too large, and divided by it at the very end: results
-//! underflow gradually, rounded once.
+//! The exponential is scaled by [`Real::BIAS`]. The caller divides by it in the last step, so that results underflow
+//! gradually and are rounded only once.
+
+use super::log;
 
 /// A floating-point type that kernels compute in.
 pub trait Real: Copy + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
     /// Zero.
     const ZERO: Self;
-    /// The least finite value: where a maximum begins, without making (inf - inf) of scores that are -inf.
+    /// The smallest finite value. A maximum that starts from it, and not from -inf, cannot lead to inf - inf.
     const LOWEST: Self;
-    /// The least normal number.
+    /// The smallest positive normal number.
     const MIN_POSITIVE: f64;
-    /// What [`Real::exp_biased`] multiplies by: enough that no e^x that could round to a subnormal number is
-    /// subnormal before the final scaling.
+    /// The factor of [`Real::exp_biased`], so large that e^x is a normal number before it is divided by the factor,
+    /// even if the quotient is subnormal.
     const BIAS: f64;
 
-    /// e^x times [`Real::BIAS`], for x <= 32 or NaN; for larger x some value, never a trap.
+    /// e^x times [`Real::BIAS`], for x <= 32 or NaN; unspecified for larger x.
     ///
-    /// Error against the exact value: `f32` at most 1.2 + |x| / 40 units in the last place, `f64` at most 1.2.
-    /// Exactly 0 for x = -inf, NaN for NaN.
+    /// The error is at most 1.2 + |x| / 40 units in the last place for `f32` and 1.2 for `f64`. The result is exactly
+    /// 0 for -inf and NaN for NaN.
     fn exp_biased(self) -> Self;
 
-    /// ln(x) for normal x, within two units in the last place; for others some value, never a trap.
+    /// ln(x) for positive normal x, with an error of at most two units in the last place; unspecified for other x.
     fn ln_normal(self) -> Self;
 
-    /// Rounds to nearest, ties to even.
+    /// Converts from double precision; rounds to nearest, ties to even.
     fn from_f64(x: f64) -> Self;
-    /// Exact.
+    /// Converts to double precision, exactly.
     fn to_f64(self) -> f64;
     /// self + other
     fn add(self, other: Self) -> Self;
@@ -41,7 +43,7 @@ pub trait Real: Copy + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
     fn mul(self, other: Self) -> Self;
     /// self / other
     fn div(self, other: Self) -> Self;
-    /// c_0 + c_1 x + c_2 x^2 + ..., by Horner's rule, each step fused.
+    /// c_0 + c_1 x + c_2 x^2 + ..., by Horner's rule with fused multiply-add.
     fn polynomial<const N: usize>(self, c: [Self; N]) -> Self;
 }
 
@@ -90,17 +92,17 @@ impl Real for f32 {
 
     #[inline(always)]
     fn exp_biased(self) -> f32 {
-        // Adding 1.5 * 2^23 rounds to the nearest integer n and leaves it in the low bits; what is added to
-        // that makes them the exponent bits of 2^n times the bias.
+        // Adding 1.5 * 2^23 rounds to the nearest integer n and leaves n in the low bits. The other terms turn these
+        // bits into the exponent bits of 2^n times the bias.
         const ROUND: f32 = 12_582_912.0 + 127.0 + 24.0;
-        // e^-104 is below half of the smallest subnormal number.
+        // e^-104 is less than half of the smallest subnormal number.
         const LEAST: f32 = -104.0;
 
         let shifted = self.mul_add(std::f32::consts::LOG2_E, ROUND);
         let n = shifted - ROUND;
-        // One part of ln 2 is enough: the rounding of x - max, which x is, costs more.
+        // ln 2 in one part is precise enough: the argument is a difference, whose rounding error is larger.
         let r = n.mul_add(-std::f32::consts::LN_2, self);
-        // e^r = 1 + r + r^2 q(r); q is the Chebyshev fit of degree 4, within 7.9e-9 (an eighth of a unit).
+        // e^r = 1 + r + r^2 q(r), where q is the Chebyshev fit of degree 4, with an error of 7.9e-9 (1/8 ulp).
         let q = r.polynomial([0.5, 1.666_657_7e-1, 4.166_655_4e-2, 8.363_233e-3, 1.392_625_1e-3]);
         let power = f32::from_bits(shifted.to_bits() << 23);
         let e = q.mul_add(r * r, r).mul_add(power, power);
@@ -109,13 +111,13 @@ impl Real for f32 {
 
     #[inline(always)]
     fn ln_normal(self) -> f32 {
-        // As `log::ln`, with m in [sqrt(1/2), sqrt(2)), x = 2^k m.
+        // As in `log::ln`, x = 2^k m with m in [sqrt(1/2), sqrt(2)).
         const SQRT_HALF: u32 = 0x3F35_04F3;
         const ONE: u32 = 0x3F80_0000;
         let shifted = self.to_bits().wrapping_add(ONE - SQRT_HALF);
         let k = (shifted >> 23) as i32 - 127;
         let f = f32::from_bits((shifted & 0x007F_FFFF) + SQRT_HALF) - 1.0;
-        // ln(1 + f) = f + f^2 q(f); q is the minimax fit, within a tenth of a unit of the logarithm.
+        // ln(1 + f) = f + f^2 q(f), where q is the minimax fit, with an error of 1/10 ulp of the logarithm.
         let q = f.polynomial([
             -0.5,
             3.333_333e-1,
@@ -141,7 +143,7 @@ impl Real for f64 {
 
     #[inline(always)]
     fn exp_biased(self) -> f64 {
-        const ROUND: f64 = 6_755_399_441_055_744.0 + 1023.0 + 54.0; // 1.5 * 2^52, and as above
+        const ROUND: f64 = 6_755_399_441_055_744.0 + 1023.0 + 54.0; // 1.5 * 2^52, as for f32
         const LN2_HIGH: f64 = std::f64::consts::LN_2;
         const LN2_LOW: f64 = 2.319_046_813_846_299_6e-17;
         const LEAST: f64 = -746.0;
@@ -149,7 +151,7 @@ impl Real for f64 {
         let shifted = self.mul_add(std::f64::consts::LOG2_E, ROUND);
         let n = shifted - ROUND;
         let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, self));
-        // The Taylor series to r^13; what is left out is below 4.2e-18.
+        // The Taylor series up to r^13, with a truncation error of 4.2e-18.
         let q = r.polynomial([
             0.5,
             1.0 / 6.0,
@@ -171,7 +173,7 @@ impl Real for f64 {
 
     #[inline(always)]
     fn ln_normal(self) -> f64 {
-        super::log::ln(self)
+        log::ln(self)
     }
 
     arithmetic!();
@@ -181,18 +183,18 @@ impl Real for f64 {
 mod tests {
     use super::*;
 
-    /// Distance in units in the last place of the exact value, where that is a normal number.
+    /// The error in units in the last place of the exact value, which must be a normal number.
     fn ulps(got: f64, exact: f64, unit: f64) -> f64 {
         (got - exact).abs() / (exact.abs() * unit)
     }
 
     #[test]
-    fn f32_exponential_is_within_its_budget() {
+    fn f32_exponential_error_is_within_bounds() {
         let mut worst = 0.0_f64;
         for i in 0..=2_000_000 {
             let x = -87.0 * (i as f32) / 2_000_000.0;
             let got = f64::from(x.exp_biased()) / f32::BIAS;
-            // f64's own exponential is the oracle. A unit is at least 2^-24 of the value.
+            // The reference is the exponential of f64.
             let ulps = ulps(got, f64::from(x).exp(), f64::from(f32::EPSILON));
             worst = worst.max(ulps - f64::from(-x) / 40.0);
         }
@@ -200,17 +202,17 @@ mod tests {
     }
 
     #[test]
-    fn f64_exponential_is_within_its_budget() {
+    fn f64_exponential_error_is_within_bounds() {
         let mut worst = 0.0_f64;
         for i in 0..=1_000_000 {
             let x = -700.0 * f64::from(i) / 1_000_000.0;
             worst = worst.max(ulps(x.exp_biased() / f64::BIAS, x.exp(), f64::EPSILON));
         }
-        assert!(worst <= 1.2, "{worst}"); // the oracle, libm's, is within half a unit itself
+        assert!(worst <= 1.2, "{worst}"); // of which the reference, libm, may account for 0.5
     }
 
     #[test]
-    fn f32_logarithm_is_within_its_budget() {
+    fn f32_logarithm_error_is_within_bounds() {
         let mut worst = 0.0_f64;
         for i in 0..2_000_000 {
             let t = f64::from(i) / 2_000_000.0;
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_range_are_exact() {
+    fn special_values_are_exact() {
         assert_eq!(0.0_f32.exp_biased(), f32::BIAS as f32);
         assert_eq!(0.0_f64.exp_biased(), f64::BIAS);
         assert_eq!(f32::NEG_INFINITY.exp_biased(), 0.0);
