@@ -1,11 +1,12 @@
-//! Shares tiles of rows out among threads.
+//! Distributes tiles of rows over threads.
 //!
-//! In a process where torch runs, its own pool does the work: torch's OpenMP workers spin for a while after
-//! each operator, so a second pool would find the cores busy. Elsewhere rayon does. In a forked child
-//! neither pool has threads (waiting for them would hang), so the work is done in place.
+//! If the process uses torch, the work runs on torch's own thread pool: its OpenMP threads spin for a while after
+//! each operator, and a second pool would compete with them for the cores. Otherwise it runs on rayon's pool. In a
+//! forked child both pools have lost their threads, and waiting for them would hang, so the calling thread does all
+//! the work.
 //!
-//! A tile is a number of rows that depends on the shape alone. Sums are kept per tile and added in the
-//! order of the tiles: results do not depend on the number of threads.
+//! The number of rows in a tile depends on the shape only. Sums are computed per tile and added in the order of the
+//! tiles, so that results do not depend on the number of threads.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -17,11 +18,11 @@ use rayon::prelude::*;
 
 use crate::simd::LANES;
 
-/// Elements in a tile: some microseconds of work, so that small inputs stay on the calling thread, and
-/// sixteen rows (a lane each) of a thousand classes.
+/// The number of elements in a tile: a few microseconds of work, so that small inputs stay on the calling thread,
+/// and enough for sixteen rows (one per lane) of a thousand classes.
 const TILE_ELEMENTS: usize = 16_384;
 
-/// The rows of a shape, cut into tiles.
+/// A division of rows into tiles.
 #[derive(Clone, Copy, Debug)]
 pub struct Tiles {
     n_rows: usize,
@@ -29,15 +30,15 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// Tiles for `n_rows` rows of `n_classes`.
+    /// Divides `n_rows` rows of `n_classes` elements.
     pub fn new(n_rows: usize, n_classes: usize) -> Tiles {
         let rows = TILE_ELEMENTS / n_classes.max(1);
-        // Whole groups of lanes, where rows are taken in groups.
+        // A multiple of the lanes, because kernels process rows of few classes in groups of this size.
         let rows = if rows > LANES { rows - rows % LANES } else { rows.max(1) };
         Tiles { n_rows, rows_per_tile: rows }
     }
 
-    /// How many there are.
+    /// The number of tiles.
     pub fn len(&self) -> usize {
         self.n_rows.div_ceil(self.rows_per_tile)
     }
@@ -54,7 +55,7 @@ impl Tiles {
     }
 }
 
-/// Calls `work` with ranges that cover `0..n` once each, on as many threads as are worth it.
+/// Calls `work`, on several threads if possible, with disjoint ranges that cover `0..n`.
 pub fn share(n: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
     if n <= 1 || forked() {
         work(0..n);
@@ -65,13 +66,13 @@ pub fn share(n: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
         if threads == 1 {
             return work(0..n);
         }
-        // A few ranges a thread even out rows of different cost.
+        // Several ranges per thread balance rows of different cost.
         let length = n.div_ceil(4 * threads);
         (0..n.div_ceil(length)).into_par_iter().for_each(|i| work(i * length..((i + 1) * length).min(n)));
     }
 }
 
-/// As [`share`], and collects what `work` returns for each index, in order.
+/// As [`share`], where `work` also gets the slots of its range in the returned vector, initially `empty`.
 pub fn collect<T: Send + Clone>(
     n: usize,
     empty: T,
@@ -80,20 +81,20 @@ pub fn collect<T: Send + Clone>(
     let mut out = vec![empty; n];
     let parts = Disjoint::new(&mut out);
     share(n, &|range| {
-        // SAFETY: `share` gives every index to one call only.
+        // SAFETY: the ranges of `share` are disjoint.
         work(range.clone(), unsafe { parts.part(range) });
     });
     out
 }
 
-/// A slice of which several threads write parts that do not overlap.
+/// A mutable slice, of which several threads may write disjoint parts.
 pub(crate) struct Disjoint<'a, T> {
     data: *mut T,
     len: usize,
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: only disjoint parts are reached through it.
+// SAFETY: by the contract of `part`, threads access disjoint parts.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
@@ -101,18 +102,20 @@ impl<'a, T> Disjoint<'a, T> {
         Disjoint { data: slice.as_mut_ptr(), len: slice.len(), borrowed: PhantomData }
     }
 
+    /// The elements in `range`.
+    ///
     /// # Safety
     ///
-    /// No two parts in use at the same time overlap.
-    #[allow(clippy::mut_from_ref)] // what the contract is for
+    /// Parts that are in use at the same time must not overlap.
+    #[allow(clippy::mut_from_ref)] // safe by the contract
     pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len);
-        // SAFETY: inside the slice, as just checked, and the caller's alone.
+        // SAFETY: the range is inside the slice, as checked above, and nothing else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
     }
 }
 
-/// torch's `torch_parallel_for`, a part of its stable C ABI since 2.10 (torch/csrc/stable/c/shim.h).
+/// The type of `torch_parallel_for`, part of torch's stable C ABI since 2.10 (torch/csrc/stable/c/shim.h).
 pub type TorchParallelFor = unsafe extern "C" fn(
     begin: i64,
     end: i64,
@@ -125,29 +128,29 @@ struct Torch(TorchParallelFor);
 
 static TORCH: OnceLock<Torch> = OnceLock::new();
 
-/// From now on torch's pool does the work, with as many threads as `torch.set_num_threads` says.
+/// Makes torch's thread pool do the work from now on, with the number of threads that torch is set to.
 ///
 /// # Safety
 ///
-/// `parallel_for` is torch's function, and torch is never unloaded.
+/// `parallel_for` must be torch's function, and torch must never be unloaded.
 pub unsafe fn use_torch(parallel_for: TorchParallelFor) {
     watch_forks();
     let _ = TORCH.set(Torch(parallel_for));
 }
 
-/// Whether torch's pool does the work.
+/// Whether torch's thread pool does the work.
 pub fn uses_torch() -> bool {
     TORCH.get().is_some()
 }
 
-/// What crosses torch's C function: the work, and the panic that must not.
+/// The context pointer of torch's C function: the work, and a panic in it, which must not unwind through C.
 struct Context<'a> {
     work: &'a (dyn Fn(Range<usize>) + Sync),
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
 
 unsafe extern "C" fn call(begin: i64, end: i64, context: *mut c_void) {
-    // SAFETY: `Torch::share` passes its own context, which outlives the call.
+    // SAFETY: `Torch::share` passes this context, which outlives the call.
     let context = unsafe { &*context.cast::<Context<'_>>() };
     let range = begin as usize..end as usize;
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (context.work)(range))) {
@@ -159,7 +162,7 @@ impl Torch {
     fn share(&self, n: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
         let mut context = Context { work, panic: Mutex::new(None) };
         let pointer = (&raw mut context).cast::<c_void>();
-        // SAFETY: the function is torch's, by the contract of `use_torch`; it returns when all work is done.
+        // SAFETY: this is torch's function, by the contract of `use_torch`; it returns after all work is done.
         let status = unsafe { (self.0)(0, n as i64, 1, call, pointer) };
         if let Some(panic) = context.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(panic);
@@ -179,16 +182,16 @@ mod fork {
         FORKED.store(true, Ordering::Relaxed);
     }
 
-    /// Notes every fork from now on.
+    /// Registers the handler that detects forks.
     pub(super) fn watch_forks() {
         static ONCE: Once = Once::new();
-        // SAFETY: the handler does nothing but store a flag.
+        // SAFETY: the handler only stores a flag.
         ONCE.call_once(|| unsafe {
             libc::pthread_atfork(None, None, Some(in_child));
         });
     }
 
-    /// Whether this process was forked off one that may have used its pool.
+    /// Whether this process was forked from one that may have used its thread pool.
     pub(super) fn forked() -> bool {
         watch_forks();
         FORKED.load(Ordering::Relaxed)
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn every_index_is_visited_once_and_in_place() {
+    fn collect_visits_every_index_once() {
         for n in [0, 1, 2, 63, 1000] {
             let out = collect(n, 0, &|range, part: &mut [usize]| {
                 for (i, slot) in range.zip(part) {
@@ -238,13 +241,13 @@ mod tests {
         work: unsafe extern "C" fn(i64, i64, *mut c_void),
         context: *mut c_void,
     ) -> i32 {
-        // SAFETY: what `Torch::share` passed.
+        // SAFETY: these are the arguments of `Torch::share`.
         unsafe { work(begin, end, context) };
         0
     }
 
     #[test]
-    fn a_panic_does_not_cross_the_c_function() {
+    fn panics_do_not_unwind_through_c() {
         let caught = catch_unwind(|| Torch(serial).share(3, &|_| panic!("inside")));
         assert_eq!(*caught.unwrap_err().downcast::<&str>().unwrap(), "inside");
     }
