@@ -1,4 +1,4 @@
-//! With the feature `tch`, compiles the C++ of src/tch against the torch that torch-sys has found.
+//! With the feature `tch`, compiles the C++ file of src/tch against the torch that torch-sys found.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -13,13 +13,13 @@ fn tch() {
     const SOURCE: &str = "src/tch/torch.cpp";
     println!("cargo:rerun-if-changed={SOURCE}");
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
-    // torch-sys tells where torch is, but where there is only documentation to build, for docs.rs.
+    // torch-sys sets this variable, except in builds of the documentation.
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else { return };
     let include = lib.parent().unwrap_or(Path::new("/")).join("include");
     cc::Build::new()
         .cpp(true)
         .std("c++17")
-        .warnings(false) // torch's headers have plenty
+        .warnings(false) // there are many in torch's headers
         .opt_level(2)
         .debug(false)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
@@ -28,8 +28,8 @@ fn tch() {
         .file(SOURCE)
         .compile("lr_relax_torch");
 
-    // Tests and examples find torch's libraries by themselves: `cargo test` and `cargo run` tell the loader
-    // about folders to link from, if they lie in the target folder. So a link to torch's folder lies there.
+    // `cargo test` and `cargo run` add a link search path to the library path of the process only if it is in the
+    // target folder. Create a symbolic link there, so that tests and examples find torch's libraries.
     #[cfg(unix)]
     {
         let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("set by cargo"));
@@ -38,7 +38,10 @@ fn tch() {
         match std::os::unix::fs::symlink(&lib, &link) {
             Ok(()) => println!("cargo:rustc-link-search=native={}", link.display()),
             Err(error) => {
-                println!("cargo:warning=could not link {} to torch's libraries: {error}", link.display())
+                println!(
+                    "cargo:warning=could not create the link {} to torch's libraries: {error}",
+                    link.display()
+                )
             }
         }
     }

@@ -1,9 +1,9 @@
-//! The memory of large gradients, kept from one step to the next.
+//! A cache of one buffer for large gradients.
 //!
-//! Memory that is new to the process costs more than the gradient that is written to it: the system maps and
-//! zeroes it page by page, at several times the cost of the whole computation. malloc gives blocks of this
-//! size back to the system at once, so each training step would pay anew. We keep the block of the last
-//! large gradient that was freed, one per process, and use it for the next one.
+//! Memory that is new to the process is expensive: the system maps and zeroes it page by page, which takes several
+//! times as long as computing a gradient. malloc returns large blocks to the system when they are freed, so that
+//! every training step would pay this cost again. This cache keeps the buffer of the last large gradient that was
+//! freed, one per process, for the next gradient.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
@@ -11,20 +11,20 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use crate::rows::Error;
 
-/// Smaller blocks stay with malloc anyway (glibc's largest threshold for giving them back).
-const LARGE: usize = 32 << 20;
-/// Larger ones are not worth keeping from the rest of the machine.
-const HUGE: usize = 1 << 30;
-/// A cache line.
+/// The smallest size that is cached. glibc's malloc keeps smaller blocks itself.
+const MIN_SIZE: usize = 32 << 20;
+/// The largest size that is cached, so that the process does not hold too much memory.
+const MAX_SIZE: usize = 1 << 30;
+/// The size of a cache line.
 const ALIGNMENT: usize = 64;
 
-/// Memory of our own.
+/// An owned block of memory.
 struct Block {
     data: NonNull<u8>,
     layout: Layout,
 }
 
-// SAFETY: memory of no one else.
+// SAFETY: the block is the only owner of its memory.
 unsafe impl Send for Block {}
 
 impl Block {
@@ -34,7 +34,7 @@ impl Block {
         NonNull::new(unsafe { alloc(layout) }).map(|data| Block { data, layout })
     }
 
-    /// At most a quarter may go unused.
+    /// Whether the block is large enough, and at most a quarter of it would be unused.
     fn fits(&self, size: usize) -> bool {
         let own = self.layout.size();
         size <= own && own - size <= own / 4
@@ -43,61 +43,62 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and the only owner.
+        // SAFETY: the memory was allocated with this layout, and this is its only owner.
         unsafe { dealloc(self.data.as_ptr(), self.layout) };
     }
 }
 
-static KEPT: Mutex<Option<Block>> = Mutex::new(None);
+static CACHE: Mutex<Option<Block>> = Mutex::new(None);
 
-/// Never waits: who finds it taken does without (its holder may be a thread that a fork left behind).
-fn kept() -> Option<MutexGuard<'static, Option<Block>>> {
-    match KEPT.try_lock() {
+/// The cache, or `None` if another thread holds the lock. Waiting could block forever in a forked child, where the
+/// holder may be a thread that does not exist.
+fn try_cache() -> Option<MutexGuard<'static, Option<Block>>> {
+    match CACHE.try_lock() {
         Ok(guard) => Some(guard),
         Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
         Err(TryLockError::WouldBlock) => None,
     }
 }
 
-/// A block in use; dropped, it is kept for the next one.
-pub(crate) struct Lent(Option<Block>);
+/// A buffer that returns to the cache when it is dropped.
+pub(crate) struct CachedBuffer(Option<Block>);
 
-impl Lent {
-    /// Where it begins: a multiple of the size of a cache line.
+impl CachedBuffer {
+    /// The start of the buffer, aligned to a cache line.
     pub(crate) fn data(&self) -> *mut u8 {
-        self.0.as_ref().expect("taken only by drop").data.as_ptr()
+        self.0.as_ref().expect("only drop takes the block").data.as_ptr()
     }
 }
 
-impl Drop for Lent {
+impl Drop for CachedBuffer {
     fn drop(&mut self) {
-        let freed = self.0.take().filter(|block| block.layout.size() <= HUGE);
+        let freed = self.0.take().filter(|block| block.layout.size() <= MAX_SIZE);
         if freed.is_some()
-            && let Some(mut kept) = kept()
+            && let Some(mut cache) = try_cache()
         {
-            let before = std::mem::replace(&mut *kept, freed);
-            // Giving memory back takes a while; not under the lock.
-            drop(kept);
-            drop(before);
+            let replaced = std::mem::replace(&mut *cache, freed);
+            // Release the lock first: freeing a large block takes time.
+            drop(cache);
+            drop(replaced);
         }
     }
 }
 
-/// Memory for something of `size` bytes that lasts for a step; none where malloc does as well.
-pub(crate) fn lend(size: usize) -> Result<Option<Lent>, Error> {
-    if size < LARGE {
+/// A buffer of at least `size` bytes, or `None` if `size` is so small that malloc is as fast.
+pub(crate) fn lend(size: usize) -> Result<Option<CachedBuffer>, Error> {
+    if size < MIN_SIZE {
         return Ok(None);
     }
-    let block = kept()
-        .and_then(|mut kept| kept.take_if(|block| block.fits(size)))
+    let block = try_cache()
+        .and_then(|mut cache| cache.take_if(|block| block.fits(size)))
         .or_else(|| Block::new(size))
         .ok_or(Error::Memory { bytes: size })?;
-    Ok(Some(Lent(Some(block))))
+    Ok(Some(CachedBuffer(Some(block))))
 }
 
-/// Gives the memory that is kept for the next large gradient back to the system.
+/// Frees the cached buffer.
 pub fn empty_cache() {
-    if let Some(mut kept) = kept() {
-        drop(kept.take());
+    if let Some(mut cache) = try_cache() {
+        drop(cache.take());
     }
 }

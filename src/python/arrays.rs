@@ -1,4 +1,4 @@
-//! Reads NumPy arrays.
+//! Views of NumPy arrays.
 
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
@@ -8,7 +8,7 @@ use crate::untyped::{Dtype, View};
 
 use super::tensors;
 
-/// What a NumPy array or a torch tensor, the argument `name`, looks like in memory.
+/// A view of the argument `name`, a NumPy array or a torch tensor.
 pub(super) fn borrow(array: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     let Ok(array) = array.downcast::<PyUntypedArray>() else {
         return tensors::borrow(array, name);
@@ -29,7 +29,7 @@ pub(super) fn borrow(array: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
         _ => Dtype::Other,
     };
     let size = dtype.size() as isize;
-    // SAFETY: a NumPy array, as just checked.
+    // SAFETY: `array` is a NumPy array, as checked above.
     let (data, flags) = unsafe { ((*array.as_array_ptr()).data, (*array.as_array_ptr()).flags) };
     let whole = array.strides().iter().all(|stride| stride % size == 0);
     let native = descr.byteorder() == b'=' || descr.byteorder() == b'|';
@@ -41,7 +41,7 @@ pub(super) fn borrow(array: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     Ok(View {
         data: data.cast(),
         dtype,
-        other: descr.to_string().into(),
+        type_name: descr.to_string().into(),
         shape: array.shape().to_vec(),
         strides: array.strides().iter().map(|stride| stride / size).collect(),
     })

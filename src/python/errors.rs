@@ -1,4 +1,4 @@
-//! The one conversion of the crate's errors to Python's.
+//! Converts the errors of the crate to Python exceptions.
 
 use pyo3::exceptions::{PyIndexError, PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;

@@ -1,26 +1,20 @@
-//! The border to Python: the extension module `lr_relax._native`.
+//! The Python bindings: the extension module `lr_relax._native`.
 //!
-//! It translates arrays, tensors and errors, and releases the GIL around the kernels; it computes nothing.
+//! The bindings convert arrays, tensors and errors, and release the GIL while a kernel runs.
 
 mod arrays;
-#[cfg(not(feature = "pyo3-tch"))]
-mod dlpack;
 mod errors;
 mod losses;
 mod metrics;
-#[cfg(feature = "pyo3-tch")]
-mod pyo3_tch;
+// Both files have the same functions.
+#[cfg_attr(feature = "pyo3-tch", path = "pyo3_tch.rs")]
+#[cfg_attr(not(feature = "pyo3-tch"), path = "dlpack.rs")]
+mod tensors;
 mod threads;
-
-// The two ways to torch's tensors; both have the same functions.
-#[cfg(not(feature = "pyo3-tch"))]
-use dlpack as tensors;
-#[cfg(feature = "pyo3-tch")]
-use pyo3_tch as tensors;
 
 use pyo3::prelude::*;
 
-/// The Rust side of lr_relax; `lr_relax.functional` and `lr_relax.metrics` are its public face.
+/// The extension module of lr_relax. The public API is in `lr_relax.functional` and `lr_relax.metrics`.
 #[pymodule]
 mod _native {
     #[pymodule_export]
@@ -38,14 +32,14 @@ mod _native {
     use super::threads::uses_torch_threads;
 }
 
-/// Learns how to read torch's tensors, and to use its threads. Called once, when the package is imported.
+/// Connects the extension to torch's tensors and thread pool. The package calls it once, when it is imported.
 #[pyfunction]
 fn connect(torch: &Bound<'_, PyModule>) -> PyResult<()> {
     tensors::connect(torch)?;
     threads::connect(torch)
 }
 
-/// Gives the memory that is kept for the next large gradient back to the system.
+/// Frees the buffer that is cached for large gradients.
 #[pyfunction]
 fn empty_cache() {
     crate::memory::empty_cache();

@@ -1,25 +1,25 @@
-//! Reads and makes torch tensors through pyo3-tch: the C++ tensor behind the Python object.
+//! Views and creates torch tensors with pyo3-tch, which accesses the C++ tensor of a Python tensor.
 //!
-//! The same functions as those of `dlpack`, for builds that are bound to one torch release anyway.
+//! It has the functions of dlpack.rs, for builds that are bound to one torch release.
 
 use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 use tch::Tensor;
 
-use crate::memory::Lent;
+use crate::memory::CachedBuffer;
 use crate::rows::Error;
 use crate::tch::torch;
 use crate::untyped::{Dtype, View};
 
-/// There is nothing to look up: torch is linked.
+/// Does nothing, because this build is linked to torch.
 pub(super) fn connect(_torch: &Bound<'_, PyModule>) -> PyResult<()> {
     Ok(())
 }
 
-/// What `tensor`, the argument `name`, looks like in memory.
+/// A view of `tensor`, the argument `name`.
 pub(super) fn borrow(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
-    // The C++ tensor may go: the Python object keeps the memory.
+    // The Python object keeps the memory alive, so the C++ tensor can be dropped.
     let borrowed = torch::view(&unwrap(tensor, name)?, name)?;
     let mut view = borrowed.view;
     if !borrowed.device.is_cpu() {
@@ -29,7 +29,7 @@ pub(super) fn borrow(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
         )));
     }
     if view.dtype == Dtype::Other {
-        view.other = tensor.getattr("dtype")?.to_string().into();
+        view.type_name = tensor.getattr("dtype")?.to_string().into();
     }
     Ok(view)
 }
@@ -45,13 +45,13 @@ fn unwrap(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<Tensor> {
 fn wrap(py: Python<'_>, tensor: Result<Tensor, Error>) -> PyResult<(Bound<'_, PyAny>, View)> {
     let tensor = tensor.map_err(|error| PyMemoryError::new_err(error.to_string()))?;
     let view = torch::view(&tensor, "output")?.view;
-    // Not through `into_pyobject`, which turns a failure into None.
+    // `into_pyobject` would turn a failure into None.
     let object = tensor.pyobject_wrap().map_err(Error::from)?;
-    // SAFETY: a new reference, or null with an error set.
+    // SAFETY: the pointer is a new reference, or null with an exception set.
     Ok((unsafe { Bound::from_owned_ptr_or_err(py, object.cast()) }?, view))
 }
 
-/// A new tensor of the given type and shape, with the strides of `model` where these leave no gaps.
+/// A new tensor of the type and shape of `model`, not initialized; of the same strides if these are dense.
 pub(super) fn empty_like<'py>(
     model: &Bound<'py, PyAny>,
     _dtype: Dtype,
@@ -60,12 +60,12 @@ pub(super) fn empty_like<'py>(
     wrap(model.py(), torch::empty_like(&unwrap(model, "input")?))
 }
 
-/// A new scalar.
+/// A new scalar tensor, not initialized.
 pub(super) fn empty_scalar(py: Python<'_>, dtype: Dtype) -> PyResult<(Bound<'_, PyAny>, View)> {
     allocate(py, dtype, &[])
 }
 
-/// A new contiguous tensor, with torch's memory.
+/// A new contiguous tensor, not initialized.
 pub(super) fn allocate<'py>(
     py: Python<'py>,
     dtype: Dtype,
@@ -74,12 +74,12 @@ pub(super) fn allocate<'py>(
     wrap(py, torch::allocate(dtype, shape))
 }
 
-/// A contiguous tensor over lent memory, which comes back when torch is done with it.
+/// A contiguous tensor that owns a cached buffer.
 pub(super) fn adopt<'py>(
     py: Python<'py>,
-    block: Lent,
+    buffer: CachedBuffer,
     dtype: Dtype,
     shape: &[usize],
 ) -> PyResult<(Bound<'py, PyAny>, View)> {
-    wrap(py, torch::adopt(block, dtype, shape))
+    wrap(py, torch::adopt(buffer, dtype, shape))
 }

@@ -9,7 +9,7 @@ use std::ptr::null_mut;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::memory::Lent;
+use crate::memory::CachedBuffer;
 use crate::rows::Error;
 use crate::threads::{TorchParallelFor, use_torch};
 use crate::untyped::{Dtype, View};
@@ -192,7 +192,7 @@ pub(crate) fn view(tensor: &Tensor, name: &str) -> Result<Borrowed, Error> {
     let view = View {
         data: raw.data.cast_mut().cast(),
         dtype: dtype.unwrap_or(Dtype::Other),
-        other: other.into(),
+        type_name: other.into(),
         shape: read(raw.sizes).iter().map(|&n| n as usize).collect(),
         strides: read(raw.strides).iter().map(|&s| s as isize).collect(),
     };
@@ -218,7 +218,7 @@ fn made(done: bool, tensor: *mut C_tensor) -> Result<Tensor, Error> {
 }
 
 /// A contiguous tensor over lent memory, which comes back when torch is done with it.
-pub(crate) fn adopt(block: Lent, dtype: Dtype, shape: &[usize]) -> Result<Tensor, Error> {
+pub(crate) fn adopt(block: CachedBuffer, dtype: Dtype, shape: &[usize]) -> Result<Tensor, Error> {
     let sizes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
     let (data, owner) = (block.data(), Box::into_raw(Box::new(block)));
     let mut out = null_mut();
@@ -230,7 +230,7 @@ pub(crate) fn adopt(block: Lent, dtype: Dtype, shape: &[usize]) -> Result<Tensor
             sizes.len(),
             scalar_type(dtype),
             owner.cast(),
-            drop_box::<Lent>,
+            drop_box::<CachedBuffer>,
             &mut out,
         )
     };

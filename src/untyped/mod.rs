@@ -1,7 +1,7 @@
-//! Arrays whose element type is known at run time only, and the kernels for them.
+//! Arrays whose element type is only known at run time, and the kernels for them.
 //!
-//! What a border to an array library (`python`, `tch`) translates its tensors to. All checks of one argument
-//! against another are made here, so that every border refuses the same calls with the same words.
+//! The bindings (`python`, `tch`) convert their tensors to a [`View`]. All checks of arguments against each other are
+//! here, so that all bindings raise the same errors.
 
 pub(crate) mod losses;
 pub(crate) mod metrics;
@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use crate::rows::{AnyRows, Error, Rows, RowsMut, Targets};
 use crate::simd::Element;
 
-/// The element types that the kernels take.
+/// The element types that the kernels support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dtype {
     F16,
@@ -31,11 +31,12 @@ pub(crate) enum Dtype {
     U32,
     U64,
     Bool,
-    /// One that they do not take.
+    /// Any other type.
     Other,
 }
 
 impl Dtype {
+    /// The size of an element in bytes.
     pub(crate) fn size(self) -> usize {
         match self {
             Dtype::I8 | Dtype::U8 | Dtype::Bool | Dtype::Other => 1,
@@ -49,7 +50,7 @@ impl Dtype {
         matches!(self, Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64)
     }
 
-    /// As PyTorch names it.
+    /// The name in PyTorch.
     fn name(self) -> &'static str {
         match self {
             Dtype::F16 => "torch.float16",
@@ -70,46 +71,46 @@ impl Dtype {
     }
 }
 
-/// A borrowed array. Its owner keeps the memory alive while the call lasts.
+/// A borrowed array. Its owner must keep the memory alive during the call.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     pub data: *mut u8,
     pub dtype: Dtype,
-    /// What to call the type, where that is not as PyTorch does.
-    pub other: Cow<'static, str>,
+    /// The name of the element type in error messages; if empty, the name in PyTorch.
+    pub type_name: Cow<'static, str>,
     pub shape: Vec<usize>,
-    /// In elements.
+    /// The strides in elements.
     pub strides: Vec<isize>,
 }
 
-// SAFETY: plain memory, which the kernels read or, where it was allocated for them, write.
+// SAFETY: kernels only read the memory, or write it if it was allocated for them.
 unsafe impl Send for View {}
 // SAFETY: as above.
 unsafe impl Sync for View {}
 
 impl View {
-    /// A contiguous one.
+    /// A contiguous array.
     pub(crate) fn contiguous(data: *mut u8, dtype: Dtype, shape: Vec<usize>) -> View {
         let mut strides = vec![1; shape.len()];
         for axis in (1..shape.len()).rev() {
             strides[axis - 1] = strides[axis] * shape[axis].max(1) as isize;
         }
-        View { data, dtype, other: Cow::Borrowed(""), shape, strides }
+        View { data, dtype, type_name: Cow::Borrowed(""), shape, strides }
     }
 
     /// The name of the element type.
     fn type_name(&self) -> &str {
-        if self.other.is_empty() { self.dtype.name() } else { &self.other }
+        if self.type_name.is_empty() { self.dtype.name() } else { &self.type_name }
     }
 
-    /// Whether a target of this type holds something for every class: a set, or a distribution.
+    /// Whether a target of this type has a value per class: a set of classes (bool) or a distribution (float).
     pub(crate) fn is_dense(&self) -> bool {
         self.dtype.is_float() || self.dtype == Dtype::Bool
     }
 
-    /// The rows of a target that holds something for every class.
+    /// The rows of a target with a value per class.
     pub(crate) fn any_rows(&self, class_axis: usize) -> AnyRows<'_> {
-        // SAFETY: the types are those that are named.
+        // SAFETY: each type is the one of `dtype`.
         unsafe {
             match self.dtype {
                 Dtype::Bool => AnyRows::Bool(self.rows(class_axis)),
@@ -117,16 +118,17 @@ impl View {
                 Dtype::F64 => AnyRows::F64(self.rows(class_axis)),
                 Dtype::F16 => AnyRows::F16(self.rows(class_axis)),
                 Dtype::Bf16 => AnyRows::Bf16(self.rows(class_axis)),
-                _ => unreachable!("asked for dense targets only"),
+                _ => unreachable!("the target is dense"),
             }
         }
     }
 
+    /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Whether an element may stand for several, such as in an expanded array.
+    /// Whether different indices may reach the same element, as in an expanded array.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn repeats(&self) -> bool {
         let mut axes: Vec<_> = self
@@ -137,7 +139,7 @@ impl View {
             .map(|(&n, s)| (s.unsigned_abs(), n))
             .collect();
         axes.sort_unstable();
-        // From the innermost axis outwards, each step must lead past all that the steps before can reach.
+        // From the innermost axis outwards, each stride must exceed the extent of all inner axes.
         let mut reach = 0;
         axes.iter().any(|&(stride, n)| {
             let inside = stride <= reach;
@@ -146,7 +148,7 @@ impl View {
         })
     }
 
-    /// Whether two arrays may share memory: the ranges of their addresses do.
+    /// Whether two arrays may share memory, because their address ranges overlap.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn overlaps(&self, other: &View) -> bool {
         let (a, b) = (self.addresses(), other.addresses());
@@ -165,55 +167,61 @@ impl View {
         first..last + self.dtype.size()
     }
 
-    /// A tensor may only stand for its shape.
+    /// Whether the array has data. Meta tensors, for example, only have a shape.
     pub(crate) fn has_memory(&self) -> bool {
         !self.data.is_null() || self.len() == 0
     }
 
-    /// That the elements of the argument `name` lie in memory as they are; `is_plain` is false where a tensor
-    /// stands for something else, such as minus its memory.
+    /// Checks that the memory of the argument `name` exists, is aligned and holds the values themselves. `is_plain`
+    /// is false for a lazy view, such as one that negates its memory.
     pub(crate) fn check_memory(&self, name: &str, is_plain: bool) -> Result<(), Error> {
         if !(is_plain && self.has_memory()) {
             return Err(Error::r#type(format!(
-                "Expected argument `{name}` to be a tensor with memory of its own; \
-                 call `.resolve_neg()` or `.clone()`."
+                "Expected argument `{name}` to be a tensor that holds its values in memory, but got a lazy view or a \
+                 tensor without data; call `.resolve_neg()` or `.clone()`."
             )));
         }
         if !self.data.addr().is_multiple_of(self.dtype.size()) {
             return Err(Error::r#type(format!(
-                "Expected argument `{name}` to begin at a multiple of its element size; call `.clone()`."
+                "Expected argument `{name}` to be aligned to a multiple of its element size; call `.clone()`."
             )));
         }
         Ok(())
     }
 
+    /// A view of the rows.
+    ///
     /// # Safety
     ///
-    /// `E` is the type that `dtype` names.
+    /// `E` must be the type of `dtype`.
     pub(crate) unsafe fn rows<E: Copy>(&self, class_axis: usize) -> Rows<'_, E> {
-        // SAFETY: the owner describes its own memory.
+        // SAFETY: shape and strides are those of the owner.
         unsafe { Rows::from_raw(self.data.cast(), &self.shape, &self.strides, class_axis) }
     }
 
+    /// A mutable view of the rows.
+    ///
     /// # Safety
     ///
-    /// `E` is the type that `dtype` names, and the memory is no one else's.
+    /// `E` must be the type of `dtype`, and nothing else may use the memory.
     pub(crate) unsafe fn rows_mut<E: Element>(&self, class_axis: usize) -> RowsMut<'_, E> {
-        // SAFETY: the owner describes its own memory; the rest is this function's contract.
+        // SAFETY: shape and strides are those of the owner; the rest is the contract of this function.
         unsafe { RowsMut::from_raw(self.data.cast(), &self.shape, &self.strides, class_axis) }
     }
 
+    /// The elements as a slice.
+    ///
     /// # Safety
     ///
-    /// `T` is the type that `dtype` names; the view is contiguous, and its memory no one else's.
-    #[allow(clippy::mut_from_ref)] // what the contract is for
+    /// `T` must be the type of `dtype`, the array must be contiguous, and nothing else may use the memory.
+    #[allow(clippy::mut_from_ref)] // safe by the contract
     pub(crate) unsafe fn elements_mut<T>(&self) -> &mut [T] {
         let data = if self.len() == 0 { NonNull::dangling().as_ptr() } else { self.data.cast() };
-        // SAFETY: by this function's contract.
+        // SAFETY: by the contract of this function.
         unsafe { std::slice::from_raw_parts_mut(data, self.len()) }
     }
 
-    /// The elements in order, as classes.
+    /// The elements in row-major order, as class targets.
     pub(crate) fn targets(
         &self,
         name: &'static str,
@@ -223,7 +231,7 @@ impl View {
         macro_rules! read {
             ($($dtype:ident $t:ty),*) => {
                 match self.dtype {
-                    // SAFETY: the type is the one that is named.
+                    // SAFETY: each type is the one of `dtype`.
                     $(Dtype::$dtype => Targets::from_iter(unsafe { self.elements::<$t>() }, n_classes, ignore_index)
                         .map_err(|error| error.named(name)),)*
                     _ => Err(Error::r#type(format!(
@@ -236,7 +244,7 @@ impl View {
         read!(I64 i64, I32 i32, I16 i16, I8 i8, U64 u64, U32 u32, U16 u16, U8 u8)
     }
 
-    /// The elements in order, in double precision.
+    /// The elements in row-major order, in double precision.
     pub(crate) fn to_f64(&self) -> Result<Vec<f64>, Error> {
         fn fill(numbers: &mut Vec<f64>, elements: impl Iterator<Item = impl Into<f64>>) {
             numbers.extend(elements.map(Into::into));
@@ -246,7 +254,7 @@ impl View {
         macro_rules! read {
             ($($dtype:ident $t:ty),*) => {
                 match self.dtype {
-                    // SAFETY: the type is the one that is named.
+                    // SAFETY: each type is the one of `dtype`.
                     $(Dtype::$dtype => fill(&mut numbers, unsafe { self.elements::<$t>() }),)*
                     _ => return Err(Error::r#type("Expected a floating-point type.")),
                 }
@@ -256,9 +264,11 @@ impl View {
         Ok(numbers)
     }
 
+    /// The elements in row-major order.
+    ///
     /// # Safety
     ///
-    /// `T` is the type that `dtype` names.
+    /// `T` must be the type of `dtype`.
     unsafe fn elements<T: Copy>(&self) -> impl ExactSizeIterator<Item = T> {
         let data = self.data.cast::<T>().cast_const();
         let is_slice = self.strides == View::contiguous(self.data, self.dtype, self.shape.clone()).strides;
@@ -271,13 +281,13 @@ impl View {
                     rest /= size;
                 }
             }
-            // SAFETY: i is below the number of elements, and the owner describes its own memory.
+            // SAFETY: the index is less than the number of elements; shape and strides are those of the owner.
             unsafe { *data.offset(offset) }
         })
     }
 }
 
-/// A shape, as Python prints it.
+/// A shape in the notation of Python.
 pub(crate) fn tuple(shape: &[usize]) -> String {
     match shape {
         [n] => format!("({n},)"),
