@@ -1,39 +1,40 @@
-//! The losses of `tch::Tensor`, with a gradient that `backward()` goes through.
+//! Differentiable losses of `tch::Tensor`.
 
 use tch::{Kind, Reduction, Tensor};
 
-use super::reference;
-use super::torch::{self, Backward, Borrowed, Device, Pass};
+use super::arguments::{Options, Tensors};
+use super::formulas;
+use super::torch::{self, BackwardMode};
 use crate::losses::focal::Focal;
 use crate::losses::label_relaxation::LabelRelaxation;
-use crate::losses::pass::{Loss, Reduction as Reduced};
+use crate::losses::pass::Loss;
 use crate::memory;
-use crate::rows::Error;
-use crate::rows::Scores;
+use crate::rows::{Error, Scores};
 use crate::untyped::View;
-use crate::untyped::losses::{Arguments, Batch, Gradient, Numbers, check};
+use crate::untyped::losses::{Batch, Gradient, check};
 
-/// The divergence of the prediction from the set of distributions with `p[target] >= 1 - alpha`.
+/// Label relaxation: the KL divergence of the prediction from the set of distributions with
+/// `p[target] >= 1 - alpha`.
 ///
-/// Equivalent to, for logits of shape (N, C) and the mean,
+/// The loss of a row is
 ///
 /// ```text
 /// p = softmax(logits)[target]
 /// loss = (1 - alpha) ln((1 - alpha) / p) + alpha ln(alpha / (1 - p)), or 0 where p >= 1 - alpha
 /// ```
 ///
-/// * `logits`: (..., C) with C >= 2, any strides; half, bfloat16, float or double.
-/// * `target`: (...), class indices in [0, C) of any integer kind; rows of class -100 do not count.
-/// * `alpha`: the imprecision in [0, 1): the probability that the set leaves to the other classes.
-/// * `reduction`: the mean over the rows that count, the sum, or none.
+/// * `logits`: (..., C) with C >= 2, of kind half, bfloat16, float or double, with any strides.
+/// * `target`: (...), class indices in [0, C) of any integer kind; rows with target -100 are ignored.
+/// * `alpha`: the imprecision in [0, 1), the largest probability of all other classes together inside the set.
+/// * `reduction`: the mean over the rows that are not ignored, the sum, or a loss per row.
 ///
-/// Returns a scalar, or the losses in nats in the shape of `target`; float for half precision, else of the kind
-/// of `logits`. Loss and gradient are exactly 0 inside the set. [`Criterion`] has more options.
+/// Returns a scalar, or the losses in the shape of `target`, in nats. Their kind is that of `logits`, or float for
+/// half precision. Loss and gradient are exactly 0 inside the set. [`Criterion`] has more options.
 ///
 /// # Errors
 ///
-/// [`Error::Value`] or [`Error::Type`] for a wrong argument, [`Error::TargetOutOfRange`] for a target that is no
-/// class, [`Error::Torch`] for what torch itself refuses.
+/// [`Error::Value`] or [`Error::Type`] for an invalid argument, [`Error::TargetOutOfRange`] for a target that is not
+/// a class index, [`Error::Torch`] if an operation of torch fails.
 ///
 /// Source: Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021, eq. 5-7.
 ///
@@ -45,7 +46,7 @@ use crate::untyped::losses::{Arguments, Batch, Gradient, Numbers, check};
 /// let loss = lr_relax::tch::label_relaxation(&logits, &target, 0.1, Reduction::Sum)?;
 /// assert!((loss.double_value(&[]) - 0.0018).abs() < 1e-4);
 /// loss.backward();
-/// assert_eq!(logits.grad().double_value(&[1, 0]), 0.0); // the second row is inside the set
+/// assert_eq!(logits.grad().double_value(&[1, 0]), 0.0); // inside the set
 /// # Ok::<(), lr_relax::rows::Error>(())
 /// ```
 pub fn label_relaxation(
@@ -57,10 +58,9 @@ pub fn label_relaxation(
     Criterion::new(LabelRelaxation::new(alpha, Scores::Logits)?).reduction(reduction).forward(logits, target)
 }
 
-/// Cross-entropy: [`label_relaxation`] with `alpha` 0, in one pass over the logits.
+/// Cross-entropy, which is [`label_relaxation`] with `alpha` 0.
 ///
-/// * `logits`: (..., C) with C >= 2; `target`: (...), class indices in [0, C); arguments, result and errors as
-///   of [`label_relaxation`].
+/// Arguments, result and errors are those of [`label_relaxation`].
 ///
 /// ```
 /// use tch::{Kind, Reduction, Tensor};
@@ -76,10 +76,10 @@ pub fn cross_entropy(logits: &Tensor, target: &Tensor, reduction: Reduction) -> 
     label_relaxation(logits, target, 0.0, reduction)
 }
 
-/// The focal loss, cross-entropy that counts a row the less the surer it is of its class.
+/// The focal loss: cross-entropy, in which rows with a high probability of the target have less weight.
 ///
-/// Equivalent to `-(1 - p).pow(gamma) * ln(p)` with `p = softmax(logits)[target]`; `gamma` is at least 0, of which 0
-/// is cross-entropy. The other arguments, result and errors are those of [`label_relaxation`].
+/// The loss of a row is `-(1 - p).pow(gamma) * ln(p)` with `p = softmax(logits)[target]` and `gamma` >= 0; 0 gives
+/// cross-entropy. The other arguments, the result and the errors are those of [`label_relaxation`].
 ///
 /// Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4.
 ///
@@ -95,7 +95,7 @@ pub fn focal(logits: &Tensor, target: &Tensor, gamma: f64, reduction: Reduction)
     Criterion::new(Focal::new(gamma)?).reduction(reduction).forward(logits, target)
 }
 
-/// A loss of [`crate::kernels`] with all options.
+/// A loss of [`crate::losses`] with all its options.
 ///
 /// ```
 /// use lr_relax::rows::Scores;
@@ -103,7 +103,7 @@ pub fn focal(logits: &Tensor, target: &Tensor, gamma: f64, reduction: Reduction)
 /// use lr_relax::tch::Criterion;
 /// use tch::{Kind, Tensor};
 ///
-/// // Images: classes in dimension 1, and the first class half as important.
+/// // Segmentation: the classes are in dimension 1, and the first class has half the weight of the others.
 /// let weight = Tensor::from_slice(&[0.5_f32, 1.0, 1.0]);
 /// let loss = LabelRelaxation::new(0.1, Scores::Logits)?;
 /// let criterion = Criterion::new(loss).dim(1).weight(weight).ignore_index(255);
@@ -119,18 +119,8 @@ pub struct Criterion {
     alpha: Option<Tensor>,
 }
 
-/// The loss, and what is made of its values.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Options {
-    pub loss: Loss,
-    pub reduction: Reduction,
-    pub dim: i64,
-    pub ignore_index: i64,
-}
-
 impl Criterion {
-    /// The mean of `loss` over rows whose classes are in the last dimension, of which those with target -100 do
-    /// not count.
+    /// `loss` with default options: the mean over the rows, classes in the last dimension, and `ignore_index` -100.
     pub fn new(loss: impl Into<Loss>) -> Self {
         let (loss, reduction) = (loss.into(), Reduction::Mean);
         Criterion {
@@ -140,7 +130,7 @@ impl Criterion {
         }
     }
 
-    /// The mean over the rows that count (weighted by `weight`), the sum, or a loss for each row.
+    /// The reduction: the mean over the rows that are not ignored (weighted by `weight`), the sum, or a loss per row.
     pub fn reduction(mut self, reduction: Reduction) -> Self {
         self.options.reduction = reduction;
         self
@@ -152,19 +142,20 @@ impl Criterion {
         self
     }
 
-    /// Rows with this target have loss and gradient 0 and do not count.
+    /// The target of rows to ignore. Their loss and gradient are 0.
     pub fn ignore_index(mut self, ignore_index: i64) -> Self {
         self.options.ignore_index = ignore_index;
         self
     }
 
-    /// A factor for each class, of shape (C,), taken as constant.
+    /// The weight of each class, of shape (C,). It is a constant in the gradient.
     pub fn weight(mut self, weight: Tensor) -> Self {
         self.weight = Some(weight);
         self
     }
 
-    /// An alpha for each row in place of that of the loss, of the shape of the rows or a scalar, taken as constant.
+    /// An alpha per row, which replaces that of the loss: a tensor of the shape of the rows, or a scalar. It is a
+    /// constant in the gradient.
     pub fn alpha(mut self, alpha: Tensor) -> Self {
         self.alpha = Some(alpha);
         self
@@ -172,25 +163,20 @@ impl Criterion {
 
     /// The loss of `input`, (..., C), for the classes `target`, (...).
     ///
-    /// Label relaxation also takes targets of the shape of `input`: sets of classes (of kind bool), or distributions.
+    /// For label relaxation, `target` can also have the shape of `input`: sets of classes (bool) or distributions
+    /// (floating-point).
     ///
     /// # Errors
     ///
-    /// As [`label_relaxation`]; [`Error::Row`] for an empty set or a row that is no distribution.
+    /// As [`label_relaxation`]; [`Error::Row`] for an empty set or a row that is not a distribution.
     pub fn forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, Error> {
-        self.compute(Tensors {
-            input: input.shallow_clone(),
-            target: target.shallow_clone(),
-            weight: self.weight.as_ref().map(Tensor::shallow_clone),
-            alpha: self.alpha.as_ref().map(Tensor::shallow_clone),
-            mixed: None,
-        })
+        self.compute(input, target, None)
     }
 
-    /// Label relaxation of inputs that are mixed of two classes, `target_a` with share `lam` and `target_b`: without
-    /// a dense target the same as `lam * one_hot(target_a) + (1 - lam) * one_hot(target_b)`.
+    /// Label relaxation for mixup: the target is `lam * one_hot(target_a) + (1 - lam) * one_hot(target_b)`, which is
+    /// not materialized.
     ///
-    /// `lam` in [0, 1] has the shape of the targets, or is a scalar.
+    /// `lam` in [0, 1] is a scalar or has the shape of the targets.
     ///
     /// # Errors
     ///
@@ -202,180 +188,175 @@ impl Criterion {
         target_b: &Tensor,
         lam: &Tensor,
     ) -> Result<Tensor, Error> {
-        self.compute(Tensors {
-            input: input.shallow_clone(),
-            target: target_a.shallow_clone(),
-            weight: self.weight.as_ref().map(Tensor::shallow_clone),
-            alpha: self.alpha.as_ref().map(Tensor::shallow_clone),
-            mixed: Some((target_b.shallow_clone(), lam.shallow_clone())),
-        })
+        self.compute(input, target_a, Some((target_b, lam)))
     }
 
-    fn compute(&self, tensors: Tensors) -> Result<Tensor, Error> {
-        let options = self.options;
-        let reduction = options.reduction()?;
+    fn compute(
+        &self,
+        input: &Tensor,
+        target: &Tensor,
+        mixed: Option<(&Tensor, &Tensor)>,
+    ) -> Result<Tensor, Error> {
+        let (options, copy) = (self.options, Tensor::shallow_clone);
+        let tensors = Tensors {
+            input: copy(input),
+            target: copy(target),
+            weight: self.weight.as_ref().map(copy),
+            alpha: self.alpha.as_ref().map(copy),
+            mixed: mixed.map(|(second, share)| (copy(second), copy(share))),
+        };
+        let reduction = options.kernel_reduction()?;
         torch::connect_threads();
         let views = tensors.views()?;
         if !views.device.is_cpu() {
             check(options.loss, &views.arguments(options))?;
-            return reference::loss(options, &tensors);
+            return formulas::loss(options, &tensors);
         }
         let batch = Batch::new(options.loss, views.arguments(options))?;
         let losses = match reduction {
             Some(_) => torch::allocate(batch.loss_type(), &[])?,
             None => torch::allocate(batch.loss_type(), &batch.rows())?,
         };
-        let input = &tensors.input;
         let grad = torch::needs_grad(input).then(|| gradient(input, batch.input())).transpose()?;
         let out = torch::view(&losses, "losses")?.view;
         let grad_out = grad.as_ref().map(|grad| torch::view(grad, "gradient")).transpose()?.map(|b| b.view);
-        // SAFETY: both are new, and of the types and shapes that the batch asks for.
-        unsafe {
-            batch.compute(
-                options.loss,
-                1.0,
-                reduction,
-                &out,
-                grad_out.as_ref().map_or(Gradient::None, Gradient::To),
-            )
-        }?;
-        match &grad {
-            Some(grad) => torch::attach(&losses, input, &tensors.saved(grad), options),
-            None => Ok(losses),
-        }
-    }
-}
-
-/// The tensors of a call.
-pub(super) struct Tensors {
-    pub input: Tensor,
-    pub target: Tensor,
-    pub weight: Option<Tensor>,
-    pub alpha: Option<Tensor>,
-    /// The second class of each row, and the share of the first.
-    pub mixed: Option<(Tensor, Tensor)>,
-}
-
-impl Tensors {
-    /// In the order that [`Tensors::restored`] knows.
-    fn saved<'a>(&'a self, grad: &'a Tensor) -> [Option<&'a Tensor>; 7] {
-        let (second, share) = self.mixed.as_ref().map(|(second, share)| (second, share)).unzip();
-        let (weight, alpha) = (self.weight.as_ref(), self.alpha.as_ref());
-        [Some(&self.input), Some(&self.target), weight, alpha, second, share, Some(grad)]
-    }
-
-    /// The tensors, and the gradient.
-    fn restored(saved: Vec<Tensor>) -> (Tensors, Tensor) {
-        let Ok([input, target, weight, alpha, second, share, grad]) = <[Tensor; 7]>::try_from(saved) else {
-            unreachable!("what `compute` saved")
-        };
-        let some = |tensor: Tensor| tensor.defined().then_some(tensor);
-        let (weight, alpha, mixed) = (some(weight), some(alpha), some(second).zip(some(share)));
-        (Tensors { input, target, weight, alpha, mixed }, grad)
-    }
-
-    /// As they lie in memory; checks that all are on one device.
-    fn views(&self) -> Result<Views, Error> {
-        let Borrowed { view: input, device } = torch::view(&self.input, "input")?;
-        let on_device = |tensor: &Tensor, name: &str| {
-            let borrowed = torch::view(tensor, name)?;
-            if borrowed.device == device {
-                return Ok(borrowed.view);
-            }
-            Err(Error::r#type(format!(
-                "Expected argument `{name}` to be on {device}, the device of `input`, but got {}.",
-                borrowed.device
-            )))
-        };
-        let optional =
-            |tensor: Option<&Tensor>, name: &str| tensor.map(|tensor| on_device(tensor, name)).transpose();
-        let (second, share) = self.mixed.as_ref().map(|(second, share)| (second, share)).unzip();
-        Ok(Views {
-            input,
-            target: on_device(&self.target, if self.mixed.is_some() { "target_a" } else { "target" })?,
-            weight: optional(self.weight.as_ref(), "weight")?,
-            alpha: optional(self.alpha.as_ref(), "alpha")?,
-            second: optional(second, "target_b")?,
-            share: optional(share, "lam")?,
-            device,
+        let to = grad_out.as_ref().map_or(Gradient::None, Gradient::To);
+        // SAFETY: both outputs are new and have the types and shapes that the batch requires.
+        unsafe { batch.compute(options.loss, 1.0, reduction, &out, to) }?;
+        let Some(grad) = grad else { return Ok(losses) };
+        torch::attach(&losses, input, &tensors.to_saved(&grad), move |saved, upstream, mode| {
+            let (tensors, grad) = Tensors::from_saved(saved);
+            backward(options, &tensors, grad, upstream, mode)
         })
     }
 }
 
-/// The tensors of a call as they lie in memory.
-struct Views {
-    input: View,
-    target: View,
-    weight: Option<View>,
-    alpha: Option<View>,
-    second: Option<View>,
-    share: Option<View>,
-    device: Device,
-}
-
-impl Views {
-    fn arguments(&self, options: Options) -> Arguments<'_> {
-        Arguments {
-            input: self.input.clone(),
-            target: &self.target,
-            mixed: self.second.as_ref().zip(self.share.as_ref().map(Numbers::Each)),
-            weight: self.weight.as_ref(),
-            alpha: self.alpha.as_ref(),
-            dim: options.dim,
-            ignore_index: options.ignore_index,
-        }
-    }
-}
-
-impl Options {
-    fn reduction(self) -> Result<Option<Reduced>, Error> {
-        match self.reduction {
-            Reduction::Mean => Ok(Some(Reduced::Mean)),
-            Reduction::Sum => Ok(Some(Reduced::Sum)),
-            Reduction::None => Ok(None),
-            Reduction::Other(n) => Err(Error::value(format!(
-                "Expected argument `reduction` to be Mean, Sum or None, but got Other({n})."
-            ))),
-        }
-    }
-}
-
-impl Backward for Options {
-    fn backward(&self, saved: Vec<Tensor>, upstream: &Tensor, pass: Pass) -> Result<Tensor, Error> {
-        let (tensors, mut grad) = Tensors::restored(saved);
-        if pass.creates_graph {
-            // Through a formula that autograd can differentiate again.
-            let losses = reference::loss(*self, &tensors)?;
-            return torch::differentiable_gradient(&losses, &tensors.input, upstream);
-        }
-        if upstream.dim() > 0 {
-            return Ok(grad.f_mul(&upstream.f_unsqueeze(self.dim)?)?.f_to_kind(grad.f_kind()?)?);
-        }
-        let scale = upstream.f_double_value(&[])?;
-        if scale == 1.0 {
-            return Ok(grad);
-        }
-        if pass.keeps_graph {
-            return Ok(grad.f_mul_scalar(scale)?);
-        }
-        if grad.f_kind()? == Kind::Half {
-            // A loss scale must enter before the rounding: the mean's small gradients would be 0 by now.
-            let batch = Batch::new(self.loss, tensors.views()?.arguments(*self))?;
-            let loss = torch::allocate(batch.loss_type(), &[])?;
-            let (out, grad_out) = (torch::view(&loss, "loss")?.view, torch::view(&grad, "gradient")?.view);
-            // SAFETY: the loss is new; the gradient is like the input, and no one else wants it.
-            unsafe { batch.compute(self.loss, scale, self.reduction()?, &out, Gradient::To(&grad_out)) }?;
-        } else {
-            let _ = grad.f_mul_scalar_(scale)?;
-        }
-        Ok(grad)
-    }
-}
-
-/// A new tensor for the gradient with respect to `input`, which `view` describes; not initialised.
+/// A new tensor for the gradient with respect to `input`, of which `view` is a view; not initialized.
 fn gradient(input: &Tensor, view: &View) -> Result<Tensor, Error> {
     match memory::lend(view.len().saturating_mul(view.dtype.size()))? {
-        Some(block) => torch::adopt(block, view.dtype, &view.shape),
+        Some(buffer) => torch::adopt(buffer, view.dtype, &view.shape),
         None => torch::empty_like(input),
+    }
+}
+
+/// Multiplies the stored gradient `grad` by `upstream`, the gradient with respect to the loss.
+fn backward(
+    options: Options,
+    tensors: &Tensors,
+    mut grad: Tensor,
+    upstream: &Tensor,
+    mode: BackwardMode,
+) -> Result<Tensor, Error> {
+    if mode.create_graph {
+        let losses = formulas::loss(options, tensors)?;
+        return torch::differentiable_gradient(&losses, &tensors.input, upstream);
+    }
+    if upstream.dim() > 0 {
+        return Ok(grad.f_mul(&upstream.f_unsqueeze(options.dim)?)?.f_to_kind(grad.f_kind()?)?);
+    }
+    let scale = upstream.f_double_value(&[])?;
+    if scale == 1.0 {
+        return Ok(grad);
+    }
+    if mode.retain_graph {
+        return Ok(grad.f_mul_scalar(scale)?);
+    }
+    if grad.f_kind()? == Kind::Half {
+        // Compute the gradient again with the loss scale: small gradients of the mean have been rounded to 0.
+        let batch = Batch::new(options.loss, tensors.views()?.arguments(options))?;
+        let loss = torch::allocate(batch.loss_type(), &[])?;
+        let (out, grad_out) = (torch::view(&loss, "loss")?.view, torch::view(&grad, "gradient")?.view);
+        let (reduction, to) = (options.kernel_reduction()?, Gradient::To(&grad_out));
+        // SAFETY: the loss is new; the gradient has the type and shape of the input, and nothing else uses it.
+        unsafe { batch.compute(options.loss, scale, reduction, &out, to) }?;
+    } else {
+        let _ = grad.f_mul_scalar_(scale)?;
+    }
+    Ok(grad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::losses::confidence_penalty::ConfidencePenalty;
+    use crate::losses::cross_entropy::CrossEntropy;
+    use tch::Device;
+
+    fn all_losses() -> Vec<Loss> {
+        let mut losses: Vec<Loss> = Vec::new();
+        for alpha in [0.0, 0.1, 0.5] {
+            losses.push(LabelRelaxation::new(alpha, Scores::Logits).unwrap().into());
+            losses.push(LabelRelaxation::new(alpha, Scores::Probabilities).unwrap().into());
+            losses.push(CrossEntropy::new(alpha).unwrap().into());
+            losses.push(Focal::new(4.0 * alpha).unwrap().into());
+            losses.push(ConfidencePenalty::new(alpha).unwrap().into());
+        }
+        losses
+    }
+
+    #[test]
+    fn formulas_equal_kernels() {
+        tch::manual_seed(1);
+        let double = (Kind::Double, Device::Cpu);
+        let z = Tensor::randn([3, 6, 50], double) * 4.0;
+        let p = z.softmax(1, None) * 0.7;
+        let classes = || {
+            let y = Tensor::randint(6, [3, 50], (Kind::Int64, Device::Cpu));
+            let _ = y.get(0).narrow(0, 0, 9).fill_(255);
+            y
+        };
+        let sets = Tensor::rand([3, 6, 50], double).lt(0.4);
+        let _ = sets.narrow(1, 2, 1).fill_(1);
+        let votes = Tensor::rand([3, 6, 50], double) * sets.to_kind(Kind::Double);
+        let distributions = &votes / votes.sum_dim_intlist(1, true, None);
+        let (y, second, weight) = (classes(), classes(), Tensor::rand([6], double));
+        let (share, alphas) = (Tensor::rand([3, 50], double), Tensor::rand([3, 50], double) * 0.5);
+        let copy = Tensor::shallow_clone;
+        for loss in all_losses() {
+            let relaxation = matches!(loss, Loss::LabelRelaxation(_));
+            let probabilities = matches!(loss, Loss::LabelRelaxation(l) if l.scores == Scores::Probabilities);
+            let mut targets = vec![(&y, None)];
+            if relaxation {
+                targets.extend([(&y, Some((&second, &share))), (&sets, None), (&distributions, None)]);
+            }
+            for (target, mixed) in targets {
+                for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+                    for (weight, alpha) in [(None, None), (Some(&weight), relaxation.then_some(&alphas))] {
+                        let x = if probabilities { &p } else { &z }.detach().set_requires_grad(true);
+                        let options = Options { loss, reduction, dim: 1, ignore_index: 255 };
+                        let (weight, alpha) = (weight.map(copy), alpha.map(copy));
+                        let criterion = Criterion { options, weight, alpha };
+                        let kernel = criterion.compute(&x, target, mixed).unwrap();
+                        let tensors = Tensors {
+                            input: copy(&x),
+                            target: copy(target),
+                            weight: criterion.weight,
+                            alpha: criterion.alpha,
+                            mixed: mixed.map(|(second, share)| (copy(second), copy(share))),
+                        };
+                        let formula = formulas::loss(options, &tensors).unwrap();
+                        assert!(kernel.allclose(&formula, 1e-11, 1e-13, false), "{options:?}");
+                        let [of_kernel, of_formula] = [kernel, formula].map(|loss| {
+                            Tensor::run_backward(&[loss.square().sum(None)], &[&x], false, false).remove(0)
+                        });
+                        assert!(of_kernel.allclose(&of_formula, 1e-10, 1e-11, false), "{options:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn formula_of_extreme_logits() {
+        let z = Tensor::from_slice(&[800.0, 0.0, 0.0, 800.0, f64::NEG_INFINITY, 0.0, f64::NAN, 0.0]);
+        let z = z.reshape([4, 2]).set_requires_grad(true);
+        let y = Tensor::from_slice(&[0_i64; 4]);
+        let loss = LabelRelaxation::new(0.1, Scores::Logits).unwrap().into();
+        let options = Options { loss, reduction: Reduction::None, dim: -1, ignore_index: -100 };
+        let tensors = Tensors { input: z, target: y, weight: None, alpha: None, mixed: None };
+        let losses = Vec::<f64>::try_from(formulas::loss(options, &tensors).unwrap()).unwrap();
+        assert_eq!((losses[0], losses[2]), (0.0, f64::INFINITY));
+        assert!((losses[1] - (0.9 * (0.9_f64.ln() + 800.0) + 0.1 * 0.1_f64.ln())).abs() < 1e-12);
+        assert!(losses[3].is_nan());
     }
 }

@@ -1,7 +1,7 @@
-//! The losses and metrics of `tch::Tensor`, for Rust programs that train with tch.
+//! Losses and metrics of `tch::Tensor`, for Rust programs that train with tch.
 //!
-//! CPU tensors go to the Rust kernels, on torch's own threads; tensors of other devices, and gradients of
-//! gradients, take ATen operators of the same formula. Losses have a gradient that `backward()` goes through.
+//! The losses are differentiable. CPU tensors use the Rust kernels, on torch's threads. Tensors on other devices and
+//! higher-order gradients use ATen operators for the losses; the metrics copy tensors to the CPU.
 //!
 //! ```
 //! use lr_relax::tch::label_relaxation;
@@ -17,9 +17,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod arguments;
+mod formulas;
 mod losses;
 mod metrics;
-mod reference;
 pub(crate) mod torch;
 
 pub use losses::{Criterion, cross_entropy, focal, label_relaxation};

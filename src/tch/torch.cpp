@@ -1,8 +1,8 @@
-// What Rust cannot say through tch: an autograd function with a backward of its own, what a tensor looks like
-// in memory in one call, and a tensor over memory of ours. A C interface for src/tch/torch.rs.
+// Operations that tch lacks: a custom autograd function, a view of a tensor's memory, and a tensor that owns a
+// buffer of Rust. The C interface of src/tch/torch.rs.
 //
-// Pointers to tensors are those of tch: at::Tensor*, owned by whoever gets them unless it says const.
-// No exception leaves: a function that fails returns false, and leaves its reason to lr_relax_error.
+// As in tch, a tensor is an at::Tensor*. The receiver of a pointer owns the tensor, except if the pointer is const.
+// Functions do not throw: on failure they return false, and lr_relax_error returns the message.
 
 #include <cstdint>
 #include <cstring>
@@ -45,10 +45,10 @@ bool guarded(F&& body) noexcept {
   return false;
 }
 
-// The Rust side of a function: how to compute the gradient from what was saved.
+// The closure of Rust that computes the gradient from the saved tensors.
 struct Closure : torch::CustomClassHolder {
   using Backward = bool(const void* context, Tensor** saved, size_t n_saved, const Tensor* upstream,
-                        bool create_graph, bool keep_graph, Tensor** gradient);
+                        bool create_graph, bool retain_graph, Tensor** gradient);
   void* context;
   Backward* call;
   void (*drop)(void*);
@@ -58,7 +58,7 @@ struct Closure : torch::CustomClassHolder {
   ~Closure() override { drop(context); }
 };
 
-// The loss of an input, both computed already; its gradient is the closure's to tell.
+// A function whose loss is already computed and whose gradient is computed by the closure.
 struct Precomputed : torch::autograd::Function<Precomputed> {
   static Tensor forward(AutogradContext* ctx, const Tensor& /*input*/, const Tensor* loss,
                         const variable_list* saved, const c10::intrusive_ptr<Closure>* closure) {
@@ -68,7 +68,7 @@ struct Precomputed : torch::autograd::Function<Precomputed> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    // Unpacking checks that no saved tensor was changed in the meantime.
+    // This checks that no saved tensor was modified in place.
     variable_list saved = ctx->get_saved_variables();
     auto capsule = ctx->saved_data["closure"].toCapsule();
     const auto* closure = static_cast<const Closure*>(capsule.get());
@@ -77,10 +77,10 @@ struct Precomputed : torch::autograd::Function<Precomputed> {
       owned.push_back(new Tensor(std::move(tensor)));
     }
     Tensor* gradient = nullptr;
-    bool done = closure->call(closure->context, owned.data(), owned.size(), &upstream[0],
-                              c10::GradMode::is_enabled(),
-                              torch::autograd::get_current_graph_task_keep_graph(), &gradient);
-    TORCH_CHECK(done, error);
+    bool success = closure->call(closure->context, owned.data(), owned.size(), &upstream[0],
+                                 c10::GradMode::is_enabled(),
+                                 torch::autograd::get_current_graph_task_keep_graph(), &gradient);
+    TORCH_CHECK(success, error);
     std::unique_ptr<Tensor> result(gradient);
     return {std::move(*result), Tensor(), Tensor(), Tensor()};
   }
@@ -90,7 +90,7 @@ struct Precomputed : torch::autograd::Function<Precomputed> {
 
 extern "C" {
 
-// Found in the file of an extension, before that is loaded: lr_relax/_torch_release.py.
+// lr_relax/_torch_release.py reads this string from the file of the extension before it loads the extension.
 __attribute__((used)) extern const char lr_relax_built_for[] = "lr_relax is built for torch " LR_RELAX_RELEASE;
 
 const char* lr_relax_error() { return error.c_str(); }
@@ -107,16 +107,16 @@ struct LrRelaxView {
   int32_t scalar_type;
   int32_t device_type;
   int32_t device_index;
-  // Whether the numbers are what lies in memory: dense, with storage, not lazily negated or conjugated.
+  // Whether the memory holds the values themselves: false for lazy negation or conjugation and without storage.
   bool is_plain;
 };
 
 bool lr_relax_view(const Tensor* tensor, LrRelaxView* out) {
   return guarded([&] {
     const Tensor& t = *tensor;
-    TORCH_CHECK(t.defined(), "it is undefined");
-    TORCH_CHECK(t.layout() == at::kStrided && !t.is_nested(), "its layout is not strided");
-    TORCH_CHECK(!t.is_quantized(), "it is quantized");
+    TORCH_CHECK(t.defined(), "is undefined");
+    TORCH_CHECK(t.layout() == at::kStrided && !t.is_nested(), "does not have a strided layout");
+    TORCH_CHECK(!t.is_quantized(), "is quantized");
     auto sizes = t.sizes();
     auto strides = t.strides();
     bool is_plain = !t.is_neg() && !t.is_conj() && !t._is_zerotensor() && t.has_storage();
@@ -132,7 +132,8 @@ bool lr_relax_view(const Tensor* tensor, LrRelaxView* out) {
   });
 }
 
-// A contiguous CPU tensor over memory of the owner, who is dropped with it, on whatever thread; also if it fails.
+// A contiguous CPU tensor over the memory at `data`. It drops the owner of the memory when it is freed, on any
+// thread; on failure the owner is dropped at once.
 bool lr_relax_from_blob(void* data, const int64_t* sizes, size_t dim, int32_t scalar_type, void* owner,
                         void (*drop)(void*), Tensor** out) {
   std::unique_ptr<void, void (*)(void*)> owned(owner, drop);
@@ -161,7 +162,7 @@ bool lr_relax_attach(const Tensor* loss, const Tensor* input, const Tensor* cons
   });
 }
 
-// The gradient of `loss` with respect to `input`, times `upstream`, with a graph of its own.
+// The gradient of `loss` with respect to `input`, times `upstream`, with a graph for further differentiation.
 bool lr_relax_gradient(const Tensor* loss, const Tensor* input, const Tensor* upstream, Tensor** out) {
   return guarded([&] {
     auto gradients = torch::autograd::grad({*loss}, {*input}, {*upstream}, /*retain_graph=*/true, /*create_graph=*/true);

@@ -1,10 +1,10 @@
-//! What tch does not offer: a view of a tensor's memory, tensors over memory of ours, and functions with a
-//! backward of their own. The Rust side of torch.cpp.
+//! Operations that tch lacks: a view of a tensor's memory, a tensor that owns a buffer of ours, and a custom
+//! autograd function. Safe wrappers of torch.cpp.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -25,7 +25,7 @@ struct RawView {
     is_plain: bool,
 }
 
-/// As torch numbers them, c10/core/DeviceType.h.
+/// A device; `kind` is a value of c10/core/DeviceType.h.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Device {
@@ -59,7 +59,7 @@ type RawBackward = unsafe extern "C" fn(
     n_saved: usize,
     upstream: *const C_tensor,
     create_graph: bool,
-    keep_graph: bool,
+    retain_graph: bool,
     gradient: *mut *mut C_tensor,
 ) -> bool;
 
@@ -103,39 +103,41 @@ unsafe extern "C" {
     ) -> i32;
 }
 
-/// "lr_relax is built for torch " and the release; kept, so that it can be read off the file.
+/// Keeps the string in the binary, where the Python package reads for which torch release it was built.
 #[used]
 static BUILT_FOR: &c_char = {
-    // SAFETY: only its address is taken.
+    // SAFETY: only the address is used.
     unsafe { &lr_relax_built_for }
 };
 
-/// Lets torch's own threads do the work.
+/// Makes kernels run on torch's thread pool.
 pub(super) fn connect_threads() {
     const PARALLEL_FOR: TorchParallelFor = torch_parallel_for;
-    // SAFETY: torch's own function; torch is linked, and so never unloaded.
+    // SAFETY: this is torch's function, and torch is linked, so it is never unloaded.
     unsafe { use_torch(PARALLEL_FOR) };
 }
 
-/// The reason of the failure that was just reported on this thread.
+/// The message of the last failure on this thread, without the C++ stack trace.
 #[cold]
-fn failure() -> Error {
-    // SAFETY: a string that lasts until the next failure on this thread.
-    let reason = unsafe { CStr::from_ptr(lr_relax_error()) }.to_string_lossy();
-    Error::Torch(reason.lines().next().unwrap_or_default().to_owned())
+fn failure() -> String {
+    // SAFETY: the string is valid until the next failure on this thread.
+    first_line(&unsafe { CStr::from_ptr(lr_relax_error()) }.to_string_lossy())
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Error {
-        let reason = match &error {
-            tch::TchError::Torch(reason) => reason.clone(),
-            other => other.to_string(),
-        };
-        Error::Torch(reason.lines().next().unwrap_or_default().to_owned())
+        Error::Torch(match &error {
+            tch::TchError::Torch(reason) => first_line(reason),
+            error => first_line(&error.to_string()),
+        })
     }
 }
 
-/// torch's scalar types, c10/core/ScalarType.h.
+/// Element types by the values of c10/core/ScalarType.h.
 const DTYPES: [(i32, Dtype); 13] = [
     (0, Dtype::U8),
     (1, Dtype::I8),
@@ -152,47 +154,44 @@ const DTYPES: [(i32, Dtype); 13] = [
     (29, Dtype::U64),
 ];
 
-/// A tensor's type and shape, and where it lies in memory that the processor reads.
+/// A view of a tensor, and its device.
 pub(crate) struct Borrowed {
-    /// Without data, if the tensor is not on the CPU.
+    /// The data is null if the tensor is not on the CPU.
     pub view: View,
     pub device: Device,
 }
 
-/// What `tensor`, the argument `name`, looks like.
+/// A view of `tensor`, the argument `name`.
 pub(crate) fn view(tensor: &Tensor, name: &str) -> Result<Borrowed, Error> {
     let mut raw = RawView {
-        data: null_mut(),
-        sizes: null_mut(),
-        strides: null_mut(),
+        data: null(),
+        sizes: null(),
+        strides: null(),
         dim: 0,
         scalar_type: 0,
         device: Device { kind: 0, index: 0 },
         is_plain: false,
     };
-    // SAFETY: a tensor, and a place for the answer.
+    // SAFETY: both pointers are valid.
     if !unsafe { lr_relax_view(tensor.as_ptr(), &mut raw) } {
-        let Error::Torch(reason) = failure() else { unreachable!() };
         return Err(Error::r#type(format!(
-            "Expected argument `{name}` to be a dense tensor of real numbers ({reason})."
+            "Expected argument `{name}` to be a dense tensor of real numbers, but got one that {}.",
+            failure()
         )));
     }
-    // SAFETY: both point to `dim` numbers that the tensor owns, or to nothing where there are none.
+    // SAFETY: both arrays have `dim` elements and belong to the tensor; the pointers may be null if `dim` is 0.
     let read = |p: *const i64| unsafe {
         if raw.dim == 0 { &[][..] } else { std::slice::from_raw_parts(p, raw.dim) }
     };
     let dtype = DTYPES.iter().find(|(code, _)| *code == raw.scalar_type).map(|&(_, dtype)| dtype);
-    let other = match (dtype, raw.scalar_type) {
-        (Some(_), _) => "",
-        (None, 9) => "torch.complex64",
-        (None, 10) => "torch.complex128",
-        (None, 11) => "torch.bool",
-        (None, _) => "another type",
-    };
     let view = View {
         data: raw.data.cast_mut().cast(),
         dtype: dtype.unwrap_or(Dtype::Other),
-        type_name: other.into(),
+        type_name: match raw.scalar_type {
+            9 => "torch.complex64".into(),
+            10 => "torch.complex128".into(),
+            _ => "".into(),
+        },
         shape: read(raw.sizes).iter().map(|&n| n as usize).collect(),
         strides: read(raw.strides).iter().map(|&s| s as isize).collect(),
     };
@@ -203,27 +202,27 @@ pub(crate) fn view(tensor: &Tensor, name: &str) -> Result<Borrowed, Error> {
 }
 
 fn scalar_type(dtype: Dtype) -> i32 {
-    DTYPES.iter().find(|&&(_, d)| d == dtype).expect("every type but Other is in the table").0
+    DTYPES.iter().find(|&&(_, d)| d == dtype).expect("the table has every type except Other").0
 }
 
 unsafe extern "C" fn drop_box<T>(pointer: *mut c_void) {
-    // SAFETY: made by `Box::into_raw`, and given back once.
+    // SAFETY: the pointer comes from `Box::into_raw`, and C++ calls this once.
     drop(unsafe { Box::from_raw(pointer.cast::<T>()) });
 }
 
-/// The tensor that a function of torch.cpp has made, or why it could not.
-fn made(done: bool, tensor: *mut C_tensor) -> Result<Tensor, Error> {
-    // SAFETY: where it is done, a new tensor, given to us.
-    if done { Ok(unsafe { Tensor::from_ptr(tensor) }) } else { Err(failure()) }
+/// The result of a function of torch.cpp that creates a tensor.
+fn created(success: bool, tensor: *mut C_tensor) -> Result<Tensor, Error> {
+    // SAFETY: on success this is a new tensor, which we own.
+    if success { Ok(unsafe { Tensor::from_ptr(tensor) }) } else { Err(Error::Torch(failure())) }
 }
 
-/// A contiguous tensor over lent memory, which comes back when torch is done with it.
+/// A contiguous tensor that owns a cached buffer, which must be large enough for the shape.
 pub(crate) fn adopt(block: CachedBuffer, dtype: Dtype, shape: &[usize]) -> Result<Tensor, Error> {
     let sizes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
     let (data, owner) = (block.data(), Box::into_raw(Box::new(block)));
     let mut out = null_mut();
-    // SAFETY: the memory is as large as the shape asks for, by the caller; the owner is given away.
-    let done = unsafe {
+    // SAFETY: the buffer is large enough for the shape; the tensor becomes its owner.
+    let success = unsafe {
         lr_relax_from_blob(
             data.cast(),
             sizes.as_ptr(),
@@ -234,117 +233,115 @@ pub(crate) fn adopt(block: CachedBuffer, dtype: Dtype, shape: &[usize]) -> Resul
             &mut out,
         )
     };
-    made(done, out)
+    created(success, out)
 }
 
-/// A new contiguous tensor.
+/// A new contiguous tensor, not initialized.
 pub(crate) fn allocate(dtype: Dtype, shape: &[usize]) -> Result<Tensor, Error> {
     let sizes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
-    Ok(Tensor::f_empty(sizes, (kind(dtype), tch::Device::Cpu))?)
-}
-
-/// A new tensor of the same type and shape, with the same strides where these leave no gaps.
-pub(crate) fn empty_like(model: &Tensor) -> Result<Tensor, Error> {
-    Ok(model.f_detach()?.f_empty_like()?)
-}
-
-fn kind(dtype: Dtype) -> tch::Kind {
-    match dtype {
+    let kind = match dtype {
         Dtype::F16 => tch::Kind::Half,
         Dtype::Bf16 => tch::Kind::BFloat16,
         Dtype::F32 => tch::Kind::Float,
         Dtype::F64 => tch::Kind::Double,
-        _ => unreachable!("only losses and gradients are made"),
-    }
+        _ => unreachable!("losses and gradients are floating-point"),
+    };
+    Ok(Tensor::f_empty(sizes, (kind, tch::Device::Cpu))?)
 }
 
-/// Whether autograd wants a gradient with respect to `tensor`.
+/// A new tensor, not initialized, of the same type and shape; of the same strides if these are dense.
+pub(crate) fn empty_like(model: &Tensor) -> Result<Tensor, Error> {
+    Ok(model.f_detach()?.f_empty_like()?)
+}
+
+/// Whether autograd needs the gradient with respect to `tensor`.
 pub(super) fn needs_grad(tensor: &Tensor) -> bool {
-    // SAFETY: a tensor.
+    // SAFETY: the pointer is valid.
     unsafe { lr_relax_needs_grad(tensor.as_ptr()) }
 }
 
-/// What a backward pass will do with the graph.
+/// The options of a backward pass, named as in torch.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pass {
-    /// The gradient must have a gradient itself.
-    pub creates_graph: bool,
-    /// Another backward pass may come.
-    pub keeps_graph: bool,
+pub(super) struct BackwardMode {
+    /// The gradient must be differentiable.
+    pub create_graph: bool,
+    /// The graph may be used again.
+    pub retain_graph: bool,
 }
 
-/// How a precomputed loss tells its gradient.
-pub(super) trait Backward: Send + Sync + 'static {
-    /// The gradient with respect to the input, from the tensors that [`attach`] saved and the gradient with
-    /// respect to the loss.
-    fn backward(&self, saved: Vec<Tensor>, upstream: &Tensor, pass: Pass) -> Result<Tensor, Error>;
-}
-
-/// `loss` as a function of `input`; autograd asks `backward` for the gradient.
-pub(super) fn attach<B: Backward>(
+/// Connects `loss` to `input` in the graph of autograd.
+///
+/// `backward` computes the gradient with respect to `input` from the saved tensors (undefined ones in place of
+/// `None`) and the gradient with respect to the loss.
+pub(super) fn attach<F>(
     loss: &Tensor,
     input: &Tensor,
     saved: &[Option<&Tensor>],
-    backward: B,
-) -> Result<Tensor, Error> {
-    let saved: Vec<*const C_tensor> =
-        saved.iter().map(|t| t.map_or(null_mut(), |t| t.as_ptr().cast_mut()).cast_const()).collect();
+    backward: F,
+) -> Result<Tensor, Error>
+where
+    F: Fn(Vec<Tensor>, &Tensor, BackwardMode) -> Result<Tensor, Error> + Send + Sync + 'static,
+{
+    let saved: Vec<*const C_tensor> = saved.iter().map(|t| t.map_or(null(), |t| t.as_ptr())).collect();
     let context = Box::into_raw(Box::new(backward)).cast();
     let mut out = null_mut();
-    // SAFETY: tensors; and the closure, given away, with the functions of its type.
-    let done = unsafe {
+    // SAFETY: all pointers are valid; C++ becomes the owner of the closure, whose type is that of both functions.
+    let success = unsafe {
         lr_relax_attach(
             loss.as_ptr(),
             input.as_ptr(),
             saved.as_ptr(),
             saved.len(),
             context,
-            call::<B>,
-            drop_box::<B>,
+            call::<F>,
+            drop_box::<F>,
             &mut out,
         )
     };
-    made(done, out)
+    created(success, out)
 }
 
-/// The gradient of `loss` with respect to `input`, times `upstream`, with a graph of its own.
+/// The gradient of `loss` with respect to `input`, times `upstream`, with a graph for further differentiation.
 ///
-/// Not by tch, whose backward pass begins at a product with `upstream`: through that it would go on to whatever
-/// `upstream` depends on, which is the very function that asks.
+/// tch cannot compute it: its backward pass would start at the product of `loss` and `upstream`, and propagate to
+/// everything that `upstream` depends on, which includes the function that calls this one.
 pub(super) fn differentiable_gradient(
     loss: &Tensor,
     input: &Tensor,
     upstream: &Tensor,
 ) -> Result<Tensor, Error> {
     let mut out = null_mut();
-    // SAFETY: tensors, and a place for the answer.
-    let done = unsafe { lr_relax_gradient(loss.as_ptr(), input.as_ptr(), upstream.as_ptr(), &mut out) };
-    made(done, out)
+    // SAFETY: all pointers are valid.
+    let success = unsafe { lr_relax_gradient(loss.as_ptr(), input.as_ptr(), upstream.as_ptr(), &mut out) };
+    created(success, out)
 }
 
-/// Calls a closure for C++.
-unsafe extern "C" fn call<B: Backward>(
+/// Calls the closure of [`attach`] from C++.
+unsafe extern "C" fn call<F>(
     context: *const c_void,
     saved: *const *mut C_tensor,
     n_saved: usize,
     upstream: *const C_tensor,
-    creates_graph: bool,
-    keeps_graph: bool,
+    create_graph: bool,
+    retain_graph: bool,
     gradient: *mut *mut C_tensor,
-) -> bool {
-    // SAFETY: the saved tensors are ours from here on.
+) -> bool
+where
+    F: Fn(Vec<Tensor>, &Tensor, BackwardMode) -> Result<Tensor, Error>,
+{
+    // SAFETY: C++ passes `n_saved` tensors, which we own from here on.
     let saved: Vec<Tensor> = unsafe { std::slice::from_raw_parts(saved, n_saved) }
         .iter()
         .map(|&tensor| unsafe { Tensor::from_ptr(tensor) })
         .collect();
-    // SAFETY: what `attach` gave away, and a tensor.
+    // SAFETY: `context` is the closure, and `upstream` a tensor.
     let result = catch_unwind(AssertUnwindSafe(|| unsafe {
         let upstream = Tensor::clone_from_ptr(upstream.cast_mut());
-        (*context.cast::<B>()).backward(saved, &upstream, Pass { creates_graph, keeps_graph })
+        (*context.cast::<F>())(saved, &upstream, BackwardMode { create_graph, retain_graph })
     }));
     let reason = match result {
         Ok(Ok(mut tensor)) => {
-            // SAFETY: a place for a tensor, which is given away.
+            // SAFETY: the pointer is valid; C++ becomes the owner of the tensor.
             unsafe { *gradient = tensor.as_mut_ptr() };
             std::mem::forget(tensor);
             return true;
@@ -352,7 +349,7 @@ unsafe extern "C" fn call<B: Backward>(
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the computation of the gradient panicked".to_owned(),
     };
-    // SAFETY: a string of that length.
+    // SAFETY: the string has this length.
     unsafe { lr_relax_set_error(reason.as_ptr().cast(), reason.len()) };
     false
 }
