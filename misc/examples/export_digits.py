@@ -1,8 +1,8 @@
-"""Write splits of scikit-learn's digits for programs in other languages, one .npz file for each seed.
+"""Write the splits of the digits that `lr-relax compare` uses to .npz files, one per seed.
 
     python misc/examples/export_digits.py FOLDER SEEDS
 
-The splits are those of `lr-relax compare`: pixels in [0, 1] minus the mean image, float32; labels, int64.
+Images are float32, pixels in [0, 1] minus the mean image; labels are int64.
 """
 
 import sys

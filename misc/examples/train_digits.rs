@@ -1,12 +1,13 @@
-//! Trains the paper's dense network on real digits, in Rust alone: tch for the network, our loss, our metric.
+//! Trains the paper's dense network on the digits of scikit-learn, with tch and label relaxation.
+//!
+//! Each argument is a file of misc/examples/export_digits.py with one split of the data. The network and the
+//! hyperparameters are those of `lr-relax compare`. To run:
 //!
 //!     make rust-demo
 //!
-//! or, with the files that misc/examples/export_digits.py writes,
+//! or
 //!
 //!     cargo run --no-default-features --features tch --example train_digits -- target/digits/*.npz
-//!
-//! Each file holds one split of the digits; splits, network and hyperparameters are those of `lr-relax compare`.
 
 use std::error::Error;
 
@@ -26,11 +27,9 @@ const BINS: usize = 15;
 fn main() -> Result<(), Box<dyn Error>> {
     let files: Vec<String> = std::env::args().skip(1).collect();
     if files.is_empty() {
-        return Err(
-            "usage: train_digits SPLIT.npz ..., files that misc/examples/export_digits.py writes".into()
-        );
+        return Err("usage: train_digits SPLIT.npz ..., with files of misc/examples/export_digits.py".into());
     }
-    tch::set_num_threads(1); // as `lr-relax compare`: the matrices are too small for more
+    tch::set_num_threads(1); // the matrices are too small for more threads
     let mut results = Vec::new();
     for (seed, file) in files.iter().enumerate() {
         let split = Split::read(file)?;
@@ -45,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What a network is trained and evaluated on.
+/// Training and evaluation data.
 struct Split {
     train_images: Tensor,
     train_labels: Tensor,
@@ -69,7 +68,7 @@ impl Split {
     }
 }
 
-/// Trains a new network; its accuracy and expected calibration error.
+/// Trains a new network; returns its accuracy and expected calibration error.
 fn run(split: &Split) -> Result<(f64, f64), Box<dyn Error>> {
     let variables = nn::VarStore::new(Device::Cpu);
     let n_inputs = split.train_images.size()[1];
@@ -92,7 +91,7 @@ fn run(split: &Split) -> Result<(f64, f64), Box<dyn Error>> {
     Ok((accuracy, ece))
 }
 
-/// Two hidden layers of 1024 ReLU units, initialised as in Keras: Glorot-uniform weights, zero biases.
+/// Two hidden layers of 1024 ReLU units, initialized as in Keras: Glorot-uniform weights and zero biases.
 fn dense(path: &nn::Path<'_>, n_inputs: i64, n_classes: i64) -> nn::Sequential {
     let layer = |name: &str, n_in: i64, n_out: i64| {
         let limit = (6.0 / (n_in + n_out) as f64).sqrt();
@@ -115,7 +114,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Of a sample; NaN for a single value.
+/// The sample standard deviation; NaN for a single value.
 fn deviation(values: &[f64]) -> f64 {
     let mean = mean(values);
     (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64).sqrt()
