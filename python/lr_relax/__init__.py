@@ -23,41 +23,14 @@ from lr_relax import _native  # noqa: E402
 
 _native.connect(torch)  # before it is used
 
+from lr_relax import functional, losses  # noqa: E402
 from lr_relax._native import empty_cache  # noqa: E402
 from lr_relax.ambiguation import RobustDataAmbiguationLoss  # noqa: E402
-from lr_relax.functional import (  # noqa: E402
-    confidence_penalty_loss,
-    credal_projection,
-    cross_entropy_loss,
-    focal_loss,
-    in_credal_set,
-    label_relaxation_loss,
-    mixup_label_relaxation_loss,
-)
-from lr_relax.losses import (  # noqa: E402
-    ConfidencePenaltyLoss,
-    CrossEntropyLoss,
-    FocalLoss,
-    LabelRelaxationLoss,
-    MixupLabelRelaxationLoss,
-)
+from lr_relax.functional import *  # noqa: E402, F403
+from lr_relax.losses import *  # noqa: E402, F403
 
 __version__ = importlib.metadata.version("lr-relax")
 
-__all__ = [
-    "ConfidencePenaltyLoss",
-    "CrossEntropyLoss",
-    "FocalLoss",
-    "LabelRelaxationLoss",
-    "MixupLabelRelaxationLoss",
-    "RobustDataAmbiguationLoss",
-    "__version__",
-    "confidence_penalty_loss",
-    "credal_projection",
-    "cross_entropy_loss",
-    "empty_cache",
-    "focal_loss",
-    "in_credal_set",
-    "label_relaxation_loss",
-    "mixup_label_relaxation_loss",
-]
+__all__ = ["RobustDataAmbiguationLoss", "__version__", "empty_cache"]
+__all__ += functional.__all__
+__all__ += losses.__all__

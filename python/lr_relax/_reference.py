@@ -1,7 +1,7 @@
-"""Each loss once in readable torch.
+"""Each loss as a formula in torch operators.
 
-The oracle of the tests, and the path of every device but the CPU and of everything that traces:
-`torch.compile`, `torch.export`, `torch.func`, forward mode and double backward.
+Used on all devices other than the CPU, by everything that traces (`torch.compile`, `torch.export`,
+`torch.func`, forward mode), for double backward, and as the reference of the tests.
 """
 
 import math
@@ -16,27 +16,28 @@ from lr_relax._options import Options
 
 @dataclass(frozen=True)
 class _Rows:
-    """Scores with the classes last, and what they are compared with."""
+    """Scores with the classes in the last dimension, and their targets."""
 
     scores: Tensor
     y: Tensor | None
-    """The class of each row; or, in place of it:"""
+    """The class of each row, (..., 1); None if `target` is given."""
     target: Tensor | None
-    """A distribution, or a set (bool)."""
+    """A distribution or a set (bool) per row; None if `y` is given."""
     counted: Tensor
+    """Whether a row is not ignored."""
     weight: Tensor | None
-    """A factor for each class."""
+    """A weight for each class."""
     factor: Tensor
-    """That of the target; 0 where the row does not count."""
+    """The weight of each row; 0 if it is ignored."""
 
     def own(self, x: Tensor) -> Tensor:
-        """The number of class y."""
+        """`x` at class y."""
         assert self.y is not None
         return x.gather(-1, self.y).squeeze(-1)
 
     @property
     def is_own(self) -> Tensor:
-        """Whether a class is y, or belongs to the set."""
+        """Marks class y, or the classes of the set."""
         if self.y is None:
             assert self.target is not None
             return self.target
@@ -63,7 +64,7 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
 
 
 def projection(input: Tensor, target: Tensor, options: Options) -> Tensor:
-    """The nearest member of each row's set."""
+    """The projection of each row onto its set."""
     scores, alpha = _scores(input, options)
     rows = _rows(scores, target, options)
     ln_p = scores.log_softmax(-1) if options.from_logits else _ln_probabilities(scores)
@@ -92,7 +93,7 @@ def _scores(input: Tensor, options: Options) -> tuple[Tensor, float | Tensor]:
 
 
 def _of_rows(numbers: float | Tensor) -> float | Tensor:
-    """Numbers for each row, to compute with numbers for each class."""
+    """Numbers per row, with a class dimension to broadcast over."""
     return numbers.unsqueeze(-1) if isinstance(numbers, Tensor) and numbers.dim() > 0 else numbers
 
 
@@ -119,7 +120,7 @@ def _rows(scores: Tensor, target: Tensor, options: Options) -> _Rows:
         factor = counted.to(scores.dtype)
         if weight is not None:
             factor = factor * weight[y]
-        # In rows without loss nothing infinite may reach the gradient, not even as 0 * inf.
+        # Replace the scores of ignored rows: the gradient of 0 * inf would be NaN.
         scores = scores.where(counted.unsqueeze(-1), 0.0)
         return _Rows(scores, y.unsqueeze(-1), None, counted, weight, factor)
     factor = (counted if target_b is not None else torch.ones_like(counted)).to(scores.dtype)
@@ -129,7 +130,7 @@ def _rows(scores: Tensor, target: Tensor, options: Options) -> _Rows:
 
 
 def _label_relaxation(rows: _Rows, alpha: float | Tensor, from_logits: bool) -> Tensor:
-    """The loss of a class or a set against all other classes, a coin of probabilities (p, 1 - p).
+    """The loss of a class or a set in the binary view: probability p against 1 - p for all other classes.
 
     Lienen & Hüllermeier (2021), eq. 7: ``(1 - a) ln((1 - a) / p) + a ln(a / (1 - p))`` where
     ``p < 1 - a``, else 0; ``ln(1 - p)`` comes from the sum of the others, never from ``1 - p``.
@@ -147,14 +148,14 @@ def _label_relaxation(rows: _Rows, alpha: float | Tensor, from_logits: bool) -> 
     impossible = d == -math.inf
     d = d.where(outside & ~impossible if from_logits else outside, 0.0)
     losses = (1 - alpha) * (_ln(1 - alpha) + _softplus(-d)) + alpha * (_ln(alpha) + _softplus(d))
-    losses = losses + (-losses).clamp_min(0.0).detach()  # a divergence is not negative; rounded, it may be
+    losses = losses + (-losses).clamp_min(0.0).detach()  # rounding may make it negative
     if from_logits:
         losses = losses.where(~impossible, (1 - alpha) * _infinite(rows))
     return losses.where(outside, 0.0) * rows.factor
 
 
 def _of_distributions(rows: _Rows, target: Tensor, alpha: float | Tensor, from_logits: bool) -> Tensor:
-    """The divergence of the prediction from its projection, which is found by water-filling."""
+    """The divergence of the prediction from its projection, found by water-filling."""
     if from_logits:
         ln_p = rows.scores.log_softmax(-1)
         p = ln_p.exp()
@@ -165,10 +166,10 @@ def _of_distributions(rows: _Rows, target: Tensor, alpha: float | Tensor, from_l
     keep = 1 - _of_rows(alpha)
     bound = keep * target / target.sum(-1, keepdim=True)
     raised, _ = water_fill(p.detach(), bound.detach(), alpha)
-    if not from_logits:  # of the raised classes only: the logarithm of 0 has no gradient that one could use
+    if not from_logits:  # of the raised classes only: the gradient of log 0 is infinite
         ln_p = rows.scores.where(raised, 1.0).log() - total.log()
     pulled = bound * (bound.where(raised, 1.0).log() - ln_p.where(raised, 0.0))
-    left = alpha + bound.where(~raised, 0.0).sum(-1)  # for the other classes, which have:
+    left = alpha + bound.where(~raised, 0.0).sum(-1)  # the other classes share this, and had:
     free = p.where(~raised, 0.0).sum(-1)
     some = (left > 0) & (free > 0)
     left, free = (x.where(some, 1.0) for x in (left, free))
@@ -179,7 +180,7 @@ def _of_distributions(rows: _Rows, target: Tensor, alpha: float | Tensor, from_l
 
 
 def water_fill(p: Tensor, bound: Tensor, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Which classes the projection of `p` raises to their lower bound, and the factor of the others.
+    """The classes that the projection of `p` raises to their lower bound, and the factor of the others.
 
     The nearest member of {q : q >= bound} by the Kullback-Leibler divergence is where(raised, bound, c * p).
     Sorted by ``bound / p``, the raised classes come first; c follows from how many they are.
@@ -187,7 +188,7 @@ def water_fill(p: Tensor, bound: Tensor, alpha: float | Tensor) -> tuple[Tensor,
     ratio = (bound / p).where(bound > 0, 0.0)
     order = ratio.argsort(dim=-1, descending=True, stable=True)
     p_sorted, bound_sorted = p.gather(-1, order), bound.gather(-1, order)
-    # If the classes before this one are raised, the others have `free` and are to have `left`.
+    # If the classes before this one are raised, the others have probability `free` and must get `left`.
     free = p_sorted.flip(-1).cumsum(-1).flip(-1)
     left = bound_sorted.flip(-1).cumsum(-1).flip(-1)
     left = left + _of_rows(alpha)
@@ -219,10 +220,10 @@ def _cross_entropy(rows: _Rows, label_smoothing: float | Tensor) -> Tensor:
     if label_smoothing == 0:
         return losses
     losses = losses * (1 - label_smoothing) if label_smoothing < 1 else torch.zeros_like(losses)
-    surprise = -rows.scores.log_softmax(-1)
+    nll = -rows.scores.log_softmax(-1)
     if rows.weight is not None:
-        surprise = surprise * rows.weight
-    smoothed = surprise.where(rows.counted.unsqueeze(-1), 0.0).mean(-1)
+        nll = nll * rows.weight
+    smoothed = nll.where(rows.counted.unsqueeze(-1), 0.0).mean(-1)
     return losses + label_smoothing * smoothed
 
 
@@ -252,8 +253,8 @@ _OF_LOGITS = {
 
 
 def _log_odds(rows: _Rows) -> tuple[Tensor, Tensor]:
-    """``ln(p / (1 - p))``, and where it is infinite because nothing else is possible."""
-    # Relative to the maximum, so that what all logits have in common does not cancel digits.
+    """``ln(p / (1 - p))``, and a mask where it is infinite because all other classes have probability 0."""
+    # Relative to the maximum, so that a large common offset of the logits costs no digits.
     scores = rows.scores - rows.scores.detach().amax(-1, keepdim=True)
     if rows.y is None:
         inside, impossible = _ln_sum(scores, rows.is_own)
@@ -267,13 +268,13 @@ def _log_odds(rows: _Rows) -> tuple[Tensor, Tensor]:
 
 
 def _infinite(rows: _Rows) -> Tensor:
-    """The mean surprise of y, or of a set, that is impossible: infinite, but its gradient is not."""
-    surprise = -rows.scores.log_softmax(-1)
-    return surprise.where(rows.is_own, 0.0).sum(-1) / rows.is_own.sum(-1)
+    """The mean of -ln p over y, or over a set, of probability 0: infinite, with a finite gradient."""
+    nll = -rows.scores.log_softmax(-1)
+    return nll.where(rows.is_own, 0.0).sum(-1) / rows.is_own.sum(-1)
 
 
 def _is_valid(scores: Tensor, from_logits: bool) -> Tensor:
-    """Which rows have a softmax, or can be divided by their sum."""
+    """Marks rows that have a softmax, or that can be divided by their sum."""
     if from_logits:
         return (scores < math.inf).all(-1) & (scores > -math.inf).any(-1)
     total = scores.sum(-1)
@@ -281,14 +282,14 @@ def _is_valid(scores: Tensor, from_logits: bool) -> Tensor:
 
 
 def _invalidate(losses: Tensor, rows: _Rows, from_logits: bool) -> Tensor:
-    """NaN, and a gradient of NaN, for rows that are not valid."""
+    """Gives invalid rows loss and gradient NaN."""
     invalid = rows.counted & ~_is_valid(rows.scores, from_logits)
     nan = torch.zeros_like(losses).masked_fill(invalid, math.nan)
     return losses.where(~invalid, 0.0) + rows.scores.where(invalid.unsqueeze(-1), 0.0).sum(-1) * nan
 
 
 def _ln_sum(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The logarithm of the sum of the exponentials in the mask, and where all of them are 0."""
+    """The log-sum-exp over the mask, and a mask of the rows where it is -inf."""
     scores = scores.masked_fill(~mask, -math.inf)
     max = scores.detach().amax(-1, keepdim=True)
     none = max == -math.inf
@@ -298,20 +299,20 @@ def _ln_sum(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shares(ln_p: Tensor, mask: Tensor) -> Tensor:
-    """What each class in the mask has of the mask's probability; if that is 0, all have the same."""
+    """The share of each class in the probability of the mask; equal shares if that is 0."""
     scores = ln_p.masked_fill(~mask, -math.inf)
     nothing = (scores == -math.inf).all(-1, keepdim=True)
     return scores.masked_fill(nothing & mask, 0.0).softmax(-1).masked_fill(~mask, 0.0)
 
 
 def _split(rows: _Rows, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the class or the set, and that of the others."""
+    """The sum over the class or the set, and over the other classes."""
     rest = x.masked_fill(rows.is_own, 0.0).sum(-1)
     return (rows.own(x) if rows.y is not None else x.masked_fill(~rows.is_own, 0.0).sum(-1)), rest
 
 
 def _ln_probabilities(scores: Tensor) -> Tensor:
-    """Of rows that are divided by their sum; NaN where they cannot be."""
+    """The log-probabilities of rows after division by their sum; NaN for invalid rows."""
     total = scores.sum(-1, keepdim=True)
     valid = _is_valid(scores, from_logits=False).unsqueeze(-1)
     # The logarithm of 0 has no gradient that one could use.
@@ -328,5 +329,5 @@ def _ln(x: float | Tensor) -> float | Tensor:
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """ln(1 + e^x) without the threshold of torch's, which is not exact beyond it."""
+    """ln(1 + e^x). Unlike `F.softplus`, exact for large x."""
     return torch.logaddexp(x, torch.zeros_like(x))

@@ -40,45 +40,52 @@ def label_relaxation_loss(
         loss = (1 - alpha) * log((1 - alpha) / p) + alpha * log(alpha / (1 - p))
         where(p >= 1 - alpha, 0, loss).mean()
 
-    Loss and gradient are exactly 0 inside the set. The gradient is the prediction minus its projection onto
-    the set. Both are computed in one pass over the logits, in float32 or better.
+    Loss and gradient are exactly 0 inside the set. Outside, the gradient is the prediction minus its
+    projection onto the set. Both are computed in one pass over the logits, in float32 or better.
 
     Args:
         input: Logits of shape (..., C), C >= 2, with the classes in dimension `dim`; float16, bfloat16,
             float32 or float64, any strides.
-        target: Class indices in [0, C), of the shape of `input` without its classes and any integer type; or,
-            of the shape of `input`, sets of classes (bool: those that may be right, at least one; together
-            they have at least ``1 - alpha``) or distributions (floating-point: rows without negative numbers
-            that sum to 1; every class has at least ``(1 - alpha) * target``). Taken as constant. A set of all
-            classes asks for nothing: its row has loss and gradient 0, whatever the logits are.
-        alpha: The imprecision in [0, 1): the probability that the set leaves to the other classes. 0 is
-            cross-entropy. Or a tensor with a number for each row, one that broadcasts to the rows; it may ask
-            for a gradient.
-        reduction: "mean" over the rows that count (weighted by `weight`), "sum" or "none".
-        dim: The dimension of the classes; 1 for what `nn.CrossEntropyLoss` takes.
-        ignore_index: Rows with this class have loss and gradient 0 and do not count.
-        weight: A factor for each class, of shape (C,), taken as constant. That of a set is the mean over its
-            classes, that of a distribution the expectation.
-        from_logits: False if `input` holds probabilities. Rows are divided by their sum; a row that is
-            negative somewhere, or all 0, has loss NaN.
-        inplace: Write the gradient over `input`, to need no memory for it. Its values are gone then: autograd
-            tells whoever needs them for another gradient, and there is no second derivative. Not for leaves,
-            float16, or tensors that share memory; where no gradient is wanted, and where no kernel is used
-            (on other devices, and where something traces), it changes nothing.
-        uniform_penalty: A factor b, to add ``b * (1 - alpha - p[target]) * KL(u || p)`` outside the set, with
-            the smoothed target u: ``1 - alpha`` for the class, ``alpha / (C - 1)`` for each other one. For
-            class indices and an alpha above 0; an option of the paper's TensorFlow code, without a kernel.
+        target: One of
+
+            - class indices in [0, C), in the shape of `input` without the class dimension, any integer type;
+            - sets of classes, bool in the shape of `input`, with at least one class per row. The set of
+              distributions is ``p[target].sum() >= 1 - alpha``. A row with all classes has loss 0;
+            - distributions, floating-point in the shape of `input`, with non-negative rows that sum to 1. The
+              set of distributions is ``p >= (1 - alpha) * target``.
+
+            No gradient flows to the target.
+        alpha: The imprecision in [0, 1): the probability that the set leaves to the other classes. 0 gives
+            cross-entropy. A tensor that broadcasts to the rows gives each row its own; it may require a
+            gradient.
+        reduction: "mean" (over the rows that are not ignored, weighted by `weight`), "sum" or "none".
+        dim: The class dimension. Pass 1 for inputs in the layout of `nn.CrossEntropyLoss`, (N, C, d1, ...).
+        ignore_index: Rows with this class index have loss and gradient 0 and are left out of the mean.
+        weight: A weight for each class, of shape (C,). The weight of a set is the mean over its classes, that
+            of a distribution the expected weight.
+        from_logits: Whether `input` holds logits. If False, it holds probabilities, and rows are divided by
+            their sum; a row with a negative number, or with only zeros, has loss NaN.
+        inplace: Whether to write the gradient over `input`, which saves its memory. The logits are lost:
+            autograd raises an error if another operator needs them, and there is no second derivative. Not
+            possible for leaves, float16, and tensors that share memory. Has no effect if no gradient is
+            computed or no kernel is used (other devices, tracing).
+        uniform_penalty: A factor b. Outside the set, ``b * (1 - alpha - p[target]) * KL(u || p)`` is added,
+            where u is the smoothed target: ``1 - alpha`` for the class, ``alpha / (C - 1)`` for each other
+            class. For class indices and alpha > 0 only. An option of the paper's TensorFlow code; it has no
+            kernel.
 
     Returns:
-        A scalar, or for "none" the losses in nats in the shape of the rows; float32 for half precision,
-        else of the type of `input`. NaN or +inf in a row makes the loss of that row NaN; the mean of no
+        The loss in nats: a scalar, or for "none" a tensor in the shape of the rows. It is float32 for inputs
+        in half precision, else of the type of `input`. A row with NaN or +inf has loss NaN; the mean of no
         rows is NaN, as in `F.cross_entropy`.
 
     Raises:
-        ValueError: `alpha`, `reduction`, `dim` or a shape is wrong; a row of `target` is an empty set or no
-            distribution (names the first one, on the CPU where nothing traces).
-        TypeError: an argument is of a wrong type, or not on the device of `input`.
-        IndexError: a target is no class; names the first one (on the CPU where nothing traces).
+        ValueError: If `alpha`, `reduction`, `dim` or a shape is wrong, or if a row of `target` is an empty
+            set or not a distribution. The message names the first such row.
+        TypeError: If an argument has a wrong type or is not on the device of `input`.
+        IndexError: If a class index is out of range. The message names the first one.
+
+        Values in tensors are checked on the CPU, unless the call is traced.
 
     Source: Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021, eq. 5-7; sets as in
     Lienen & Hüllermeier, "Mitigating Label Noise through Data Ambiguation", AAAI 2024.
@@ -111,24 +118,24 @@ def mixup_label_relaxation_loss(
     weight: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    r"""Label relaxation of inputs that are mixed of two classes, without a dense target.
+    r"""Label relaxation of inputs that are mixtures of two classes, without a dense target.
 
     Equivalent to, for logits of shape (N, C)::
 
         one_hot = lambda target: F.one_hot(target, C).to(logits)
         label_relaxation_loss(logits, lam * one_hot(target_a) + (1 - lam) * one_hot(target_b), alpha)
 
-    The set has ``p[target_a] >= (1 - alpha) * lam`` and ``p[target_b] >= (1 - alpha) * (1 - lam)``. With
-    ``lam`` 1 or 0, and where both classes are the same, it is `label_relaxation_loss` of that class.
+    The set is ``p[target_a] >= (1 - alpha) * lam`` and ``p[target_b] >= (1 - alpha) * (1 - lam)``. If ``lam``
+    is 1 or 0, or both classes are the same, the result equals `label_relaxation_loss` of that class.
 
     Args:
-        target_a, target_b: Class indices in [0, C), of the shape of `logits` without its classes.
-        lam: The share of `target_a`, in [0, 1]: a number, or a tensor that broadcasts to the rows, taken as
-            constant.
+        target_a, target_b: Class indices in [0, C), in the shape of `logits` without the class dimension.
+        lam: The share of `target_a`, in [0, 1]: a number, or a tensor that broadcasts to the rows. No
+            gradient flows to it.
         logits, alpha, reduction, dim, ignore_index, weight, inplace: As in
             `label_relaxation_loss`, as are the result and the errors.
 
-    Source: Lienen & Hüllermeier, AAAI 2021, of the targets of Zhang et al., "mixup: Beyond Empirical Risk
+    Source: Lienen & Hüllermeier, AAAI 2021, with the targets of Zhang et al., "mixup: Beyond Empirical Risk
     Minimization", ICLR 2018; the same as in the package `label-relaxation`.
 
     >>> logits, target_a, target_b = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0]), torch.tensor([1])
@@ -158,10 +165,10 @@ def cross_entropy_loss(
 
         F.cross_entropy(input, target, label_smoothing=label_smoothing)
 
-    also in what `weight` and "mean" do.
+    including the meaning of `weight` and of "mean".
 
     Args:
-        label_smoothing: How much of the target is spread evenly over all classes, in [0, 1].
+        label_smoothing: The part of the target that is spread evenly over all classes, in [0, 1].
         input, target, reduction, dim, ignore_index, weight, inplace: As in
             `label_relaxation_loss`, as are the result and the errors.
 
@@ -185,7 +192,7 @@ def focal_loss(
     weight: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    r"""Cross-entropy that counts a row the less the surer it is of its class.
+    r"""The focal loss: cross-entropy that discounts rows whose class is predicted with confidence.
 
     Equivalent to, for logits of shape (N, C) and the mean::
 
@@ -193,12 +200,13 @@ def focal_loss(
         (-((1 - p) ** gamma) * log(p)).mean()
 
     Args:
-        gamma: How much the rows that are sure of their class are discounted, at least 0; 0 is cross-entropy.
+        gamma: How much confident rows are discounted, at least 0; 0 gives cross-entropy.
         input, target, reduction, dim, ignore_index, weight, inplace: As in
-            `label_relaxation_loss`, as are the result and the errors; `weight` is the alpha of the paper.
+            `label_relaxation_loss`, as are the result and the errors. `weight` is called alpha in the
+            paper.
 
-    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4, of a softmax; its effect on
-    calibration: Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020.
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4, for a softmax; on its
+    effect on calibration: Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020.
 
     >>> focal_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     tensor(0.1733)
@@ -226,7 +234,7 @@ def confidence_penalty_loss(
         (-log(p[range(N), target]) + beta * (p * log(p)).sum(1)).mean()
 
     Args:
-        beta: How much the entropy counts, at least 0; 0 is cross-entropy.
+        beta: The factor of the entropy, at least 0; 0 gives cross-entropy.
         input, target, reduction, dim, ignore_index, weight, inplace: As in
             `label_relaxation_loss`, as are the result and the errors.
 
@@ -249,26 +257,26 @@ def credal_projection(
     ignore_index: int = -100,
     from_logits: bool = True,
 ) -> Tensor:
-    r"""The member of the target's set of distributions that is nearest to the prediction.
+    r"""The distribution in the target's set that is nearest to the prediction.
 
     Equivalent to, for one row with ``p = softmax(input)`` and a class as target::
 
         q = where(arange(C) == target, 1 - alpha, alpha * p / (1 - p[target]))
         where(p[target] >= 1 - alpha, p, q)
 
-    The distance is the Kullback-Leibler divergence ``KL(q || p)``, whose value at this member is
-    `label_relaxation_loss`, and whose gradient with respect to the logits is ``p - q``.
+    The distance is the Kullback-Leibler divergence ``KL(q || p)``. Its value at the projection q is
+    `label_relaxation_loss`, and the gradient of that loss with respect to the logits is ``p - q``.
 
     Args:
         input, target, alpha, dim, from_logits: As in `label_relaxation_loss`.
         ignore_index: Rows with this class are their own projection.
 
     Returns:
-        Probabilities in the shape of `input`, float32 for half precision. Rows without a projection, such as
-        those with NaN, are NaN.
+        Probabilities in the shape of `input`, float32 for inputs in half precision. Rows without a
+        projection, such as those with NaN, are NaN.
 
     Raises:
-        As `label_relaxation_loss`.
+        The errors of `label_relaxation_loss`.
 
     Source: Lienen & Hüllermeier, AAAI 2021, Proposition 1; for distributions by water-filling.
 
@@ -288,7 +296,7 @@ def in_credal_set(
     ignore_index: int = -100,
     from_logits: bool = True,
 ) -> Tensor:
-    r"""Whether the prediction is a member of the target's set of distributions: where the loss is 0.
+    r"""Marks predictions inside the target's set of distributions, where the loss is 0.
 
     Equivalent to, for logits of shape (N, C) and class indices::
 
@@ -296,13 +304,13 @@ def in_credal_set(
 
     Args:
         input, target, alpha, dim, from_logits: As in `label_relaxation_loss`.
-        ignore_index: Rows with this class are members.
+        ignore_index: Rows with this class index are marked.
 
     Returns:
-        A bool for each row, in the shape of the rows; False for rows with NaN.
+        A bool tensor in the shape of the rows; False for rows with NaN.
 
     Raises:
-        As `label_relaxation_loss`.
+        The errors of `label_relaxation_loss`.
 
     Source: Lienen & Hüllermeier, AAAI 2021, eq. 5.
 

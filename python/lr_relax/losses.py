@@ -1,4 +1,4 @@
-"""The losses as modules: they hold the hyperparameters, the functions compute."""
+"""The losses as modules. They hold the hyperparameters; the functions in `lr_relax.functional` compute."""
 
 from typing import Any
 
@@ -23,10 +23,7 @@ __all__ = [
 
 
 class _Loss(nn.Module):
-    """What all losses have: a reduction, the dimension of the classes, rows and classes that count less.
-
-    The attributes are named as the arguments of the functions are.
-    """
+    """Stores the arguments of a loss function under their names."""
 
     weight: Tensor | None
 
@@ -46,7 +43,7 @@ class _Loss(nn.Module):
         return {name: getattr(self, name) for name in self._names} | {"weight": self.weight}
 
     def extra_repr(self) -> str:
-        """What `print(module)` shows: the hyperparameters, defaults left out but for the first two."""
+        """The arguments that `print(module)` shows: hyperparameter, reduction, and what is not a default."""
         defaults = {"dim": -1, "ignore_index": -100, "from_logits": True, "inplace": False}
         values = {name: getattr(self, name) for name in self._names}
         shown = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
@@ -59,7 +56,7 @@ class _Loss(nn.Module):
 class LabelRelaxationLoss(_Loss):
     """The divergence of the prediction from the set of distributions with ``p[target] >= 1 - alpha``.
 
-    Trains classifiers that are calibrated without scaling their probabilities afterwards; see
+    Classifiers trained with it are calibrated without scaling their probabilities afterwards. See
     `lr_relax.functional.label_relaxation_loss` for the formula, the arguments and their ranges.
 
     Shape:
@@ -98,12 +95,12 @@ class LabelRelaxationLoss(_Loss):
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of `input`, (..., C), for the classes `target`, (...); or for sets or distributions."""
+        """The loss of `input`, (..., C), for `target`: classes, (...); sets or distributions, (..., C)."""
         return label_relaxation_loss(input, target, **self._options())
 
 
 class MixupLabelRelaxationLoss(_Loss):
-    """Label relaxation of inputs that are mixed of two classes, without a dense target.
+    """Label relaxation of inputs that are mixtures of two classes, without a dense target.
 
     See `lr_relax.functional.mixup_label_relaxation_loss` for the formula, the arguments and their ranges.
 
@@ -113,7 +110,7 @@ class MixupLabelRelaxationLoss(_Loss):
         lam: a number, or (...).
         output: scalar, or (...) for ``reduction="none"``.
 
-    Source: Lienen & Hüllermeier, AAAI 2021, of the targets of Zhang et al., "mixup: Beyond Empirical Risk
+    Source: Lienen & Hüllermeier, AAAI 2021, with the targets of Zhang et al., "mixup: Beyond Empirical Risk
     Minimization", ICLR 2018.
 
     >>> import torch
@@ -138,14 +135,14 @@ class MixupLabelRelaxationLoss(_Loss):
         )
 
     def forward(self, logits: Tensor, target_a: Tensor, target_b: Tensor, lam: float | Tensor) -> Tensor:
-        """The loss of `logits`, (..., C), for the classes `target_a` with share `lam`, and `target_b`."""
+        """The loss of `logits`, (..., C), for the classes `target_a`, with share `lam`, and `target_b`."""
         return mixup_label_relaxation_loss(logits, target_a, target_b, lam, **self._options())
 
 
 class CrossEntropyLoss(_Loss):
     """Cross-entropy with label smoothing, in one pass over the logits.
 
-    What `nn.CrossEntropyLoss(label_smoothing=label_smoothing)` computes; see
+    Equivalent to `nn.CrossEntropyLoss(label_smoothing=label_smoothing)`. See
     `lr_relax.functional.cross_entropy_loss` for the arguments and their ranges, and `LabelRelaxationLoss` for
     the shapes.
 
@@ -178,12 +175,12 @@ class CrossEntropyLoss(_Loss):
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of `input`, (..., C), for the classes `target`, (...)."""
+        """The loss of `input`, (..., C), for the class indices `target`, (...)."""
         return cross_entropy_loss(input, target, **self._options())
 
 
 class FocalLoss(_Loss):
-    """Cross-entropy that counts a row the less the surer it is of its class.
+    """The focal loss: cross-entropy that discounts rows whose class is predicted with confidence.
 
     See `lr_relax.functional.focal_loss` for the formula, the arguments and their ranges, and
     `LabelRelaxationLoss` for the shapes.
@@ -211,7 +208,7 @@ class FocalLoss(_Loss):
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of `input`, (..., C), for the classes `target`, (...)."""
+        """The loss of `input`, (..., C), for the class indices `target`, (...)."""
         return focal_loss(input, target, **self._options())
 
 
@@ -245,5 +242,5 @@ class ConfidencePenaltyLoss(_Loss):
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of `input`, (..., C), for the classes `target`, (...)."""
+        """The loss of `input`, (..., C), for the class indices `target`, (...)."""
         return confidence_penalty_loss(input, target, **self._options())
