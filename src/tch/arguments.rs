@@ -3,7 +3,7 @@
 use tch::{Reduction, Tensor};
 
 use super::torch::{self, Borrowed, Device};
-use crate::losses::pass::{Loss, Reduction as KernelReduction};
+use crate::losses::{Loss, Reduction as KernelReduction};
 use crate::rows::Error;
 use crate::untyped::View;
 use crate::untyped::losses::{Arguments, Numbers};

@@ -5,8 +5,8 @@
 use tch::{Kind, Reduction, Tensor};
 
 use super::arguments::{Options, Tensors};
-use crate::losses::label_relaxation::LabelRelaxation;
-use crate::losses::pass::Loss;
+use crate::losses::LabelRelaxation;
+use crate::losses::Loss;
 use crate::rows::{Error, Scores};
 
 /// The loss that `options` describe.
@@ -91,7 +91,7 @@ impl Rows {
     }
 }
 
-/// The formulas are in [`crate::losses::label_relaxation`] and, for distributions, in [`crate::losses::credal`].
+/// The formulas are in src/kernels/losses/label_relaxation.
 fn label_relaxation(rows: &Rows, loss: LabelRelaxation, alpha: Option<&Tensor>) -> Result<Tensor, Error> {
     let alpha = match alpha {
         Some(alpha) => alpha.f_detach()?.f_to_kind(rows.scores.f_kind()?)?,
@@ -187,7 +187,7 @@ fn active_bounds(p: &Tensor, bound: &Tensor, alpha: &Tensor) -> Result<Tensor, E
     Ok(active.f_logical_and(&bound.f_gt_tensor(p)?.f_any_dim(-1, true)?)?)
 }
 
-/// The formula is in [`crate::losses::cross_entropy`].
+/// The formula is in src/kernels/losses/cross_entropy.rs.
 fn cross_entropy(rows: &Rows, label_smoothing: f64) -> Result<Tensor, Error> {
     let losses = negative_log_likelihood(rows)?.f_mul_scalar(1.0 - label_smoothing)?;
     if label_smoothing == 0.0 {
@@ -201,7 +201,7 @@ fn cross_entropy(rows: &Rows, label_smoothing: f64) -> Result<Tensor, Error> {
     Ok(losses.f_add(&of_classes.f_mean_dim(-1, false, None)?.f_mul_scalar(label_smoothing)?)?)
 }
 
-/// The formula is in [`crate::losses::focal`].
+/// The formula is in src/kernels/losses/focal.rs.
 fn focal(rows: &Rows, gamma: f64) -> Result<Tensor, Error> {
     let (log_odds, certain) = log_odds(rows)?;
     let log_odds = log_odds.f_masked_fill(&certain, 0.0)?;
@@ -210,7 +210,7 @@ fn focal(rows: &Rows, gamma: f64) -> Result<Tensor, Error> {
     Ok(losses.f_mul(&rows.row_weight)?)
 }
 
-/// The formula is in [`crate::losses::confidence_penalty`].
+/// The formula is in src/kernels/losses/confidence_penalty.rs.
 fn confidence_penalty(rows: &Rows, beta: f64) -> Result<Tensor, Error> {
     let ln_p = rows.scores.f_log_softmax(-1, None)?;
     let ln_p = ln_p.f_masked_fill(&ln_p.f_eq(f64::NEG_INFINITY)?, 0.0)?; // p ln p is 0 at p = 0

@@ -5,13 +5,13 @@ use tch::{Kind, Reduction, Tensor};
 use super::arguments::{Options, Tensors};
 use super::formulas;
 use super::torch::{self, BackwardMode};
-use crate::losses::focal::Focal;
-use crate::losses::label_relaxation::LabelRelaxation;
-use crate::losses::pass::Loss;
+use crate::losses::Focal;
+use crate::losses::LabelRelaxation;
+use crate::losses::Loss;
 use crate::memory;
 use crate::rows::{Error, Scores};
 use crate::untyped::View;
-use crate::untyped::losses::{Batch, Gradient, check};
+use crate::untyped::losses::{Gradient, Inputs, check};
 
 /// Label relaxation: the KL divergence of the prediction from the set of distributions with
 /// `p[target] >= 1 - alpha`.
@@ -99,7 +99,7 @@ pub fn focal(logits: &Tensor, target: &Tensor, gamma: f64, reduction: Reduction)
 ///
 /// ```
 /// use lr_relax::rows::Scores;
-/// use lr_relax::losses::label_relaxation::LabelRelaxation;
+/// use lr_relax::losses::LabelRelaxation;
 /// use lr_relax::tch::Criterion;
 /// use tch::{Kind, Tensor};
 ///
@@ -212,17 +212,17 @@ impl Criterion {
             check(options.loss, &views.arguments(options))?;
             return formulas::loss(options, &tensors);
         }
-        let batch = Batch::new(options.loss, views.arguments(options))?;
+        let inputs = Inputs::new(options.loss, views.arguments(options))?;
         let losses = match reduction {
-            Some(_) => torch::allocate(batch.loss_type(), &[])?,
-            None => torch::allocate(batch.loss_type(), &batch.rows())?,
+            Some(_) => torch::allocate(inputs.loss_type(), &[])?,
+            None => torch::allocate(inputs.loss_type(), &inputs.rows())?,
         };
-        let grad = torch::needs_grad(input).then(|| gradient(input, batch.input())).transpose()?;
+        let grad = torch::needs_grad(input).then(|| gradient(input, inputs.input())).transpose()?;
         let out = torch::view(&losses, "losses")?.view;
         let grad_out = grad.as_ref().map(|grad| torch::view(grad, "gradient")).transpose()?.map(|b| b.view);
         let to = grad_out.as_ref().map_or(Gradient::None, Gradient::To);
         // SAFETY: both outputs are new and have the types and shapes that the batch requires.
-        unsafe { batch.compute(options.loss, 1.0, reduction, &out, to) }?;
+        unsafe { inputs.compute(options.loss, 1.0, reduction, &out, to) }?;
         let Some(grad) = grad else { return Ok(losses) };
         torch::attach(&losses, input, &tensors.to_saved(&grad), move |saved, upstream, mode| {
             let (tensors, grad) = Tensors::from_saved(saved);
@@ -263,12 +263,12 @@ fn backward(
     }
     if grad.f_kind()? == Kind::Half {
         // Compute the gradient again with the loss scale: small gradients of the mean have been rounded to 0.
-        let batch = Batch::new(options.loss, tensors.views()?.arguments(options))?;
-        let loss = torch::allocate(batch.loss_type(), &[])?;
+        let inputs = Inputs::new(options.loss, tensors.views()?.arguments(options))?;
+        let loss = torch::allocate(inputs.loss_type(), &[])?;
         let (out, grad_out) = (torch::view(&loss, "loss")?.view, torch::view(&grad, "gradient")?.view);
         let (reduction, to) = (options.kernel_reduction()?, Gradient::To(&grad_out));
         // SAFETY: the loss is new; the gradient has the type and shape of the input, and nothing else uses it.
-        unsafe { batch.compute(options.loss, scale, reduction, &out, to) }?;
+        unsafe { inputs.compute(options.loss, scale, reduction, &out, to) }?;
     } else {
         let _ = grad.f_mul_scalar_(scale)?;
     }
@@ -278,8 +278,8 @@ fn backward(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::losses::confidence_penalty::ConfidencePenalty;
-    use crate::losses::cross_entropy::CrossEntropy;
+    use crate::losses::ConfidencePenalty;
+    use crate::losses::CrossEntropy;
     use tch::Device;
 
     fn all_losses() -> Vec<Loss> {

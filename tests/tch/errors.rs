@@ -1,7 +1,7 @@
 //! The errors of invalid arguments.
 
-use lr_relax::losses::confidence_penalty::ConfidencePenalty;
-use lr_relax::losses::cross_entropy::CrossEntropy;
+use lr_relax::losses::ConfidencePenalty;
+use lr_relax::losses::CrossEntropy;
 use lr_relax::rows::Error;
 use lr_relax::tch::{Criterion, focal, label_relaxation};
 use tch::{Device, Kind, Reduction, Tensor};

@@ -1,8 +1,8 @@
 //! Values and first gradients of the losses.
 
-use lr_relax::losses::confidence_penalty::ConfidencePenalty;
-use lr_relax::losses::cross_entropy::CrossEntropy;
-use lr_relax::losses::label_relaxation::LabelRelaxation;
+use lr_relax::losses::ConfidencePenalty;
+use lr_relax::losses::CrossEntropy;
+use lr_relax::losses::LabelRelaxation;
 use lr_relax::rows::Scores;
 use lr_relax::tch::{Criterion, cross_entropy, focal, label_relaxation};
 use tch::{Kind, Reduction, Tensor};

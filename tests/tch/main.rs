@@ -5,7 +5,7 @@ mod errors;
 mod losses;
 mod metrics;
 
-use lr_relax::losses::label_relaxation::LabelRelaxation;
+use lr_relax::losses::LabelRelaxation;
 use lr_relax::rows::Scores;
 use lr_relax::tch::Criterion;
 use tch::{Device, Kind, Reduction, Tensor};
