@@ -19,6 +19,7 @@ from lr_relax import RobustDataAmbiguationLoss
 from lr_relax.functional import (
     confidence_penalty_loss,
     cross_entropy_loss,
+    dual_focal_loss,
     focal_loss,
     label_relaxation_loss,
     mixup_label_relaxation_loss,
@@ -115,6 +116,14 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
     return -((1 - ln_p.exp()) ** 2 * ln_p).mean()
 
 
+def dual_focal(logits: Tensor, target: Tensor) -> Tensor:
+    """The dual focal loss in plain PyTorch."""
+    ln_p = F.log_softmax(logits, 1)
+    p, own = ln_p.exp(), ln_p.gather(1, target[:, None])
+    p_j = p.masked_fill(ln_p >= own, 0.0).amax(1)
+    return -((1 - own[:, 0].exp() + p_j) ** 5 * own[:, 0]).mean()
+
+
 def confidence_penalty(logits: Tensor, target: Tensor) -> Tensor:
     """The confidence penalty in plain PyTorch."""
     ln_p = F.log_softmax(logits, 1)
@@ -175,6 +184,7 @@ OTHER_LOSSES: list[tuple[str, Callable[[int, int], Inputs], Loss, float, str, Lo
     ("Cross-entropy", classification, cross_entropy_loss, 1.15, "F.cross_entropy", F.cross_entropy),
     ("Label smoothing", classification, smoothed, 1.15, "F.cross_entropy", torch_smoothed),
     ("Focal", classification, focal_loss, 1.3, "torch", focal),
+    ("Dual focal", classification, dual_focal_loss, 1.3, "torch", dual_focal),
     ("Confidence penalty", classification, confidence_penalty_loss, 1.15, "torch", confidence_penalty),
     (
         "LR of distributions",

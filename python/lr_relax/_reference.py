@@ -237,6 +237,18 @@ def _focal(rows: _Rows, gamma: float | Tensor) -> Tensor:
     return losses.where(~certain, 0.0) * rows.factor
 
 
+def _dual_focal(rows: _Rows, gamma: float | Tensor) -> Tensor:
+    """Tao et al. (2023): ``-(1 - p_y + p_j)^g ln p_y``, j the class next below y in probability."""
+    d, certain = _log_odds(rows)
+    impossible = d == -math.inf
+    d = d.where(~certain & ~impossible, 0.0)
+    below = rows.scores < rows.own(rows.scores).unsqueeze(-1)
+    next = rows.scores.log_softmax(-1).masked_fill(~below, -math.inf).max(-1).values.exp()
+    losses = ((-_softplus(d)).exp() + next) ** gamma * _softplus(-d)
+    losses = losses.where(~impossible, _infinite(rows))
+    return losses.where(~certain, 0.0) * rows.factor
+
+
 def _confidence_penalty(rows: _Rows, beta: float | Tensor) -> Tensor:
     """Pereyra et al. (2017), section 3: cross-entropy minus ``b`` times the entropy of the prediction."""
     ln_p = rows.scores.log_softmax(-1)
@@ -248,6 +260,7 @@ def _confidence_penalty(rows: _Rows, beta: float | Tensor) -> Tensor:
 _OF_LOGITS = {
     "cross_entropy": _cross_entropy,
     "focal": _focal,
+    "dual_focal": _dual_focal,
     "confidence_penalty": _confidence_penalty,
 }
 

@@ -8,6 +8,7 @@ from lr_relax._arguments import check_hyperparameters
 from lr_relax.functional import (
     confidence_penalty_loss,
     cross_entropy_loss,
+    dual_focal_loss,
     focal_loss,
     label_relaxation_loss,
     mixup_label_relaxation_loss,
@@ -16,6 +17,7 @@ from lr_relax.functional import (
 __all__ = [
     "ConfidencePenaltyLoss",
     "CrossEntropyLoss",
+    "DualFocalLoss",
     "FocalLoss",
     "LabelRelaxationLoss",
     "MixupLabelRelaxationLoss",
@@ -210,6 +212,39 @@ class FocalLoss(_Loss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of `input`, (..., C), for the class indices `target`, (...)."""
         return focal_loss(input, target, **self._options())
+
+
+class DualFocalLoss(_Loss):
+    """The dual focal loss: the focal loss with the class next below the target in probability.
+
+    See `lr_relax.functional.dual_focal_loss` for the formula, the arguments and their ranges, and
+    `LabelRelaxationLoss` for the shapes.
+
+    Source: Tao, Dong and Xu, "Dual Focal Loss for Calibration", ICML 2023.
+
+    >>> import torch
+    >>> DualFocalLoss(gamma=2.0)(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    tensor(0.1733)
+    """
+
+    def __init__(
+        self,
+        gamma: float = 5.0,
+        reduction: str = "mean",
+        *,
+        dim: int = -1,
+        ignore_index: int = -100,
+        weight: Tensor | None = None,
+        inplace: bool = False,
+    ) -> None:
+        check_hyperparameters("dual_focal", gamma, reduction)
+        super().__init__(
+            weight, gamma=gamma, reduction=reduction, dim=dim, ignore_index=ignore_index, inplace=inplace
+        )
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of `input`, (..., C), for the class indices `target`, (...)."""
+        return dual_focal_loss(input, target, **self._options())
 
 
 class ConfidencePenaltyLoss(_Loss):

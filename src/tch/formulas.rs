@@ -16,6 +16,7 @@ pub(super) fn loss(options: Options, tensors: &Tensors) -> Result<Tensor, Error>
         Loss::LabelRelaxation(loss) => label_relaxation(&rows, loss, tensors.alpha.as_ref()),
         Loss::CrossEntropy(loss) => cross_entropy(&rows, loss.label_smoothing),
         Loss::Focal(loss) => focal(&rows, loss.gamma),
+        Loss::DualFocal(loss) => dual_focal(&rows, loss.gamma),
         Loss::ConfidencePenalty(loss) => confidence_penalty(&rows, loss.beta),
     }?;
     Ok(match options.reduction {
@@ -206,6 +207,19 @@ fn focal(rows: &Rows, gamma: f64) -> Result<Tensor, Error> {
     let (log_odds, certain) = log_odds(rows)?;
     let log_odds = log_odds.f_masked_fill(&certain, 0.0)?;
     let discount = softplus(&log_odds)?.f_mul_scalar(-gamma)?.f_exp()?;
+    let losses = discount.f_mul(&softplus(&log_odds.f_neg()?)?)?.f_masked_fill(&certain, 0.0)?;
+    Ok(losses.f_mul(&rows.row_weight)?)
+}
+
+/// The formula is in src/kernels/losses/dual_focal.rs.
+fn dual_focal(rows: &Rows, gamma: f64) -> Result<Tensor, Error> {
+    let (log_odds, certain) = log_odds(rows)?;
+    let log_odds = log_odds.f_masked_fill(&certain, 0.0)?;
+    let below = rows.scores.f_lt_tensor(&rows.target_sum(&rows.scores)?.f_unsqueeze(-1)?)?;
+    let ln_p = rows.scores.f_log_softmax(-1, None)?.f_where_scalarother(&below, f64::NEG_INFINITY)?;
+    let next = ln_p.f_max_dim(-1, false)?.0.f_exp()?;
+    let rest = softplus(&log_odds)?.f_neg()?.f_exp()?;
+    let discount = rest.f_add(&next)?.f_pow_tensor_scalar(gamma)?;
     let losses = discount.f_mul(&softplus(&log_odds.f_neg()?)?)?.f_masked_fill(&certain, 0.0)?;
     Ok(losses.f_mul(&rows.row_weight)?)
 }

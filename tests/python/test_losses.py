@@ -49,6 +49,13 @@ def focal(z: Tensor, y: Tensor, gamma: float) -> Tensor:
     return -((1 - p) ** gamma) * p.log()
 
 
+def dual_focal(z: Tensor, y: Tensor, gamma: float) -> Tensor:
+    p = z.softmax(1)
+    p_y = own(p, y)
+    p_j = torch.where(p < p_y[:, None], p, 0.0).max(1).values
+    return -((1 - p_y + p_j) ** gamma) * p_y.log()
+
+
 def penalised(z: Tensor, y: Tensor, beta: float) -> Tensor:
     p = z.softmax(1)
     return -own(p, y).log() + beta * (p * p.log()).sum(1)
@@ -66,6 +73,7 @@ LOSSES = [
         "cross_entropy", lr_relax.CrossEntropyLoss, "label_smoothing", (0.0, 0.1, 1.0), (-0.1, 1.1), smoothed
     ),
     Loss("focal", lr_relax.FocalLoss, "gamma", (0.0, 0.5, 2.0), (-1.0, math.inf, math.nan), focal),
+    Loss("dual_focal", lr_relax.DualFocalLoss, "gamma", (0.0, 0.5, 5.0), (-1.0, math.inf), dual_focal),
     Loss(
         "confidence_penalty",
         lr_relax.ConfidencePenaltyLoss,

@@ -95,6 +95,7 @@ losses! {
     label_relaxation::LabelRelaxation,
     cross_entropy::CrossEntropy,
     focal::Focal,
+    dual_focal::DualFocal,
     confidence_penalty::ConfidencePenalty,
 }
 
