@@ -28,8 +28,9 @@ from lr_relax.metrics import (
     reliability_curve,
     smooth_calibration_error,
 )
-from row import Contender, Inputs, Row
 from torch import Tensor
+
+from row import Contender, Inputs, Row
 
 PEERS = (
     "torchmetrics",

@@ -24,9 +24,10 @@ from lr_relax.functional import (
     label_relaxation_loss,
     mixup_label_relaxation_loss,
 )
+from torch import Tensor
+
 from metrics import METRIC_ROWS
 from row import Contender, Inputs, Row
-from torch import Tensor
 from training import TRAINING_ROWS
 
 TCH_BUILD = Path(__file__).parents[2] / "target" / "tch"

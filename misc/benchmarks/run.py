@@ -36,6 +36,7 @@ from typing import Any
 
 import lr_relax
 import torch
+
 from metrics import PEERS
 from row import Row
 from rows import ROWS, TCH_BUILD

@@ -15,9 +15,10 @@ from lr_relax.study import models
 from lr_relax.study.config import RunConfig
 from lr_relax.study.splits import Split
 from lr_relax.study.training import Training
-from row import Row
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
+
+from row import Row
 
 BATCH = 64
 
