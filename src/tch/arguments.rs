@@ -31,38 +31,40 @@ impl Options {
     }
 }
 
-/// The tensors of a call.
-pub(super) struct Tensors {
-    pub input: Tensor,
-    pub target: Tensor,
-    pub weight: Option<Tensor>,
-    pub alpha: Option<Tensor>,
-    /// The second class of each row, and the share of the first class.
-    pub mixed: Option<(Tensor, Tensor)>,
+/// The tensors of a call, or views of them.
+pub(super) struct Tensors<T = Tensor> {
+    pub input: T,
+    pub target: T,
+    pub weight: Option<T>,
+    pub alpha: Option<T>,
+    /// The second class of each row, for mixup.
+    pub target_b: Option<T>,
+    /// The share of the first class, for mixup.
+    pub lam: Option<T>,
 }
 
 impl Tensors {
     /// The tensors that autograd saves, in the order that [`Tensors::from_saved`] expects.
     pub(super) fn to_saved<'a>(&'a self, grad: &'a Tensor) -> [Option<&'a Tensor>; 7] {
-        let (second, share) = self.mixed.as_ref().map(|(second, share)| (second, share)).unzip();
-        let (weight, alpha) = (self.weight.as_ref(), self.alpha.as_ref());
-        [Some(&self.input), Some(&self.target), weight, alpha, second, share, Some(grad)]
+        let Tensors { input, target, weight, alpha, target_b, lam } = self;
+        let [weight, alpha, target_b, lam] = [weight, alpha, target_b, lam].map(Option::as_ref);
+        [Some(input), Some(target), weight, alpha, target_b, lam, Some(grad)]
     }
 
-    /// The tensors and the gradient from the tensors that autograd saved.
+    /// The tensors of a call and the gradient from the tensors that autograd saved.
     pub(super) fn from_saved(saved: Vec<Tensor>) -> (Tensors, Tensor) {
-        let Ok([input, target, weight, alpha, second, share, grad]) = <[Tensor; 7]>::try_from(saved) else {
+        let Ok([input, target, weight, alpha, target_b, lam, grad]) = <[Tensor; 7]>::try_from(saved) else {
             unreachable!("autograd returns as many tensors as it saved")
         };
-        let defined = |tensor: Tensor| tensor.defined().then_some(tensor);
-        let (weight, alpha, mixed) = (defined(weight), defined(alpha), defined(second).zip(defined(share)));
-        (Tensors { input, target, weight, alpha, mixed }, grad)
+        let [weight, alpha, target_b, lam] =
+            [weight, alpha, target_b, lam].map(|tensor| tensor.defined().then_some(tensor));
+        (Tensors { input, target, weight, alpha, target_b, lam }, grad)
     }
 
-    /// Views of the tensors; checks that all tensors are on the same device.
-    pub(super) fn views(&self) -> Result<Views, Error> {
+    /// Views of the tensors, and their device; checks that all tensors are on the same device.
+    pub(super) fn views(&self) -> Result<(Tensors<View>, Device), Error> {
         let Borrowed { view: input, device } = torch::view(&self.input, "input")?;
-        let on_device = |tensor: &Tensor, name: &str| {
+        let view = |tensor: &Tensor, name: &str| {
             let borrowed = torch::view(tensor, name)?;
             if borrowed.device == device {
                 return Ok(borrowed.view);
@@ -72,39 +74,27 @@ impl Tensors {
                 borrowed.device
             )))
         };
-        let optional =
-            |tensor: Option<&Tensor>, name: &str| tensor.map(|tensor| on_device(tensor, name)).transpose();
-        let (second, share) = self.mixed.as_ref().map(|(second, share)| (second, share)).unzip();
-        Ok(Views {
+        let optional = |tensor: &Option<Tensor>, name| tensor.as_ref().map(|t| view(t, name)).transpose();
+        let target = if self.target_b.is_some() { "target_a" } else { "target" };
+        let views = Tensors {
             input,
-            target: on_device(&self.target, if self.mixed.is_some() { "target_a" } else { "target" })?,
-            weight: optional(self.weight.as_ref(), "weight")?,
-            alpha: optional(self.alpha.as_ref(), "alpha")?,
-            second: optional(second, "target_b")?,
-            share: optional(share, "lam")?,
-            device,
-        })
+            target: view(&self.target, target)?,
+            weight: optional(&self.weight, "weight")?,
+            alpha: optional(&self.alpha, "alpha")?,
+            target_b: optional(&self.target_b, "target_b")?,
+            lam: optional(&self.lam, "lam")?,
+        };
+        Ok((views, device))
     }
 }
 
-/// Views of the tensors of a call.
-pub(super) struct Views {
-    input: View,
-    target: View,
-    weight: Option<View>,
-    alpha: Option<View>,
-    second: Option<View>,
-    share: Option<View>,
-    pub device: Device,
-}
-
-impl Views {
+impl Tensors<View> {
     /// The arguments of the kernels.
     pub(super) fn arguments(&self, options: Options) -> Arguments<'_> {
         Arguments {
             input: self.input.clone(),
             target: &self.target,
-            mixed: self.second.as_ref().zip(self.share.as_ref().map(Numbers::Each)),
+            mixed: self.target_b.as_ref().zip(self.lam.as_ref().map(Numbers::Each)),
             weight: self.weight.as_ref(),
             alpha: self.alpha.as_ref(),
             dim: options.dim,

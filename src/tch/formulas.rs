@@ -5,8 +5,7 @@
 use tch::{Kind, Reduction, Tensor};
 
 use super::arguments::{Options, Tensors};
-use crate::losses::LabelRelaxation;
-use crate::losses::Loss;
+use crate::losses::{LabelRelaxation, Loss};
 use crate::rows::{Error, Scores};
 
 /// The loss that `options` describe.
@@ -46,21 +45,21 @@ struct Rows {
 
 impl Rows {
     fn new(options: Options, tensors: &Tensors) -> Result<Rows, Error> {
-        let (input, target) = (&tensors.input, &tensors.target);
+        let Tensors { input, target, weight, target_b, lam, .. } = tensors;
         let half = matches!(input.f_kind()?, Kind::Half | Kind::BFloat16);
         let scores = if half { input.f_to_kind(Kind::Float)? } else { input.shallow_clone() };
         let scores = scores.f_movedim_int(options.dim, -1)?;
         let kind = scores.f_kind()?;
-        let class_weight = tensors.weight.as_ref().map(|w| w.f_detach()?.f_to_kind(kind)).transpose()?;
+        let class_weight = weight.as_ref().map(|w| w.f_detach()?.f_to_kind(kind)).transpose()?;
         let one_hot = |y: &Tensor| scores.f_zeros_like()?.f_scatter_value(-1, &y.f_unsqueeze(-1)?, 1);
         let is_dense =
             matches!(target.f_kind()?, Kind::Bool | Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
-        let (class, target, counted) = if let Some((second, share)) = &tensors.mixed {
+        let (class, target, counted) = if let (Some(target_b), Some(lam)) = (target_b, lam) {
             let counted =
-                target.f_ne(options.ignore_index)?.f_logical_and(&second.f_ne(options.ignore_index)?)?;
+                target.f_ne(options.ignore_index)?.f_logical_and(&target_b.f_ne(options.ignore_index)?)?;
             let class = |y: &Tensor| y.f_to_kind(Kind::Int64)?.f_where_scalarother(&counted, 0);
-            let (first, second) = (one_hot(&class(target)?)?, one_hot(&class(second)?)?);
-            let share = share.f_detach()?.f_to_kind(kind)?.f_unsqueeze(-1)?;
+            let (first, second) = (one_hot(&class(target)?)?, one_hot(&class(target_b)?)?);
+            let share = lam.f_detach()?.f_to_kind(kind)?.f_unsqueeze(-1)?;
             let rest = share.f_neg()?.f_add_scalar(1.0)?;
             (None, first.f_mul(&share)?.f_add(&second.f_mul(&rest)?)?, counted)
         } else if is_dense {

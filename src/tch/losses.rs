@@ -5,9 +5,7 @@ use tch::{Kind, Reduction, Tensor};
 use super::arguments::{Options, Tensors};
 use super::formulas;
 use super::torch::{self, BackwardMode};
-use crate::losses::Focal;
-use crate::losses::LabelRelaxation;
-use crate::losses::Loss;
+use crate::losses::{Focal, LabelRelaxation, Loss};
 use crate::memory;
 use crate::rows::{Error, Scores};
 use crate::untyped::View;
@@ -170,7 +168,7 @@ impl Criterion {
     ///
     /// As [`label_relaxation`]; [`Error::Row`] for an empty set or a row that is not a distribution.
     pub fn forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, Error> {
-        self.compute(input, target, None)
+        self.compute(self.tensors(input, target, None))
     }
 
     /// Label relaxation for mixup: the target is `lam * one_hot(target_a) + (1 - lam) * one_hot(target_b)`, which is
@@ -188,27 +186,27 @@ impl Criterion {
         target_b: &Tensor,
         lam: &Tensor,
     ) -> Result<Tensor, Error> {
-        self.compute(input, target_a, Some((target_b, lam)))
+        self.compute(self.tensors(input, target_a, Some((target_b, lam))))
     }
 
-    fn compute(
-        &self,
-        input: &Tensor,
-        target: &Tensor,
-        mixed: Option<(&Tensor, &Tensor)>,
-    ) -> Result<Tensor, Error> {
-        let (options, copy) = (self.options, Tensor::shallow_clone);
-        let tensors = Tensors {
+    fn tensors(&self, input: &Tensor, target: &Tensor, mixed: Option<(&Tensor, &Tensor)>) -> Tensors {
+        let copy = Tensor::shallow_clone;
+        Tensors {
             input: copy(input),
             target: copy(target),
             weight: self.weight.as_ref().map(copy),
             alpha: self.alpha.as_ref().map(copy),
-            mixed: mixed.map(|(second, share)| (copy(second), copy(share))),
-        };
+            target_b: mixed.map(|(target_b, _)| copy(target_b)),
+            lam: mixed.map(|(_, lam)| copy(lam)),
+        }
+    }
+
+    fn compute(&self, tensors: Tensors) -> Result<Tensor, Error> {
+        let (options, input) = (self.options, &tensors.input);
         let reduction = options.kernel_reduction()?;
         torch::connect_threads();
-        let views = tensors.views()?;
-        if !views.device.is_cpu() {
+        let (views, device) = tensors.views()?;
+        if !device.is_cpu() {
             check(options.loss, &views.arguments(options))?;
             return formulas::loss(options, &tensors);
         }
@@ -221,7 +219,7 @@ impl Criterion {
         let out = torch::view(&losses, "losses")?.view;
         let grad_out = grad.as_ref().map(|grad| torch::view(grad, "gradient")).transpose()?.map(|b| b.view);
         let to = grad_out.as_ref().map_or(Gradient::None, Gradient::To);
-        // SAFETY: both outputs are new and have the types and shapes that the batch requires.
+        // SAFETY: both outputs are new and have the types and shapes that the inputs require.
         unsafe { inputs.compute(options.loss, 1.0, reduction, &out, to) }?;
         let Some(grad) = grad else { return Ok(losses) };
         torch::attach(&losses, input, &tensors.to_saved(&grad), move |saved, upstream, mode| {
@@ -263,7 +261,7 @@ fn backward(
     }
     if grad.f_kind()? == Kind::Half {
         // Compute the gradient again with the loss scale: small gradients of the mean have been rounded to 0.
-        let inputs = Inputs::new(options.loss, tensors.views()?.arguments(options))?;
+        let inputs = Inputs::new(options.loss, tensors.views()?.0.arguments(options))?;
         let loss = torch::allocate(inputs.loss_type(), &[])?;
         let (out, grad_out) = (torch::view(&loss, "loss")?.view, torch::view(&grad, "gradient")?.view);
         let (reduction, to) = (options.kernel_reduction()?, Gradient::To(&grad_out));
@@ -278,8 +276,7 @@ fn backward(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::losses::ConfidencePenalty;
-    use crate::losses::CrossEntropy;
+    use crate::losses::{ConfidencePenalty, CrossEntropy};
     use tch::Device;
 
     fn all_losses() -> Vec<Loss> {
@@ -326,15 +323,9 @@ mod tests {
                         let options = Options { loss, reduction, dim: 1, ignore_index: 255 };
                         let (weight, alpha) = (weight.map(copy), alpha.map(copy));
                         let criterion = Criterion { options, weight, alpha };
-                        let kernel = criterion.compute(&x, target, mixed).unwrap();
-                        let tensors = Tensors {
-                            input: copy(&x),
-                            target: copy(target),
-                            weight: criterion.weight,
-                            alpha: criterion.alpha,
-                            mixed: mixed.map(|(second, share)| (copy(second), copy(share))),
-                        };
+                        let tensors = criterion.tensors(&x, target, mixed);
                         let formula = formulas::loss(options, &tensors).unwrap();
+                        let kernel = criterion.compute(tensors).unwrap();
                         assert!(kernel.allclose(&formula, 1e-11, 1e-13, false), "{options:?}");
                         let [of_kernel, of_formula] = [kernel, formula].map(|loss| {
                             Tensor::run_backward(&[loss.square().sum(None)], &[&x], false, false).remove(0)
@@ -351,10 +342,10 @@ mod tests {
         let z = Tensor::from_slice(&[800.0, 0.0, 0.0, 800.0, f64::NEG_INFINITY, 0.0, f64::NAN, 0.0]);
         let z = z.reshape([4, 2]).set_requires_grad(true);
         let y = Tensor::from_slice(&[0_i64; 4]);
-        let loss = LabelRelaxation::new(0.1, Scores::Logits).unwrap().into();
-        let options = Options { loss, reduction: Reduction::None, dim: -1, ignore_index: -100 };
-        let tensors = Tensors { input: z, target: y, weight: None, alpha: None, mixed: None };
-        let losses = Vec::<f64>::try_from(formulas::loss(options, &tensors).unwrap()).unwrap();
+        let loss = LabelRelaxation::new(0.1, Scores::Logits).unwrap();
+        let criterion = Criterion::new(loss).reduction(Reduction::None);
+        let losses = formulas::loss(criterion.options, &criterion.tensors(&z, &y, None)).unwrap();
+        let losses = Vec::<f64>::try_from(losses).unwrap();
         assert_eq!((losses[0], losses[2]), (0.0, f64::INFINITY));
         assert!((losses[1] - (0.9 * (0.9_f64.ln() + 800.0) + 0.1 * 0.1_f64.ln())).abs() < 1e-12);
         assert!(losses[3].is_nan());

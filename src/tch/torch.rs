@@ -1,4 +1,4 @@
-//! Operations that tch lacks: a view of a tensor's memory, a tensor that owns a buffer of ours, and a custom
+//! Operations that tch lacks: a view of a tensor's memory, a tensor that owns a cached buffer, and a custom
 //! autograd function. Safe wrappers of torch.cpp.
 
 use std::ffi::{CStr, c_char, c_void};
