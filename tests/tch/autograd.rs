@@ -7,7 +7,6 @@ use super::{ALPHAS, REDUCTIONS, assert_close, classes, composed, gradient, logit
 
 #[test]
 fn loss_scale_preserves_small_half_gradients() {
-    tch::manual_seed(5);
     // The gradients of the mean over 4096 rows are about 1e-8, less than the smallest positive half.
     let (z, y) = (logits(&[4096, 1000], Kind::Half).set_requires_grad(true), classes(&[4096], 1000));
     let scale = 65536.0;
@@ -24,7 +23,6 @@ fn loss_scale_preserves_small_half_gradients() {
 
 #[test]
 fn gradient_propagates_to_weights() {
-    tch::manual_seed(6);
     let weight = logits(&[7, 5], Kind::Double).set_requires_grad(true);
     let (x, y) = (logits(&[20, 7], Kind::Double), classes(&[20], 5));
     let ours = label_relaxation(&x.matmul(&weight), &y, 0.2, Reduction::Mean).unwrap();
@@ -35,7 +33,6 @@ fn gradient_propagates_to_weights() {
 
 #[test]
 fn second_backward_needs_retained_graph() {
-    tch::manual_seed(7);
     let (z, y) = (logits(&[9, 6], Kind::Double).set_requires_grad(true), classes(&[9], 6));
     let loss = label_relaxation(&z, &y, 0.1, Reduction::Mean).unwrap() * 2.0;
     let first = Tensor::run_backward(&[&loss], &[&z], true, false).remove(0);
@@ -49,7 +46,6 @@ fn second_backward_needs_retained_graph() {
 
 #[test]
 fn second_order_gradient_equals_formula() {
-    tch::manual_seed(8);
     for alpha in ALPHAS {
         for reduction in REDUCTIONS {
             let (z, y) = (logits(&[12, 6], Kind::Double).set_requires_grad(true), classes(&[12], 6));
@@ -87,7 +83,6 @@ fn rejects_logits_modified_before_backward() {
 
 #[test]
 fn large_gradients_reuse_the_cached_buffer() {
-    tch::manual_seed(10);
     let (z, y) = (logits(&[300, 30_000], Kind::Float).set_requires_grad(true), classes(&[300], 30_000));
     let mut first = None;
     for _ in 0..3 {
