@@ -4,19 +4,17 @@
 //!
 //! | layer | what it holds |
 //! |---|---|
-//! | `python` (feature `python`) | the border to Python: translates, computes nothing |
+//! | `python` (feature `python`) | the bindings to Python: translate arguments and errors, compute nothing |
 //! | `tch` (feature `tch`) | the losses and metrics of `tch::Tensor`, with their gradients |
-//! | `untyped` | arrays whose element type is known at run time only, as both borders see them |
-//! | `kernels` | [`losses`] and [`metrics`]: one file per idea: its mathematics, its kernel, its unit tests |
-//! | [`threads`] | shares tiles of rows out to torch's own pool, to rayon, or to nobody |
-//! | `memory` | the memory of large gradients, kept from one step to the next |
+//! | `untyped` | arrays whose element type is known at run time only; both bindings use them |
+//! | `kernels` | [`losses`] and [`metrics`]; each file has the formula, the kernel and the unit tests of one idea |
+//! | [`threads`] | distributes tiles of rows over torch's thread pool or rayon, or runs them serially |
+//! | `memory` | a cached buffer for large gradients |
 //! | [`rows`] | a validated view of `(N, C)` data, class targets, and the error type |
-//! | [`simd`] | lanes, element types, and the one place that knows instruction sets |
+//! | [`simd`] | lanes, element types, and the only code that depends on the instruction set |
 //!
 //! ```
-//! use lr_relax::rows::Scores;
-//! use lr_relax::losses::LabelRelaxation;
-//! use lr_relax::losses::{Batch, Reduction};
+//! use lr_relax::losses::{Batch, LabelRelaxation, Reduction, Scores};
 //! use lr_relax::rows::{Rows, Targets};
 //!
 //! let logits = [2.0_f32, 0.5, -1.0, /* row 2 */ 0.1, 0.2, 0.3];

@@ -215,7 +215,7 @@ def _uniform_penalty(rows: _Rows, alpha: float | Tensor, from_logits: bool) -> T
 
 
 def _cross_entropy(rows: _Rows, label_smoothing: float | Tensor) -> Tensor:
-    """Szegedy et al. (2016), section 7, with class weights as torch has them."""
+    """Szegedy et al. (2016), section 7, with the class weights of `F.cross_entropy`."""
     losses = _label_relaxation(rows, 0.0, from_logits=True)
     if label_smoothing == 0:
         return losses

@@ -361,5 +361,5 @@ def in_credal_set(
     if isinstance(input, Tensor) and isinstance(target, Tensor):
         input = input.detach()
         if target.is_floating_point() and input.is_floating_point():
-            input = input.double()  # in single precision, the sums near the border are rounded to 1e-7
+            input = input.double()  # sums in float32 have errors of 1e-7 near the boundary
     return _autograd.loss(input, target, options) == 0

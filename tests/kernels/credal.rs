@@ -1,18 +1,16 @@
-//! Sets, distributions and mixtures as targets, and the losses by rows: against naive formulas, to the bit elsewhere.
+//! Sets, distributions and mixtures as targets against naive formulas; the same bits for all losses everywhere.
 
 use std::ops::Range;
 
 use half::bf16;
-use lr_relax::losses::ConfidencePenalty;
-use lr_relax::losses::CrossEntropy;
-use lr_relax::losses::LabelRelaxation;
-use lr_relax::losses::{Batch, Loss, Reduction, Target};
-use lr_relax::rows::Scores;
+use lr_relax::losses::{
+    Batch, ConfidencePenalty, CrossEntropy, DualFocal, LabelRelaxation, Loss, Reduction, Scores, Target,
+};
 use lr_relax::rows::{AnyRows, Error, Rows, RowsMut, Targets};
 use lr_relax::simd::{Element, Isa, Real};
 use proptest::prelude::*;
 
-/// Around the ends of vectors, of blocks of vectors, and of what is taken in columns.
+/// Class counts around the ends of vectors, of blocks of vectors, and of the columns for few classes.
 const SIZES: [usize; 12] = [3, 15, 16, 17, 32, 33, 100, 127, 128, 129, 145, 1000];
 
 fn noise(n: usize, seed: u64) -> Vec<f64> {
@@ -55,6 +53,7 @@ fn cases(n_classes: usize, rows: Range<usize>) -> Vec<(Target<'static>, Loss)> {
         (Target::Mixtures { first, second, share }, relaxed(0.1)),
         (first.into(), CrossEntropy::new(0.1).unwrap().into()),
         (first.into(), ConfidencePenalty::new(0.3).unwrap().into()),
+        (first.into(), DualFocal::new(2.0).unwrap().into()),
     ]
 }
 
@@ -70,7 +69,7 @@ fn compute<E: Element>(isa: Isa, z: &[E], (target, loss): (Target<'_>, Loss), we
     [mean].into_iter().chain(losses.iter().map(|x| x.to_f64())).collect()
 }
 
-fn every_instruction_set_and_thread_count_gives_the_same_bits<E: Element>() {
+fn same_bits_everywhere<E: Element>() {
     for n_classes in SIZES {
         let (z, weight) = (noise(50 * n_classes, 3), noise(n_classes, 4));
         let z: Vec<E> = z.iter().map(|x| E::narrow(E::Wide::from_f64(9.0 * x))).collect();
@@ -90,9 +89,9 @@ fn every_instruction_set_and_thread_count_gives_the_same_bits<E: Element>() {
 
 #[test]
 fn same_bits() {
-    every_instruction_set_and_thread_count_gives_the_same_bits::<f32>();
-    every_instruction_set_and_thread_count_gives_the_same_bits::<f64>();
-    every_instruction_set_and_thread_count_gives_the_same_bits::<bf16>();
+    same_bits_everywhere::<f32>();
+    same_bits_everywhere::<f64>();
+    same_bits_everywhere::<bf16>();
 }
 
 /// Loss and gradient for the lower bounds (1 - alpha) t: the water level by bisection.
@@ -119,7 +118,7 @@ fn assert_row(got: &[f64], (value, grad): (f64, Vec<f64>)) {
     }
 }
 
-/// A mixture is the dense target; of neighbours, and of classes at the ends of vectors and blocks.
+/// A mixture equals its dense target, for classes at the ends of vectors and blocks.
 fn mixtures_of(n_classes: usize, share: f64, z: &[f64]) {
     let ends = [0, 1, 15, 16, 127, 128, n_classes - 2, n_classes - 1].into_iter().filter(|&k| k < n_classes);
     for (a, b) in ends.clone().flat_map(|a| ends.clone().map(move |b| (a, b))) {
@@ -150,8 +149,8 @@ fn mixtures_without_other_classes() {
 }
 
 #[test]
-fn a_row_does_not_depend_on_its_neighbours() {
-    // What an earlier row, or another row of the group, left in the scratch must not show.
+fn rows_are_independent() {
+    // Buffers that an earlier row or another row of the group has used must not matter.
     for n_classes in SIZES {
         let z: Vec<f32> = noise(50 * n_classes, 6).iter().map(|&x| 20.0 * x as f32).collect();
         let weight = noise(n_classes, 4);
@@ -168,7 +167,7 @@ fn a_row_does_not_depend_on_its_neighbours() {
 }
 
 #[test]
-fn sets_are_the_classes_with_a_number_above_zero() {
+fn sets_hold_positive_classes() {
     let z = noise(40, 3);
     let (rows, numbers) = (Rows::from_slice(&z, 40).unwrap(), noise(40, 4));
     let sparse: Vec<f32> = numbers.iter().map(|&x| if x < 0.3 { x as f32 } else { 0.0 }).collect();
@@ -181,7 +180,7 @@ fn sets_are_the_classes_with_a_number_above_zero() {
 }
 
 #[test]
-fn the_first_wrong_row_is_named() {
+fn names_first_invalid_row() {
     let z = [0.0_f64; 60_000];
     let rows = Rows::from_slice(&z, 3).unwrap();
     for bad in [[0.0, 1.0, 1.0], [1.2, -0.2, 0.0], [f64::NAN, 0.5, 0.5]] {

@@ -1,9 +1,7 @@
 //! Label relaxation: values, gradients, and what holds for all inputs.
 
 use half::{bf16, f16};
-use lr_relax::losses::LabelRelaxation;
-use lr_relax::losses::{Batch, Reduction};
-use lr_relax::rows::Scores;
+use lr_relax::losses::{Batch, LabelRelaxation, Reduction, Scores};
 use lr_relax::rows::{Rows, RowsMut, Targets};
 use lr_relax::simd::{Element, Isa};
 use proptest::prelude::*;
@@ -94,7 +92,7 @@ fn agrees_with_the_formula() {
 }
 
 #[test]
-fn near_the_border_the_loss_does_not_cancel() {
+fn no_cancellation_near_the_boundary() {
     // Two classes with log-odds ln((1 - a) / a) - h. The loss is what softplus leaves above its tangent:
     // a (1 - a) h^2 / 2 + a (1 - a) (1 - 2a) h^3 / 6 + O(h^4).
     let alpha: f64 = 0.1;
@@ -112,7 +110,7 @@ fn bits<E: Element>(values: &[E]) -> Vec<u64> {
     values.iter().map(|x| lr_relax::simd::Real::to_f64(x.widen()).to_bits()).collect()
 }
 
-fn every_instruction_set_and_thread_count_gives_the_same_bits<E: Element>() {
+fn same_bits_everywhere<E: Element>() {
     for n_classes in [2, 10, 16, 100, 129, 1000, 5003] {
         let z: Vec<E> = noise(50 * n_classes, 3)
             .iter()
@@ -133,26 +131,26 @@ fn every_instruction_set_and_thread_count_gives_the_same_bits<E: Element>() {
 
 #[test]
 fn same_bits_f32() {
-    every_instruction_set_and_thread_count_gives_the_same_bits::<f32>();
+    same_bits_everywhere::<f32>();
 }
 
 #[test]
 fn same_bits_f64() {
-    every_instruction_set_and_thread_count_gives_the_same_bits::<f64>();
+    same_bits_everywhere::<f64>();
 }
 
 #[test]
 fn same_bits_bf16() {
-    every_instruction_set_and_thread_count_gives_the_same_bits::<bf16>();
+    same_bits_everywhere::<bf16>();
 }
 
 #[test]
 fn same_bits_f16() {
-    every_instruction_set_and_thread_count_gives_the_same_bits::<f16>();
+    same_bits_everywhere::<f16>();
 }
 
 #[test]
-fn half_precision_is_read_as_it_is_and_computed_in_f32() {
+fn half_precision_is_computed_in_f32() {
     let z: Vec<bf16> = noise(8 * 130, 5).iter().map(|&x| bf16::from_f64(6.0 * x)).collect();
     let wide: Vec<f32> = z.iter().map(|z| z.to_f32()).collect();
     let y: Vec<i64> = (0..8).collect();
@@ -280,7 +278,7 @@ proptest! {
     }
 
     #[test]
-    fn relabelling_classes_commutes(z in prop::collection::vec(-9.0..9.0_f64, 2..40), alpha in 0.0..0.9_f64) {
+    fn permuting_classes_commutes(z in prop::collection::vec(-9.0..9.0_f64, 2..40), alpha in 0.0..0.9_f64) {
         let reversed: Vec<f64> = z.iter().rev().copied().collect();
         let (a, b) = (compute(&z, &[0], z.len(), loss(alpha)),
                       compute(&reversed, &[z.len() as i64 - 1], z.len(), loss(alpha)));
