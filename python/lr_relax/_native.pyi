@@ -11,21 +11,21 @@ from torch import Tensor
 from lr_relax._options import Options
 
 __all__ = [
-    "binned_labels",
+    "binned_top_labels",
     "bootstrap_sums",
     "calibration_bins",
-    "calibration_of_temperatures",
+    "calibration_errors_of_temperatures",
     "check_loss",
     "connect",
-    "digits_distance",
-    "digits_to_float",
     "empty_cache",
+    "exact_distance",
+    "exact_sum",
+    "exact_to_float",
     "fit_temperature",
     "hyperparameters",
     "loss",
     "row_scores",
     "scalar",
-    "sum_digits",
     "top_labels",
     "uses_torch_threads",
 ]
@@ -56,7 +56,7 @@ def calibration_bins(
 def top_labels(
     preds: _Array, target: _Array, from_logits: bool, ignore_index: int | None
 ) -> tuple[_Floats, npt.NDArray[np.int8]]: ...
-def binned_labels(
+def binned_top_labels(
     preds: _Array,
     target: _Array,
     from_logits: bool,
@@ -67,11 +67,11 @@ def binned_labels(
 def row_scores(
     preds: _Array, target: _Array, from_logits: bool, ignore_index: int | None, name: str
 ) -> _Floats: ...
-def sum_digits(numbers: _Floats) -> _Integers: ...
-def digits_to_float(digits: _Integers) -> _Floats: ...
-def digits_distance(digits: _Integers, others: _Integers) -> _Floats: ...
+def exact_sum(numbers: _Floats) -> _Integers: ...
+def exact_to_float(digits: _Integers) -> _Floats: ...
+def exact_distance(digits: _Integers, others: _Integers) -> _Floats: ...
 def fit_temperature(logits: _Array, target: _Array, ignore_index: int | None) -> tuple[float, bool, int]: ...
-def calibration_of_temperatures(
+def calibration_errors_of_temperatures(
     logits: _Array, target: _Array, temperatures: Sequence[float], n_bins: int, ignore_index: int | None
 ) -> _Floats: ...
 def bootstrap_sums(

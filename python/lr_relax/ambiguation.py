@@ -1,4 +1,4 @@
-"""Robust data ambiguation: label relaxation that doubts a label where the model is sure of another class."""
+"""Robust data ambiguation: label relaxation of a set target that includes confidently predicted classes."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ def ambiguous_target(
     ignore_index: int = -100,
     from_logits: bool = True,
 ) -> Tensor:
-    """The label together with all classes that the prediction gives more than `threshold`.
+    """The set of the label and all classes with a predicted probability above `threshold`.
 
     Equivalent to, for logits of shape (N, C)::
 
@@ -32,15 +32,15 @@ def ambiguous_target(
 
     Args:
         input: Logits of shape (..., C), or probabilities.
-        target: Class indices in [0, C), of the shape of `input` without its classes.
-        threshold: In [0, 1]; with 1, nothing is added.
-        ignore_index: For rows with this class, the set is that of all classes, against which the loss is 0.
+        target: Class indices in [0, C), of the shape of `input` without dimension `dim`.
+        threshold: The threshold in [0, 1]; with 1, no classes are added.
+        ignore_index: For rows with this target, the set holds all classes, so that the loss is 0.
 
     Returns:
-        A bool for each class, of the shape of `input`: a set target of `label_relaxation_loss`.
+        A bool tensor of the shape of `input`, a set target for `label_relaxation_loss`.
 
     Raises:
-        As `label_relaxation_loss`.
+        As in `label_relaxation_loss`.
 
     Source: Lienen & Hüllermeier, "Mitigating Label Noise through Data Ambiguation", AAAI 2024.
 
@@ -61,10 +61,10 @@ def ambiguous_target(
 
 
 def cosine_threshold(epoch: float, epochs: int, start: float = 0.75, end: float = 0.6) -> float:
-    """The threshold of an epoch, which falls along half a cosine from `start` to `end`.
+    """The threshold of an epoch, which decreases from `start` to `end` along half a cosine.
 
-    Equivalent to ``end + (start - end) * (1 + cos(pi * epoch / epochs)) / 2``. The more the model has learnt,
-    the less sure it has to be to doubt a label. The defaults are the paper's for CIFAR-10.
+    Equivalent to ``end + (start - end) * (1 + cos(pi * epoch / epochs)) / 2``. The defaults are those of the
+    paper for CIFAR-10.
 
     >>> [round(cosine_threshold(epoch, 10), 3) for epoch in (0, 5, 10)]
     [0.75, 0.675, 0.6]
@@ -77,20 +77,21 @@ def cosine_threshold(epoch: float, epochs: int, start: float = 0.75, end: float 
 
 
 class RobustDataAmbiguationLoss(_Loss):
-    """Label relaxation of a set target that grows by the classes of which the model is sure.
+    """Label relaxation of the set of the label and all confidently predicted classes.
 
-    A label that is wrong does not pull a model away from a class to which it gives more than `threshold`: the
-    target is the set of both, see `ambiguous_target`, and inside the relaxed set there is no gradient.
+    The target is the set of the label and all classes with a probability above `threshold`, see
+    `ambiguous_target`. So a wrong label does not pull the model away from a class that it predicts with
+    confidence.
 
-    The threshold is an attribute to set before each epoch::
+    The threshold is an attribute that can be set before each epoch::
 
         criterion = RobustDataAmbiguationLoss()
         for epoch in range(epochs):
             criterion.threshold = cosine_threshold(epoch, epochs)
 
     Args:
-        alpha: The imprecision in [0, 1): the probability that is left to the classes outside of the set.
-        threshold: In [0, 1].
+        alpha: The imprecision in [0, 1): the probability of the classes outside of the set.
+        threshold: The threshold in [0, 1].
         reduction, dim, ignore_index, from_logits, inplace: As in `lr_relax.functional.label_relaxation_loss`.
 
     Shape:
@@ -138,7 +139,7 @@ class RobustDataAmbiguationLoss(_Loss):
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of `input`, (..., C), for the classes `target`, (...)."""
+        """Compute the loss of `input`, (..., C), with the classes `target`, (...)."""
         options: dict[str, Any] = {"dim": self.dim, "from_logits": self.from_logits}
         sets = ambiguous_target(input, target, self.threshold, ignore_index=self.ignore_index, **options)
         options["inplace"] = self.inplace

@@ -1,12 +1,12 @@
-//! The sum of exponentials of a row without one class, in one pass over the row.
+//! The sum of exponentials of a row, optionally without one class, in one pass over the row.
 //!
-//! For few classes: sixteen rows at a time, a lane for each row, so that nothing is folded across lanes.
+//! For few classes, sixteen rows are summed at a time, one per lane, so that no lanes are reduced.
 //!
-//! For many classes: the online softmax (Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018), by
-//! lanes: each of the sixteen lanes has a sum of its own, relative to about its maximum, and rescaled on the
-//! rare occasions that this grows. A row is read from memory once. Blocks of eight vectors are summed in
-//! the type of the scores and then added to sums in `f64`, so that the error does not grow with the number
-//! of classes.
+//! For many classes, it is the online softmax (Milakov & Gimelshein, "Online normalizer calculation for softmax",
+//! 2018) in each of the sixteen lanes: a lane has its own sum, relative to approximately its maximum, and rescaled on
+//! the rare occasions that the maximum grows. A row is read from memory once. Blocks of eight vectors are summed in
+//! the type of the scores and then added to sums in `f64`, so that the error does not grow with the number of
+//! classes.
 
 use crate::simd::lanes::{self, any_greater, exp_biased_sub, fold, widen};
 use crate::simd::{Element, LANES, Lanes, Real};
@@ -14,14 +14,14 @@ use crate::simd::{Element, LANES, Lanes, Real};
 const VECTORS: usize = 8;
 const BLOCK: usize = VECTORS * LANES;
 
-/// max and sum of e^(z_k - max), both over a set of classes k.
+/// The maximum, and the sum of e^(z_k - max), over a set of classes k.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SumExp<F> {
     pub max: F,
     pub sum: f64,
 }
 
-/// Over all classes but `left_out` (none, if that is no class).
+/// Over all classes except `left_out`; over all, if `left_out` is not below C.
 #[inline(always)]
 pub(crate) fn sum_exp<E: Element>(row: &[E], left_out: usize) -> SumExp<E::Wide> {
     let mut lanes = Online::new();
@@ -41,7 +41,7 @@ pub(crate) fn sum_exp<E: Element>(row: &[E], left_out: usize) -> SumExp<E::Wide>
     let (vectors, rest) = tail.as_chunks();
     lanes.add_without(vectors, left_out.wrapping_sub(blocks.len() * BLOCK));
     if !rest.is_empty() {
-        // The last sixteen, without those that have been added.
+        // The last sixteen elements, except those that have been added.
         let mut padded = [E::ZERO; LANES];
         let last = row.last_chunk().unwrap_or_else(|| {
             padded[LANES - rest.len()..].copy_from_slice(rest);
@@ -54,13 +54,13 @@ pub(crate) fn sum_exp<E: Element>(row: &[E], left_out: usize) -> SumExp<E::Wide>
     lanes.finish()
 }
 
-/// The mask of a lane; of none, if there is no such lane.
+/// The mask of a lane; empty if there is no such lane.
 #[inline(always)]
 fn bit(lane: usize) -> u32 {
     if lane < LANES { 1 << lane } else { 0 }
 }
 
-/// Minus infinity, whose exponential is 0, in the lanes of a mask.
+/// Sets the lanes of a mask to minus infinity, whose exponential is 0.
 #[inline(always)]
 fn without<F: Real>(x: &Lanes<F>, mask: u32) -> Lanes<F> {
     let mut out = *x;
@@ -73,13 +73,13 @@ fn without<F: Real>(x: &Lanes<F>, mask: u32) -> Lanes<F> {
 struct Online<F> {
     /// The maximum of each lane.
     max: Lanes<F>,
-    /// What the sum of each lane is relative to: a maximum of its first elements, raised when one of the
-    /// later ones exceeds it by more than `SLACK`, which is rare.
+    /// The reference of each lane's sum: the maximum of its first elements, raised when a later one exceeds it by
+    /// more than `SLACK`, which is rare.
     shift: Lanes<F>,
     sum: Lanes<f64>,
 }
 
-/// e^16 is far from overflow, and what e^-16 loses at the small end is below the last place of any sum.
+/// e^16 is far from overflow, and the digits lost to e^-16 are below the last place of any sum.
 const SLACK: f64 = 16.0;
 
 impl<F: Real> Online<F> {
@@ -93,7 +93,7 @@ impl<F: Real> Online<F> {
         for x in block {
             self.max = lanes::max(&self.max, x);
         }
-        // A NaN maximum is not greater; NaN reaches the sum through its own exponential.
+        // NaN does not reach the maximum; it reaches the sum through its own exponential.
         if any_greater(&self.max, &lanes::add(&self.shift, &[F::from_f64(SLACK); LANES])) {
             self.raise(&{ self.max });
         }
@@ -104,7 +104,7 @@ impl<F: Real> Online<F> {
         self.sum = lanes::add_to(&self.sum, &sum);
     }
 
-    /// Adds vectors one by one, without their element `left_out`.
+    /// Adds vectors one by one, except their element `left_out`.
     #[inline(always)]
     fn add_without<E: Element<Wide = F>>(&mut self, vectors: &[Lanes<E>], left_out: usize) {
         for (v, vector) in vectors.iter().enumerate() {
@@ -133,19 +133,19 @@ impl<F: Real> Online<F> {
     }
 }
 
-/// The most classes that [`SumExpColumns`] takes.
+/// The largest number of classes of [`SumExpColumns`].
 pub(crate) const MAX_COLUMNS: usize = 32;
 
-/// Up to sixteen rows of few classes, turned so that a row is a lane.
+/// Up to sixteen rows of few classes, transposed so that each row is a lane.
 pub(crate) struct SumExpColumns<F> {
-    /// e^(z_k - max), [`Real::BIAS`] times too large, for each class k; 0 for the class that is left out.
+    /// e^(z_k - max), multiplied by [`Real::BIAS`], for each class k; 0 for the class that is left out.
     pub e: [Lanes<F>; MAX_COLUMNS],
     pub max: Lanes<F>,
     pub sum: Lanes<f64>,
 }
 
 impl<F: Real> SumExpColumns<F> {
-    /// Lanes for rows of minus infinities.
+    /// Lanes that stand for rows of minus infinities.
     #[inline(always)]
     pub(crate) fn new() -> Self {
         SumExpColumns {
@@ -155,10 +155,10 @@ impl<F: Real> SumExpColumns<F> {
         }
     }
 
-    /// Takes a row for a lane, without the class `left_out`.
+    /// Copies a row into a lane, except the class `left_out`.
     ///
-    /// Compiled once, for the baseline: with AVX-512 these moves would become scatter instructions, which
-    /// take longer.
+    /// Not inlined, so that it is compiled for the baseline: AVX-512 would use scatter instructions, which are
+    /// slower.
     #[inline(never)]
     pub(crate) fn load<E: Element<Wide = F>>(&mut self, lane: usize, row: &[E], left_out: usize) {
         for (column, z) in self.e.iter_mut().zip(row) {
@@ -169,7 +169,7 @@ impl<F: Real> SumExpColumns<F> {
         }
     }
 
-    /// Gives a lane back as a row.
+    /// Copies a lane into a row.
     #[inline(never)] // as above
     pub(crate) fn store<E: Element<Wide = F>>(&self, lane: usize, row: &mut [E]) {
         for (column, out) in self.e.iter().zip(row) {
@@ -177,7 +177,7 @@ impl<F: Real> SumExpColumns<F> {
         }
     }
 
-    /// Turns the loaded scores into exponentials, and sums them.
+    /// Replaces the loaded scores by their exponentials, and sums them.
     #[inline(always)]
     pub(crate) fn sum(&mut self, n_classes: usize) {
         let columns = &mut self.e[..n_classes];
@@ -207,18 +207,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_the_naive_sum(row in prop::collection::vec(-1e4..1e4_f64, 1..600), pick in 0..700_usize) {
+        fn matches_naive_sum(row in prop::collection::vec(-1e4..1e4_f64, 1..600), pick in 0..700_usize) {
             let got = sum_exp(&row, pick);
             let (max, sum) = naive(&row, pick);
             prop_assert_eq!(got.max, max);
-            // Two exponentials of up to 1.2 units each (relative to the shift, and of the shift to the
-            // maximum), half a unit of the naive one, and what sums of hundreds of terms round.
+            // Two exponentials with errors of up to 1.2 units each (relative to the shift, and of the shift to the
+            // maximum), half a unit for the naive one, and the rounding of the sums.
             prop_assert!((got.sum - sum).abs() <= 8.0 * f64::EPSILON * sum, "{} {}", got.sum, sum);
         }
     }
 
     #[test]
-    fn every_class_of_every_size_can_be_left_out() {
+    fn leaves_out_any_class() {
         for n in [1, 2, 10, 15, 16, 17, 127, 128, 129, 255, 256, 300] {
             let row: Vec<f32> = (0..n).map(|k| ((k * 7919) % 31) as f32 / 8.0).collect();
             let wide: Vec<f64> = row.iter().map(|&z| f64::from(z)).collect();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_rows() {
+    fn columns_match_rows() {
         for n in [1, 2, 9, 32] {
             let rows: Vec<Vec<f32>> =
                 (0..LANES).map(|r| (0..n).map(|k| ((r * 31 + k * 17) % 23) as f32 / 4.0).collect()).collect();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_and_infinity_show() {
+    fn nan_and_infinity_propagate() {
         assert!(sum_exp(&[0.0_f32, f32::NAN, 1.0], 0).sum.is_nan());
         assert!(sum_exp(&[0.0_f32, f32::INFINITY, 1.0], 0).sum.is_nan());
         assert_eq!(sum_exp(&[0.0_f32, f32::NAN, 1.0], 1).max, 1.0);

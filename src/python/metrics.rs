@@ -1,14 +1,13 @@
-//! The metrics. What they are made of comes as NumPy arrays, from which `lr_relax.metrics` makes the results.
+//! Python bindings of the metrics: they return sums and scores as NumPy arrays, from which `lr_relax.metrics` computes
+//! the results.
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::metrics::bootstrap::bootstrap;
-use crate::metrics::calibration::{Binning, Kind, assign};
-use crate::metrics::exact::{DIGITS, Exact, MAX_TERM};
-use crate::metrics::scores::Score;
+use crate::metrics::{Binning, DIGITS, Exact, Kind, MAX_TERM, Resampled, Score, bin_labels, bootstrap};
 use crate::rows::Scores;
+use crate::simd::Isa;
 use crate::untyped::View;
 use crate::untyped::metrics::Arguments;
 
@@ -16,11 +15,11 @@ use super::arrays;
 
 type Any<'a, 'py> = &'a Bound<'py, PyAny>;
 type Floats<'py> = Bound<'py, PyArray1<f64>>;
-type Hits<'py> = Bound<'py, PyArray1<i8>>;
+type Outcomes<'py> = Bound<'py, PyArray1<i8>>;
 type Indices<'py> = Bound<'py, PyArray1<u32>>;
 type Integers<'py> = Bound<'py, PyArray1<i64>>;
 
-/// Arrays that are borrowed for a call.
+/// Arrays that are borrowed for one call.
 struct Borrowed {
     name: &'static str,
     preds: View,
@@ -61,8 +60,8 @@ impl Borrowed {
     }
 }
 
-/// The borders of the bins, the number of predictions in each, and the digits of the sums of their weights, of
-/// the weights of the correct ones, and of the weighted confidences, one column after the other.
+/// The edges of the bins, the number of predictions in each, and the exact sums of their weights, of the weights of
+/// the correct ones, and of the weighted confidences, as digits, one column after another.
 #[pyfunction]
 #[pyo3(signature = (preds, target, sample_weight, from_logits, n_bins, binning, kind, ignore_index))]
 pub(super) fn calibration_bins<'py>(
@@ -80,15 +79,19 @@ pub(super) fn calibration_bins<'py>(
     let kind = match kind {
         "top_label" => Kind::TopLabel,
         "classwise" => Kind::Classwise,
-        _ => return Err(PyValueError::new_err(format!("There is no kind {kind:?}."))),
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "Expected argument `kind` to be 'top_label' or 'classwise', but got {kind:?}."
+            )));
+        }
     };
     let borrowed = Borrowed::new("preds", preds, target, sample_weight, from_logits, ignore_index)?;
     let bins = py.allow_threads(|| borrowed.arguments().bin(kind, binning, n_bins))?;
     let columns = [&bins.weight, &bins.correct, &bins.confidence].into_iter().flatten();
     let digits: Vec<i64> = columns.flat_map(|sum| sum.digits()).collect();
     let counts: Vec<i64> = bins.counts.iter().map(|&n| n as i64).collect();
-    let borders: Vec<f64> = bins.borders.iter().map(|border| border.min(1.0)).collect();
-    Ok((borders.into_pyarray(py), counts.into_pyarray(py), digits.into_pyarray(py)))
+    let edges: Vec<f64> = bins.edges.iter().map(|edge| edge.min(1.0)).collect();
+    Ok((edges.into_pyarray(py), counts.into_pyarray(py), digits.into_pyarray(py)))
 }
 
 fn parse_binning(name: &str) -> PyResult<Binning> {
@@ -96,13 +99,15 @@ fn parse_binning(name: &str) -> PyResult<Binning> {
         "uniform" => Ok(Binning::Uniform),
         "paper" => Ok(Binning::Paper),
         "quantile" => Ok(Binning::Quantile),
-        _ => Err(PyValueError::new_err(format!("There is no binning {name:?}."))),
+        _ => Err(PyValueError::new_err(format!(
+            "Expected argument `binning` to be 'uniform', 'quantile' or 'paper', but got {name:?}."
+        ))),
     }
 }
 
-/// What `top_labels` returns, and the bin of each row.
+/// The results of `top_labels`, and the bin of each row.
 #[pyfunction]
-pub(super) fn binned_labels<'py>(
+pub(super) fn binned_top_labels<'py>(
     py: Python<'py>,
     preds: Any<'_, 'py>,
     target: Any<'_, 'py>,
@@ -110,15 +115,15 @@ pub(super) fn binned_labels<'py>(
     n_bins: usize,
     binning: &str,
     ignore_index: Option<i64>,
-) -> PyResult<(Floats<'py>, Hits<'py>, Indices<'py>)> {
+) -> PyResult<(Floats<'py>, Outcomes<'py>, Indices<'py>)> {
     let binning = parse_binning(binning)?;
     let borrowed = Borrowed::new("preds", preds, target, None, from_logits, ignore_index)?;
-    let (confidence, hit, bins) =
-        py.allow_threads(|| assign(&borrowed.arguments().predictions()?, binning, n_bins))?;
-    Ok((confidence.into_pyarray(py), hit.into_pyarray(py), bins.into_pyarray(py)))
+    let (confidence, outcome, bins) =
+        py.allow_threads(|| bin_labels(&borrowed.arguments().predictions()?, binning, n_bins))?;
+    Ok((confidence.into_pyarray(py), outcome.into_pyarray(py), bins.into_pyarray(py)))
 }
 
-/// The confidence of each row, and whether the prediction is right: 1 or 0, or -1 where the row is ignored.
+/// The confidence of each row, and whether the prediction is correct: 1 or 0, or -1 for ignored rows.
 #[pyfunction]
 pub(super) fn top_labels<'py>(
     py: Python<'py>,
@@ -126,13 +131,13 @@ pub(super) fn top_labels<'py>(
     target: Any<'_, 'py>,
     from_logits: bool,
     ignore_index: Option<i64>,
-) -> PyResult<(Floats<'py>, Hits<'py>)> {
+) -> PyResult<(Floats<'py>, Outcomes<'py>)> {
     let borrowed = Borrowed::new("preds", preds, target, None, from_logits, ignore_index)?;
-    let (confidence, hit) = py.allow_threads(|| borrowed.arguments().predictions()?.top_labels())?;
-    Ok((confidence.into_pyarray(py), hit.into_pyarray(py)))
+    let (confidence, outcome) = py.allow_threads(|| borrowed.arguments().predictions()?.top_labels())?;
+    Ok((confidence.into_pyarray(py), outcome.into_pyarray(py)))
 }
 
-/// The score of each row, "brier" or "log_likelihood"; 0 where the row is ignored.
+/// The score of each row, "brier" or "log_likelihood" (negative); 0 for ignored rows.
 #[pyfunction]
 pub(super) fn row_scores<'py>(
     py: Python<'py>,
@@ -144,17 +149,21 @@ pub(super) fn row_scores<'py>(
 ) -> PyResult<Floats<'py>> {
     let score = match name {
         "brier" => Score::Brier,
-        "log_likelihood" => Score::LogLikelihood,
-        _ => return Err(PyValueError::new_err(format!("There is no score {name:?}."))),
+        "log_likelihood" => Score::NegativeLogLikelihood,
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "Expected argument `name` to be 'brier' or 'log_likelihood', but got {name:?}."
+            )));
+        }
     };
     let borrowed = Borrowed::new("preds", preds, target, None, from_logits, ignore_index)?;
     let scores = py.allow_threads(|| borrowed.arguments().predictions()?.score(score))?;
     Ok(scores.into_pyarray(py))
 }
 
-/// The digits of the sum of numbers in [0, 2^96], which is not rounded.
+/// The exact sum of numbers in [0, 2^96], as digits.
 #[pyfunction]
-pub(super) fn sum_digits<'py>(
+pub(super) fn exact_sum<'py>(
     py: Python<'py>,
     numbers: PyReadonlyArray1<'py, f64>,
 ) -> PyResult<Integers<'py>> {
@@ -168,25 +177,25 @@ pub(super) fn sum_digits<'py>(
     Ok(sum.digits().to_vec().into_pyarray(py))
 }
 
-/// The sums that rows of digits stand for, each rounded once.
+/// Exact sums, given as rows of digits, rounded to doubles.
 #[pyfunction]
-pub(super) fn digits_to_float<'py>(
+pub(super) fn exact_to_float<'py>(
     py: Python<'py>,
     digits: PyReadonlyArray1<'py, i64>,
 ) -> PyResult<Floats<'py>> {
     Ok(sums(digits)?.into_iter().map(Exact::to_f64).collect::<Vec<_>>().into_pyarray(py))
 }
 
-/// The distances of sums to others, each rounded once.
+/// The absolute differences of exact sums, rounded to doubles.
 #[pyfunction]
-pub(super) fn digits_distance<'py>(
+pub(super) fn exact_distance<'py>(
     py: Python<'py>,
     digits: PyReadonlyArray1<'py, i64>,
     others: PyReadonlyArray1<'py, i64>,
 ) -> PyResult<Floats<'py>> {
     let (sums, others) = (sums(digits)?, sums(others)?);
     if sums.len() != others.len() {
-        return Err(PyValueError::new_err("Expected as many sums as others."));
+        return Err(PyValueError::new_err("Expected argument `others` to hold as many sums as `digits`."));
     }
     let distances = sums.into_iter().zip(others).map(|(a, b)| a.distance(b).to_f64());
     Ok(distances.collect::<Vec<_>>().into_pyarray(py))
@@ -195,14 +204,18 @@ pub(super) fn digits_distance<'py>(
 fn sums(digits: PyReadonlyArray1<'_, i64>) -> PyResult<Vec<Exact>> {
     let digits: Vec<i64> = digits.as_array().iter().copied().collect();
     let (rows, []) = digits.as_chunks::<DIGITS>() else {
-        return Err(PyTypeError::new_err("Expected whole rows of digits."));
+        return Err(PyTypeError::new_err("Expected argument `digits` to hold 8 digits for each sum."));
     };
     rows.iter()
-        .map(|row| Exact::from_digits(row).ok_or_else(|| PyValueError::new_err("Expected digits of a sum.")))
+        .map(|row| {
+            Exact::from_digits(row).ok_or_else(|| {
+                PyValueError::new_err("Expected argument `digits` to hold the digits of sums in [0, 2^128).")
+            })
+        })
         .collect()
 }
 
-/// The temperature of the greatest likelihood; whether it lies at the end of the range; passes over the logits.
+/// The temperature of maximum likelihood, whether it is an end of the range, and the number of passes.
 #[pyfunction]
 pub(super) fn fit_temperature(
     py: Python<'_>,
@@ -215,9 +228,9 @@ pub(super) fn fit_temperature(
     Ok((fit.temperature, fit.at_end, fit.passes))
 }
 
-/// The expected calibration error at each temperature, over the paper's bins.
+/// The expected calibration error at each temperature, over the bins of the paper's code.
 #[pyfunction]
-pub(super) fn calibration_of_temperatures<'py>(
+pub(super) fn calibration_errors_of_temperatures<'py>(
     py: Python<'py>,
     logits: Any<'_, 'py>,
     target: Any<'_, 'py>,
@@ -231,7 +244,7 @@ pub(super) fn calibration_of_temperatures<'py>(
     Ok(errors.into_pyarray(py))
 }
 
-/// Of each resample, the number of rows in each group and the sum of their values, one group after the other.
+/// The number of rows and the sum of their values in each group of each resample.
 #[pyfunction]
 pub(super) fn bootstrap_sums<'py>(
     py: Python<'py>,
@@ -242,11 +255,7 @@ pub(super) fn bootstrap_sums<'py>(
     seed: u64,
 ) -> PyResult<(Floats<'py>, Floats<'py>)> {
     let (values, groups) = (values.as_array().to_vec(), groups.as_array().to_vec());
-    let sums = py.allow_threads(|| {
-        bootstrap(&values, &groups, n_groups, n_resamples, seed, crate::simd::Isa::best())
-    })?;
-    let column = |of: fn(&crate::metrics::bootstrap::Resampled) -> f64| {
-        sums.iter().map(of).collect::<Vec<_>>().into_pyarray(py)
-    };
+    let sums = py.allow_threads(|| bootstrap(&values, &groups, n_groups, n_resamples, seed, Isa::best()))?;
+    let column = |of: fn(&Resampled) -> f64| sums.iter().map(of).collect::<Vec<_>>().into_pyarray(py);
     Ok((column(|sum| sum.weight), column(|sum| sum.value)))
 }

@@ -25,8 +25,8 @@ mod _native {
     use super::losses::{check_loss, hyperparameters, loss, scalar};
     #[pymodule_export]
     use super::metrics::{
-        binned_labels, bootstrap_sums, calibration_bins, calibration_of_temperatures, digits_distance,
-        digits_to_float, fit_temperature, row_scores, sum_digits, top_labels,
+        binned_top_labels, bootstrap_sums, calibration_bins, calibration_errors_of_temperatures,
+        exact_distance, exact_sum, exact_to_float, fit_temperature, row_scores, top_labels,
     };
     #[pymodule_export]
     use super::threads::uses_torch_threads;

@@ -1,34 +1,30 @@
-//! The calibration metrics of `tch::Tensor`.
+//! Calibration metrics of `tch::Tensor`.
 
 use tch::{Device, Tensor};
 
 use super::torch;
-use crate::metrics::calibration::{Binning, Bins, Kind};
-use crate::metrics::exact::Exact;
-use crate::metrics::scores::Score;
-use crate::metrics::temperature::Fit;
-use crate::rows::Error;
-use crate::rows::Scores;
+use crate::metrics::{Binning, Bins, Exact, Fit, Kind, Score};
+use crate::rows::{Error, Scores};
 use crate::untyped::metrics::Arguments;
 
-/// The mean distance of confidence and accuracy over `n_bins` bins of confidence (ECE).
+/// The expected calibration error (ECE): the mean difference of confidence and accuracy over `n_bins` bins.
 ///
-/// * `preds`: probabilities or logits (`scores` tells which) of shape (..., C); half, bfloat16, float or double.
-///   In the shape of `target`: the probability (or logit) of class 1.
+/// * `preds`: probabilities or logits, depending on `scores`, of shape (..., C) and kind half, bfloat16, float or
+///   double. If it has the shape of `target`: the probability (or logit) of class 1 of a binary event.
 /// * `target`: (...), class indices in [0, C) of any integer kind.
 ///
 /// Returns a value in [0, 1]. Confidences are summed without rounding: the result depends neither on the order of
-/// the rows nor on the number of threads. Tensors of other devices are copied to the CPU.
+/// the rows nor on the number of threads. Tensors on other devices are copied to the CPU.
 ///
 /// # Errors
 ///
-/// [`Error::Row`] names the first row that is no distribution; [`Error::Value`], [`Error::Type`] and
+/// [`Error::Row`] names the first row that is not a distribution; [`Error::Value`], [`Error::Type`] and
 /// [`Error::TargetOutOfRange`] as for the losses.
 ///
 /// Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
 ///
 /// ```
-/// use lr_relax::{metrics::calibration::Binning, rows::Scores};
+/// use lr_relax::{metrics::Binning, rows::Scores};
 /// use tch::Tensor;
 ///
 /// let preds = Tensor::from_slice(&[0.9, 0.1, 0.8, 0.2, 0.3, 0.7]).reshape([3, 2]);
@@ -47,12 +43,12 @@ pub fn expected_calibration_error(
     Ok(reliability_curve(preds, target, scores, n_bins, binning)?.expected_calibration_error())
 }
 
-/// Counts and sums over bins of confidence: what a reliability diagram shows.
+/// Counts and sums over bins of confidence: the data of a reliability diagram.
 ///
-/// Arguments and errors as of [`expected_calibration_error`].
+/// Arguments and errors as in [`expected_calibration_error`].
 ///
 /// ```
-/// use lr_relax::{metrics::calibration::Binning, rows::Scores};
+/// use lr_relax::{metrics::Binning, rows::Scores};
 /// use tch::Tensor;
 ///
 /// let preds = Tensor::from_slice(&[0.9_f32, 0.1, 0.2, 0.8]).reshape([2, 2]);
@@ -77,18 +73,18 @@ pub fn reliability_curve(
     })
 }
 
-/// The mean over the rows of the squared distance of prediction and outcome, sum over k of (p_k - \[k = y\])^2.
+/// The mean squared distance of the predictions from the one-hot targets, sum over k of (p_k - \[k = y\])^2.
 ///
-/// Arguments and errors as of [`expected_calibration_error`].
+/// Arguments and errors as in [`expected_calibration_error`].
 pub fn brier_score(preds: &Tensor, target: &Tensor, scores: Scores) -> Result<f64, Error> {
     mean(preds, target, scores, Score::Brier)
 }
 
-/// The mean over the rows of -ln p_y; infinite where a target has probability 0.
+/// The mean of -ln p_y over the rows; infinite if a target has probability 0.
 ///
-/// Arguments and errors as of [`expected_calibration_error`].
+/// Arguments and errors as in [`expected_calibration_error`].
 pub fn negative_log_likelihood(preds: &Tensor, target: &Tensor, scores: Scores) -> Result<f64, Error> {
-    mean(preds, target, scores, Score::LogLikelihood)
+    mean(preds, target, scores, Score::NegativeLogLikelihood)
 }
 
 fn mean(preds: &Tensor, target: &Tensor, scores: Scores, score: Score) -> Result<f64, Error> {
@@ -106,9 +102,9 @@ fn mean(preds: &Tensor, target: &Tensor, scores: Scores, score: Score) -> Result
     })
 }
 
-/// The temperature T at which softmax(logits / T) is likeliest, by Newton's method to the precision of doubles.
+/// The temperature T that maximizes the likelihood of softmax(logits / T), by Newton's method in double precision.
 ///
-/// Arguments and errors as of [`expected_calibration_error`], of logits.
+/// Arguments and errors as in [`expected_calibration_error`], with logits.
 ///
 /// ```
 /// use tch::Tensor;

@@ -1,19 +1,15 @@
-//! The metrics of arrays.
+//! The metrics of arrays whose element type is known at run time only.
 
 use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
-use crate::metrics::calibration::{self, Binning, Bins, Kind};
-use crate::metrics::predictions::Predictions;
-use crate::metrics::temperature::{self, Fit};
-use crate::metrics::temperature_grid;
-use crate::rows::Scores;
-use crate::rows::{AnyRows, Error, Rows, Targets};
+use crate::metrics::{self, Binning, Bins, Fit, Kind, Predictions};
+use crate::rows::{AnyRows, Error, Rows, Scores, Targets};
 use crate::simd::Isa;
 
-/// The arguments of a metric, as they come.
+/// The arguments of a metric, not yet checked.
 pub(crate) struct Arguments<'a> {
-    /// What `preds` is called.
+    /// The name of `preds` in error messages.
     pub name: &'static str,
     /// (..., C), or (...): the probability of class 1.
     pub preds: &'a View,
@@ -22,12 +18,12 @@ pub(crate) struct Arguments<'a> {
     /// (...)
     pub weight: Option<&'a View>,
     pub scores: Scores,
-    /// The target of rows that do not count.
+    /// Rows with this target are ignored.
     pub ignore_index: Option<i64>,
 }
 
 impl Arguments<'_> {
-    /// Checks types, shapes, every class and every weight.
+    /// Checks types, shapes, targets and weights.
     pub(crate) fn predictions(&self) -> Result<Predictions<'_>, Error> {
         let (rows, targets) = self.rows()?;
         let weights = match self.weight {
@@ -85,20 +81,20 @@ impl Arguments<'_> {
                 self.name
             )));
         }
-        calibration::bin(&predictions, kind, binning, n_bins).map_err(|error| error.named(self.name))
+        metrics::bin(&predictions, kind, binning, n_bins).map_err(|error| error.named(self.name))
     }
 
-    /// The temperature of the greatest likelihood.
+    /// The temperature of maximum likelihood.
     pub(crate) fn fit_temperature(&self) -> Result<Fit, Error> {
         let (rows, targets) = self.logits()?;
-        temperature::fit_likelihood(&rows, &targets, Isa::best()).map_err(|error| error.named(self.name))
+        metrics::fit_likelihood(&rows, &targets, Isa::best()).map_err(|error| error.named(self.name))
     }
 
-    /// The bins at each temperature.
+    /// The bins of the logits divided by each temperature.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn bin_each(&self, temperatures: &[f64], n_bins: usize) -> Result<Vec<Bins>, Error> {
         let (rows, targets) = self.logits()?;
-        temperature_grid::bin_each(&rows, &targets, temperatures, n_bins, Isa::best())
+        metrics::bin_each(&rows, &targets, temperatures, n_bins, Isa::best())
             .map_err(|error| error.named(self.name))
     }
 
@@ -130,7 +126,7 @@ fn any_rows(preds: &View, is_binary: bool) -> AnyRows<'_> {
     let axis = shape.len() - 1;
     macro_rules! rows {
         ($t:ty) => {
-            // SAFETY: the type is the one that is named, and the owner describes its own memory.
+            // SAFETY: `$t` is the element type of the view, whose owner vouches for shape and strides.
             unsafe { Rows::<$t>::from_raw(preds.data.cast(), &shape, &strides, axis) }
         };
     }
@@ -139,6 +135,6 @@ fn any_rows(preds: &View, is_binary: bool) -> AnyRows<'_> {
         Dtype::F64 => AnyRows::F64(rows!(f64)),
         Dtype::F16 => AnyRows::F16(rows!(f16)),
         Dtype::Bf16 => AnyRows::Bf16(rows!(bf16)),
-        _ => unreachable!("the type is checked before"),
+        _ => unreachable!("rejected by `Arguments::rows`"),
     }
 }

@@ -1,7 +1,7 @@
-"""Calibration metrics: exact counts and sums, for torch tensors and NumPy arrays alike.
+"""Calibration metrics of torch tensors and NumPy arrays, from exact counts and sums.
 
-`CalibrationError`, `BrierScore` and `NegativeLogLikelihood`, the metrics of a stream, need torchmetrics,
-which is imported when one of them is asked for.
+The streaming metrics `CalibrationError`, `BrierScore` and `NegativeLogLikelihood` need torchmetrics, which is
+imported on first access to one of them.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,6 @@
-"""Bins of confidence: exact sums as digits of integers, and the errors that are made from them.
+"""Bins of confidence: their exact sums, as integer digits, and the calibration errors computed from them.
 
-One call and a stream of batches go through the same digits, and so give the same bits.
+A single call and a stream of batches use the same digits, so that their results are bitwise equal.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ._inputs import (
 Integers = npt.NDArray[np.int64]
 
 MAX_BINS = 2**20
-"""The kernel's, too."""
+"""The limit of the kernel."""
 DIGITS = 8
-"""Digits of 32 bits that a sum has."""
+"""The number of 32-bit digits of an exact sum."""
 NORMS = ("l1", "l2", "max")
 BINNINGS = ("uniform", "quantile", "paper")
 KINDS = ("top_label", "classwise")
@@ -38,21 +38,21 @@ KINDS = ("top_label", "classwise")
 
 @dataclass(frozen=True)
 class Bins:
-    """Sums over the predictions in each bin, of shape (groups, n_bins); classwise, a class is a group."""
+    """Sums over the predictions in each bin, of shape (groups, n_bins): one group, or one per class."""
 
     counts: Integers
     weight: Floats
     correct: Floats
     confidence: Floats
     gap: Floats
-    """|correct - confidence|, rounded once."""
+    """|correct - confidence|, computed exactly and then rounded."""
 
     @staticmethod
     def from_digits(counts: Integers, digits: Integers, n_bins: int) -> Bins:
-        """From what `bin_digits` returns, or from sums of it."""
+        """From the results of `bin_digits`, or from sums of them."""
         weight, correct, confidence = digits.reshape(3, -1)
-        sums = [_native.digits_to_float(column) for column in (weight, correct, confidence)]
-        gap = _native.digits_distance(correct, confidence)
+        sums = [_native.exact_to_float(column) for column in (weight, correct, confidence)]
+        gap = _native.exact_distance(correct, confidence)
         weights, corrects, confidences, gaps = (column.reshape(-1, n_bins) for column in (*sums, gap))
         return Bins(counts.reshape(-1, n_bins), weights, corrects, confidences, gaps)
 
@@ -68,7 +68,7 @@ def bin_digits(
     kind: str,
     ignore_index: int | None,
 ) -> tuple[Floats, Integers, Integers]:
-    """The borders and counts of all bins, and the digits of the three sums of each."""
+    """The edges and the counts of all bins, and the digits of the three sums of each bin."""
     check_flag("from_logits", from_logits)
     n_bins = check_integer("n_bins", n_bins, 1, MAX_BINS)
     check_choice("binning", binning, BINNINGS)
@@ -92,11 +92,11 @@ def check_norm(norm: str, debias: bool) -> None:
 
 
 def error(bins: Bins, norm: str, debias: bool) -> float:
-    """The mean over the groups of the error of each."""
+    """The calibration error, averaged over the groups."""
     weight, filled = bins.weight, bins.weight > 0
     total = weight.sum(1)
     check_not_empty(total.max(initial=0))
-    # An empty bin has no gap.
+    # The gap of an empty bin is 0.
     gap = np.divide(bins.gap, weight, out=np.zeros_like(weight), where=filled)
     if norm == "l1":
         errors = bins.gap.sum(1) / total

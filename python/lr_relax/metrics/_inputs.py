@@ -1,4 +1,4 @@
-"""What the metrics take, checked: torch tensors and NumPy arrays, classes and binary events, weights."""
+"""Checks of the arguments of the metrics: predictions, targets, weights and options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 MAX_WEIGHT = 2.0**32
-"""Of a row: the kernels' limit."""
+"""The largest weight of a row, as in the kernels."""
 
 _REAL_TYPES = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)} | {
     torch.bool,
@@ -33,32 +33,33 @@ def top_labels(
     from_logits: bool = False,
     ignore_index: int | None = None,
 ) -> tuple[Floats, Bools]:
-    """The confidence of each row that counts, and whether its prediction is right.
+    """The confidence of each row that is not ignored, and whether its prediction is correct.
 
-    Raises for what is no set of predictions; see `calibration_error` for what the arguments may be.
+    Arguments and errors are as in `calibration_error`.
     """
     check_flag("from_logits", from_logits)
     preds, target = check_predictions(preds, target, ignore_index)
-    confidence, hit = _native.top_labels(preds, target, bool(from_logits), ignore_index)
+    confidence, outcome = _native.top_labels(preds, target, bool(from_logits), ignore_index)
     if ignore_index is not None:
-        counted = hit >= 0
-        confidence, hit = confidence[counted], hit[counted]
-    check_not_empty(len(hit))
-    return confidence, hit == 1
+        counted = outcome >= 0
+        confidence, outcome = confidence[counted], outcome[counted]
+    check_not_empty(len(outcome))
+    return confidence, outcome == 1
 
 
-def is_right(preds: Tensor | Array, target: Tensor | Array, confidence: Floats, hit: Bools) -> Bools:
-    """Whether the predicted class is the target, from what `top_labels` returns.
+def is_correct(preds: Tensor | Array, target: Tensor | Array, confidence: Floats, correct: Bools) -> Bools:
+    """Whether the predicted class is the target, from the results of `top_labels`.
 
-    Of a binary event that is the probability of class 1 and whether it came; class 1 is predicted above 1/2.
+    For a binary event, these are the probability of class 1 and whether the target is 1. Class 1 is predicted
+    if its probability is above 1/2.
     """
-    return (confidence > 0.5) == hit if tuple(preds.shape) == tuple(target.shape) else hit
+    return (confidence > 0.5) == correct if tuple(preds.shape) == tuple(target.shape) else correct
 
 
 def check_predictions(
     preds: Tensor | Array, target: Tensor | Array, ignore_index: int | None, *, name: str = "preds"
 ) -> tuple[Tensor | Array, Tensor | Array]:
-    """Both on the CPU; their types, shapes and values are the kernels' to check."""
+    """Both arrays on the CPU. The kernels check their types, shapes and values."""
     if ignore_index is not None:
         check_integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
     preds, target = on_cpu(name, preds), on_cpu("target", target)
@@ -66,7 +67,7 @@ def check_predictions(
 
 
 def as_classes(preds: Tensor | Array, target: Tensor | Array) -> Tensor | Array:
-    """A binary event may be told by bools, which then are 0 and 1."""
+    """The target; for binary events, bools become 0 and 1."""
     if tuple(preds.shape) != tuple(target.shape):
         return target
     if isinstance(target, Tensor):
@@ -99,7 +100,7 @@ def on_cpu(name: str, array: Tensor | Array) -> Tensor | Array:
 def check_weights(
     sample_weight: Tensor | Array | None, target: Tensor | Array, rows: Bools | None = None
 ) -> Floats | None:
-    """The weights of all rows, or of those that count, in double precision."""
+    """The weights in double precision, of all rows or of the given ones."""
     if sample_weight is None:
         return None
     weight = on_cpu("sample_weight", sample_weight)
@@ -118,9 +119,9 @@ def check_weights(
     if isinstance(weight, Tensor):
         weight = weight.double().numpy()
     weights = np.ascontiguousarray(weight, dtype=np.float64).reshape(-1)
-    wrong = ~((weights >= 0) & (weights <= MAX_WEIGHT))
-    if wrong.any():
-        row = int(wrong.argmax())
+    invalid = ~((weights >= 0) & (weights <= MAX_WEIGHT))
+    if invalid.any():
+        row = int(invalid.argmax())
         raise ValueError(
             "Expected argument `sample_weight` to hold numbers in [0, 2^32], "
             f"but got {weights[row]} at row {row}."
@@ -129,7 +130,7 @@ def check_weights(
 
 
 def counted_rows(target: Tensor | Array, ignore_index: int | None) -> Bools | None:
-    """Which rows count; none, if all do."""
+    """A mask of the rows that are not ignored, or None without `ignore_index`."""
     if ignore_index is None:
         return None
     classes = target.numpy() if isinstance(target, Tensor) else target
@@ -138,7 +139,7 @@ def counted_rows(target: Tensor | Array, ignore_index: int | None) -> Bools | No
 
 
 def scalar_like(preds: Tensor | Array, value: float) -> Any:
-    """A float64 scalar of the kind of `preds`: a tensor on its device, or a NumPy number."""
+    """A float64 scalar: a tensor on the device of `preds`, or a NumPy number."""
     if isinstance(preds, Tensor):
         return torch.tensor(value, dtype=torch.float64, device=preds.device)
     return np.float64(value)

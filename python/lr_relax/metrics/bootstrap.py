@@ -1,4 +1,4 @@
-"""Confidence intervals of metrics by the bootstrap."""
+"""Bootstrap confidence intervals of metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ._inputs import (
     check_predictions,
     check_share,
     counted_rows,
-    is_right,
+    is_correct,
     top_labels,
 )
 
@@ -38,20 +38,20 @@ METRICS = (
 
 @dataclass(frozen=True, eq=False)
 class BootstrapInterval:
-    """An interval around a metric, and what it was made from."""
+    """A bootstrap confidence interval of a metric."""
 
     estimate: float
-    """The metric of the predictions themselves."""
+    """The metric of the original predictions."""
     low: float
     """The lower end of the interval."""
     high: float
-    """The upper end."""
+    """The upper end of the interval."""
     standard_error: float
-    """The standard deviation over the resamples."""
+    """The standard deviation of the metric over the resamples."""
     confidence_level: float
-    """What `low` and `high` were made for."""
+    """The confidence level of the interval."""
     distribution: Floats = field(repr=False)
-    """The metric of each resample, shape (n_resamples,)."""
+    """The metric of each resample, of shape (n_resamples,)."""
 
 
 def bootstrap_ci(
@@ -68,36 +68,36 @@ def bootstrap_ci(
     method: str = "percentile",
     seed: int = 0,
 ) -> BootstrapInterval:
-    """The interval that holds a metric of resampled rows with a given frequency.
+    """Compute a bootstrap confidence interval of a metric.
 
     Equivalent to, for the method "percentile"::
 
         draws = [metric(preds[i], target[i]) for i in rng.integers(N, size=(n_resamples, N))]
         low, high = quantile(draws, [(1 - level) / 2, (1 + level) / 2])
 
-    For the metrics with a name, the number of times that a row is drawn is a Poisson variable of mean 1 (its
-    probabilities to 16 bits), and the resample has as many rows as these numbers sum to: rows are not moved,
-    and a resample costs less than reading the logits. Bins keep the borders that all rows give. The result
-    depends on the seed alone, not on the number of threads.
+    For the named metrics, the number of times that a row is drawn is a Poisson variable of mean 1 (with
+    probabilities rounded to 16 bits), and the size of a resample is the sum of these numbers. Rows are not
+    moved, so that a resample takes less time than reading the logits. The bin edges are those of all rows.
+    The result depends on the seed, but not on the number of threads.
 
-    The calibration error of a resample is larger than that of the rows on average, by what resampling adds to
-    the gap of each bin: for small gaps the interval may lie above the estimate. "basic" reflects it at the
-    estimate.
+    On average, the calibration error of a resample is larger than that of the original rows, because
+    resampling adds noise to the gap of each bin. If the gaps are small, the interval may lie above the
+    estimate. The method "basic" reflects the interval at the estimate.
 
     Args:
-        preds, target, from_logits, n_bins, binning, ignore_index: as of `calibration_error`.
+        preds, target, from_logits, n_bins, binning, ignore_index: As in `calibration_error`.
         metric: "expected_calibration_error", "maximum_calibration_error", "brier_score",
-            "negative_log_likelihood", "accuracy", or a function of (preds, target), which is called with the
-            rows of each resample, drawn with replacement along the first dimension; it knows itself about
-            logits and bins.
-        n_resamples: At least 2.
-        confidence_level: In (0, 1).
+            "negative_log_likelihood", "accuracy", or a function of (preds, target). The function is called
+            with the rows of each resample, drawn with replacement along the first dimension; `from_logits`,
+            `n_bins`, `binning` and `ignore_index` do not apply to it.
+        n_resamples: The number of resamples, at least 2.
+        confidence_level: The confidence level of the interval, in (0, 1).
         method: "percentile" or "basic".
-        seed: In [0, 2^64).
+        seed: The seed of the random numbers, in [0, 2^64).
 
     Raises:
-        ValueError, TypeError, IndexError: as `calibration_error`; a ValueError too where a target has
-            probability 0 and the metric is the likelihood, which is infinite then.
+        ValueError, TypeError, IndexError: As in `calibration_error`. A ValueError also if the metric is the
+            negative log-likelihood and a target has probability 0.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993; Hanley & MacGibbon, "Creating
     non-parametric bootstrap samples using Poisson frequencies", 2006.
@@ -128,7 +128,7 @@ def bootstrap_ci(
         sums = _native.bootstrap_sums(values, groups, n_groups, n_resamples, seed)
         draws = statistic(*(column.reshape(n_resamples, n_groups) for column in sums))
         if statistic is _mean:
-            # Values are rounded to single precision; a mean of them is none beyond them.
+            # Rounding to single precision must not move a mean outside the range of the values.
             draws = draws.clip(values.min(), values.max())
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     if method == "basic":
@@ -155,20 +155,20 @@ def _rows(
     """A value for each row, the group it belongs to, and the number of groups."""
     cpu_preds, cpu_target = check_predictions(preds, target, ignore_index)
     if metric.endswith("calibration_error"):
-        confidence, hit, bins = _native.binned_labels(
+        confidence, outcome, bins = _native.binned_top_labels(
             cpu_preds, cpu_target, bool(from_logits), n_bins, binning, ignore_index
         )
         if ignore_index is not None:
-            counts = hit >= 0
-            confidence, hit, bins = confidence[counts], hit[counts], bins[counts]
-        check_not_empty(len(hit))
-        # Most bins may be empty.
+            rows = outcome >= 0
+            confidence, outcome, bins = confidence[rows], outcome[rows], bins[rows]
+        check_not_empty(len(outcome))
+        # Empty bins are dropped: there may be many.
         filled = np.bincount(bins) > 0
         groups = (np.cumsum(filled) - 1).astype(np.uint32)[bins]
-        return confidence - hit, groups, int(filled.sum())
+        return confidence - outcome, groups, int(filled.sum())
     if metric == "accuracy":
-        confidence, right = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
-        values = is_right(preds, target, confidence, right).astype(np.float64)
+        confidence, correct = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
+        values = is_correct(preds, target, confidence, correct).astype(np.float64)
     else:
         name = "brier" if metric == "brier_score" else "log_likelihood"
         values = _native.row_scores(cpu_preds, cpu_target, bool(from_logits), ignore_index, name)
@@ -180,7 +180,7 @@ def _rows(
     return values, np.zeros(len(values), np.uint32), 1
 
 
-# Of sums over groups, of shape (resamples, groups).
+# The statistics take sums over groups, of shape (resamples, groups).
 
 
 def _mean(weight: Floats, value: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Calibration errors over bins of confidence: expected, root mean square, maximum; adaptive; classwise."""
+"""Calibration errors over bins of confidence: expected, root mean square, maximum, adaptive, classwise."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ def calibration_error(
     sample_weight: Tensor | Array | None = None,
     ignore_index: int | None = None,
 ) -> Any:
-    """The distance of confidence and accuracy over bins of confidence.
+    """The difference of confidence and accuracy over bins of confidence.
 
-    Equivalent to, with the confidence ``c = preds.max(1)`` and ``hit = preds.argmax(1) == target``::
+    Equivalent to, with the confidence ``c = preds.max(1)`` and ``correct = preds.argmax(1) == target``::
 
-        gap[b] = abs(hit[in_bin[b]].mean() - c[in_bin[b]].mean())
+        gap[b] = abs(correct[in_bin[b]].mean() - c[in_bin[b]].mean())
         share[b] = in_bin[b].sum() / N
         {"l1": (share * gap).sum(), "l2": (share * gap**2).sum() ** 0.5, "max": gap.max()}[norm]
 
-    Counts are integers, and confidences are summed without rounding: the result depends neither on the order
-    of the rows nor on the number of threads, by a single bit. Empty bins count 0.
+    Confidences are summed without rounding: the result does not depend on the order of the rows or the number
+    of threads, not even in the last bit. Empty bins contribute 0.
 
     Args:
         preds: Probabilities of shape (..., C), or logits with `from_logits`; a torch tensor or a NumPy array
-            of 16, 32 or 64 bit floats, any strides. In the shape of `target`: the probability (or logit) of
-            class 1 of a binary event; then this probability is binned as it is, and right where the class is
-            1.
-        target: Classes in [0, C), of the shape of `preds` without its last dimension, any integer type.
-        from_logits: Whether `preds` holds logits. It is never guessed.
+            of 16, 32 or 64 bit floats, with any strides. If it has the shape of `target`, it holds the
+            probability (or logit) of class 1 of binary events; then this probability is binned, and the
+            prediction is correct if the target is 1.
+        target: Classes in [0, C), of the shape of `preds` without its last dimension and any integer type.
+        from_logits: Whether `preds` holds logits.
         n_bins: The number of bins, at least 1.
         norm: "l1" (the expected calibration error), "l2" (root mean square) or "max".
         binning: "uniform": bins of equal width, [k/n, (k+1)/n), the last one closed; k/n is rounded to the
-            type of `preds`. "quantile": bins of equal mass; each ends after the least confidence up to which
-            k/n of the rows lie, so that equal confidences stay together. "paper": as the code of Lienen &
-            Hüllermeier (2021) assigns them, ``min(int(c // (1/n)), n - 1)`` with its rounding.
+            type of `preds`. "quantile": bins of equal mass; each ends after the smallest confidence up to
+            which k/n of the rows lie, so that equal confidences share a bin. "paper": the bins of the code of
+            Lienen & Hüllermeier (2021), ``min(int(c // (1/n)), n - 1)`` with its rounding.
         kind: "top_label", or "classwise": the mean over the classes k of the error of ``preds[:, k]`` as the
-            probability of the event ``target == k``, each class with bins of its own.
-        debias: For "l2": subtract from each squared gap what chance adds to it, ``acc (1 - acc) / (n - 1)``,
-            and leave out bins of a single row. What falls below 0 is 0. With weights it is not defined.
-        sample_weight: A number in [0, 2^32] for each row, of the shape of `target`; what is below 2^-128 of
-            a weight is dropped.
-        ignore_index: Rows with this target do not count; they are not even looked at.
+            probability of the event ``target == k``, with separate bins for each class.
+        debias: For "l2": subtract the sampling bias ``acc (1 - acc) / (n - 1)`` from each squared gap, skip
+            bins of a single row, and clip a negative result to 0. Not defined with weights.
+        sample_weight: A number in [0, 2^32] for each row, of the shape of `target`; digits below 2^-128 are
+            dropped.
+        ignore_index: Rows with this target are ignored, whatever they hold.
 
     Returns:
         A value in [0, 1]: a float64 scalar tensor on the device of `preds`, or a NumPy float64 for arrays.
 
     Raises:
-        ValueError: no rows that count, a row that is no distribution (the first one is named), a wrong shape,
-            weight or option.
-        TypeError: an argument is of a wrong type.
-        IndexError: a target is no class; names the first one.
+        ValueError: If all rows are ignored or have weight 0, if a row is not a distribution (the first one is
+            named), or if a shape, weight or option is wrong.
+        TypeError: If an argument has a wrong type.
+        IndexError: If a target is not in [0, C); the first one is named.
 
     Source: Naeini, Cooper & Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning",
     AAAI 2015; Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3 and 5; classwise and
@@ -100,7 +100,7 @@ def expected_calibration_error(
     sample_weight: Tensor | Array | None = None,
     ignore_index: int | None = None,
 ) -> Any:
-    """The mean distance of confidence and accuracy (ECE): `calibration_error` with norm "l1".
+    """The expected calibration error (ECE): `calibration_error` with norm "l1".
 
     >>> import numpy as np
     >>> preds = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
@@ -128,7 +128,7 @@ def maximum_calibration_error(
     sample_weight: Tensor | Array | None = None,
     ignore_index: int | None = None,
 ) -> Any:
-    """The largest distance of confidence and accuracy (MCE): `calibration_error` with norm "max"."""
+    """The maximum calibration error (MCE): `calibration_error` with norm "max"."""
     return calibration_error(
         preds,
         target,
@@ -152,9 +152,9 @@ def adaptive_calibration_error(
     sample_weight: Tensor | Array | None = None,
     ignore_index: int | None = None,
 ) -> Any:
-    """Over bins of equal mass: `calibration_error` with binning "quantile".
+    """The adaptive calibration error: `calibration_error` with bins of equal mass, binning "quantile".
 
-    That of Nixon et al. (2019), who named it, is the one with kind "classwise".
+    The metric of that name by Nixon et al. (2019) has the kind "classwise".
     """
     return calibration_error(
         preds,
@@ -180,9 +180,9 @@ def classwise_calibration_error(
     sample_weight: Tensor | Array | None = None,
     ignore_index: int | None = None,
 ) -> Any:
-    """The mean over all classes, each as a binary event: `calibration_error` with kind "classwise".
+    """The mean calibration error over the classes: `calibration_error` with kind "classwise".
 
-    A class that no target names counts as the others do: its accuracy is 0.
+    Classes that do not occur in `target` are included: their accuracy is 0.
     """
     return calibration_error(
         preds,

@@ -1,4 +1,4 @@
-"""The reliability curve: how often predictions of each confidence are right."""
+"""The reliability curve: accuracy as a function of confidence."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ReliabilityCurve:
-    """How often predictions of each confidence are right: what a reliability diagram shows.
+    """Accuracy as a function of confidence: the data of a reliability diagram.
 
     Source: Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 2.
     """
 
     edges: Floats
-    """The borders of the bins, shape (n_bins + 1,); a bin holds its left border, the last one both.
+    """The edges of the bins, shape (n_bins + 1,). A bin includes its left edge; the last one includes both.
 
-    They are those that decide: rounded to the type of the predictions or, with "paper" binning, as there."""
+    With "uniform" binning, they are rounded to the type of the predictions."""
     counts: npt.NDArray[np.int64]
     """The number of predictions in each bin, shape (n_bins,)."""
     confidence: Floats
-    """Their mean confidence, NaN where there are none."""
+    """The mean confidence in each bin, NaN for empty bins."""
     accuracy: Floats
-    """The fraction of them that is right, NaN where there are none."""
+    """The fraction of correct predictions in each bin, NaN for empty bins."""
     gap: Floats
-    """Confidence minus accuracy: positive where the model is overconfident."""
+    """Confidence minus accuracy: positive if the model is overconfident."""
     lower: Floats
-    """The lower end of Wilson's interval for the accuracy."""
+    """The lower end of the Wilson score interval of the accuracy."""
     upper: Floats
-    """The upper end."""
+    """The upper end of that interval."""
     confidence_level: float
-    """How often such an interval holds the accuracy that more predictions would have."""
+    """The confidence level of the intervals."""
     expected_calibration_error: float
-    """The mean distance of confidence and accuracy, each bin weighted by its predictions."""
+    """The mean of ``abs(gap)``, weighted by the counts."""
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """Draw the reliability diagram; see :func:`lr_relax.plots.reliability_diagram`."""
@@ -62,10 +62,11 @@ def reliability_curve(
     ignore_index: int | None = None,
     confidence_level: float = 0.95,
 ) -> ReliabilityCurve:
-    """Confidence and accuracy over bins of confidence; arguments as of `calibration_error`.
+    """Compute confidence and accuracy over bins of confidence.
 
     Args:
-        confidence_level: Of the intervals around the accuracies, in (0, 1).
+        preds, target, from_logits, n_bins, binning, ignore_index: As in `calibration_error`.
+        confidence_level: The confidence level of the intervals of the accuracies, in (0, 1).
 
     Source of the intervals: Wilson, "Probable inference, the law of succession, and statistical inference",
     JASA 1927; Brown, Cai & DasGupta, "Interval Estimation for a Binomial Proportion", 2001, eq. 4.
@@ -100,7 +101,7 @@ def curve_of_sums(
     expected_calibration_error: float,
     confidence_level: float = 0.95,
 ) -> ReliabilityCurve:
-    """The curve of bins that hold `counts` predictions, `correct` right ones, and `confidence` in all."""
+    """The curve from the number of predictions, of correct ones, and the sum of confidences in each bin."""
     z2 = NormalDist().inv_cdf((1 - confidence_level) / 2) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         confidence, accuracy = confidence / counts, correct / counts
@@ -112,7 +113,7 @@ def curve_of_sums(
         confidence=confidence,
         accuracy=accuracy,
         gap=confidence - accuracy,
-        # At accuracies of 0 and 1 rounding may not lead outside.
+        # Rounding must not exclude accuracies of 0 and 1.
         lower=np.clip(middle - half, 0, accuracy),
         upper=np.clip(middle + half, accuracy, 1),
         confidence_level=confidence_level,

@@ -1,4 +1,4 @@
-"""Proper scores and accuracy: means of a score of each row."""
+"""Proper scores and accuracy: means over the rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ._inputs import (
     check_predictions,
     check_weights,
     counted_rows,
-    is_right,
+    is_correct,
     scalar_like,
 )
 
@@ -36,13 +36,13 @@ def brier_score(
     sample_weight: Tensor | Array | None = None,
     ignore_index: int | None = None,
 ) -> Any:
-    """The mean squared distance of prediction and outcome.
+    """The Brier score: the mean squared distance of the probabilities from the one-hot target.
 
     Equivalent to ``((preds - one_hot(target)) ** 2).sum(-1).mean()``, in [0, 2]; for the probability of class
     1 of a binary event, `preds` in the shape of `target`, to ``((preds - target) ** 2).mean()``, in [0, 1].
 
-    Arguments, what is returned and what is raised: as of `calibration_error`. The scores of the rows are
-    summed without rounding, so that their order does not matter.
+    Arguments, result and errors are as in `calibration_error`. The scores of the rows are summed without
+    rounding, so that their order does not matter.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
 
@@ -62,14 +62,13 @@ def negative_log_likelihood(
     sample_weight: Tensor | Array | None = None,
     ignore_index: int | None = None,
 ) -> Any:
-    """The mean of -ln of the probability of the target (log loss, cross-entropy).
+    """The mean negative log-likelihood of the target (log loss, cross-entropy).
 
     Equivalent to ``F.cross_entropy(preds, target)`` for logits, and to ``F.nll_loss(preds.log(), target)``
-    for probabilities; computed from the sum of the other classes, so that small losses are exact. Infinite
-    where a target has probability 0, which is not clipped away. For a binary event, `preds` in the shape of
-    `target` is the probability of class 1.
+    for probabilities. It is computed from the sum of the other classes, so that small losses keep their
+    precision. It is infinite if a target has probability 0: probabilities are not clipped.
 
-    Arguments, what is returned and what is raised: as of `calibration_error`.
+    Arguments, result and errors are as in `calibration_error`.
 
     >>> import numpy as np
     >>> round(float(negative_log_likelihood(np.array([[0.5, 0.5], [0.25, 0.75]]), np.array([0, 0]))), 6)
@@ -87,24 +86,24 @@ def accuracy(
     sample_weight: Tensor | Array | None = None,
     ignore_index: int | None = None,
 ) -> Any:
-    """The fraction of the rows whose most probable class, of several the first, is the target.
+    """The fraction of rows whose most probable class (the first of several) is the target.
 
     Equivalent to ``(preds.argmax(-1) == target).mean()``; for the probability of class 1 of a binary event,
     `preds` in the shape of `target`, to ``((preds > 0.5) == target).mean()``.
 
-    Arguments, what is returned and what is raised: as of `calibration_error`.
+    Arguments, result and errors are as in `calibration_error`.
     """
     check_flag("from_logits", from_logits)
     on_cpu, target = check_predictions(preds, target, ignore_index)
-    confidence, hit = _native.top_labels(on_cpu, target, bool(from_logits), ignore_index)
+    confidence, outcome = _native.top_labels(on_cpu, target, bool(from_logits), ignore_index)
     rows = counted_rows(target, ignore_index)
-    right = is_right(on_cpu, target, confidence, hit == 1)
+    correct = is_correct(on_cpu, target, confidence, outcome == 1)
     weights = check_weights(sample_weight, target, rows)
-    right = right if rows is None else right[rows]
+    correct = correct if rows is None else correct[rows]
     if weights is None:
-        check_not_empty(len(right))
-        return scalar_like(preds, right.mean())
-    sums = np.concatenate([_native.sum_digits(weights[right]), _native.sum_digits(weights), [0]])
+        check_not_empty(len(correct))
+        return scalar_like(preds, correct.mean())
+    sums = np.concatenate([_native.exact_sum(weights[correct]), _native.exact_sum(weights), [0]])
     return scalar_like(preds, mean_score(sums))
 
 
@@ -116,7 +115,7 @@ def score_digits(
     from_logits: bool,
     ignore_index: int | None,
 ) -> Integers:
-    """The digits of the sum of the scores and of that of their weights, and the number of infinite scores."""
+    """The digits of the sums of the scores and of the weights, and the number of infinite scores."""
     check_flag("from_logits", from_logits)
     preds, target = check_predictions(preds, target, ignore_index)
     rows = counted_rows(target, ignore_index)
@@ -128,34 +127,34 @@ def score_digits(
     if n_infinite or (weights is not None and infinite.any()):
         scores = np.where(infinite, 0.0, scores)
     if weights is None:
-        total = _native.sum_digits(np.array([float(len(scores))]))
+        total = _native.exact_sum(np.array([float(len(scores))]))
     else:
-        total = _native.sum_digits(weights)
+        total = _native.exact_sum(weights)
         scores = scores * weights
-    return np.concatenate([_native.sum_digits(scores), total, [n_infinite]])
+    return np.concatenate([_native.exact_sum(scores), total, [n_infinite]])
 
 
 def mean_score(digits: Integers) -> float:
-    """From what `score_digits` returns, or from sums of it."""
-    total, weight = _native.digits_to_float(digits[: 2 * DIGITS])
+    """The mean score, from the result of `score_digits`, or from sums of it."""
+    total, weight = _native.exact_to_float(digits[: 2 * DIGITS])
     check_not_empty(weight)
     return float("inf") if digits[-1] else float(total / weight)
 
 
 @dataclass(frozen=True)
 class BrierDecomposition:
-    """What a Brier score is made of: ``reliability - resolution + uncertainty + within_bins``."""
+    """The terms of a Brier score: ``reliability - resolution + uncertainty + within_bins``."""
 
     brier_score: float
-    """The score itself."""
+    """The Brier score."""
     reliability: float
-    """The squared distance of confidence and accuracy, the smaller the better calibrated."""
+    """The mean squared difference of confidence and accuracy; smaller is better."""
     resolution: float
-    """How far the accuracies of the bins lie from the base rates, the larger the better."""
+    """The mean squared difference of the accuracies of the bins from the base rates; larger is better."""
     uncertainty: float
-    """The score of a forecast of the base rates: a property of the targets alone."""
+    """The score of predicting the base rates; it depends on the targets only."""
     within_bins: float
-    """What the bins hide: 0 where all forecasts in a bin are equal, as in Murphy's decomposition."""
+    """The variation inside the bins: 0 if all predictions in a bin are equal, as assumed by Murphy."""
 
 
 def brier_decomposition(
@@ -168,18 +167,19 @@ def brier_decomposition(
     sample_weight: Tensor | Array | None = None,
     ignore_index: int | None = None,
 ) -> BrierDecomposition:
-    """Reliability, resolution and uncertainty of the Brier score, over bins of the probability of each class.
+    """Decompose the Brier score into reliability, resolution and uncertainty.
 
-    Equivalent to, summed over the classes, with the weights ``share`` of the bins of each::
+    Equivalent to, summed over the classes, where ``share`` is the fraction of the rows in each bin of a
+    class::
 
         reliability = (share * (confidence - accuracy) ** 2).sum()
         resolution = (share * (accuracy - base_rate) ** 2).sum()
         uncertainty = base_rate * (1 - base_rate)
 
-    A binary event (`preds` in the shape of `target`) has one term in place of a sum. Arguments and what is
-    raised: as of `calibration_error`.
+    A binary event (`preds` in the shape of `target`) has a single term instead of the sum. Arguments and
+    errors are as in `calibration_error`.
 
-    Source: Murphy, "A New Vector Partition of the Probability Score", 1973; for what bins hide: Stephenson,
+    Source: Murphy, "A New Vector Partition of the Probability Score", 1973; for `within_bins`: Stephenson,
     Coelho & Jolliffe, "Two extra components in the Brier score decomposition", 2008.
     """
     score = float(

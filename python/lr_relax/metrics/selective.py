@@ -1,4 +1,4 @@
-"""Selective prediction: the error rate of a model that answers only where it is confident."""
+"""Selective prediction: the error rate of a model that abstains when its confidence is low."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import overload
 import numpy as np
 from torch import Tensor
 
-from ._inputs import Array, Floats, is_right, scalar_like, top_labels
+from ._inputs import Array, Floats, is_correct, scalar_like, top_labels
 
 
 @dataclass(frozen=True)
 class RiskCoverageCurve:
-    """The error rate among the most confident predictions, for each number of them.
+    """The error rate of the most confident predictions as a function of their number.
 
     Source: Geifman & El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017, section 2.
     """
 
     coverage: Floats
-    """The fraction of the rows that is answered, 1/N, 2/N, ..., 1; shape (N,)."""
+    """The fraction of rows that are answered, 1/N, 2/N, ..., 1; shape (N,)."""
     risk: Floats
-    """The error rate among them, in [0, 1]; over tied confidences its mean over all orders."""
+    """The error rate among them, in [0, 1], averaged over all orders of tied confidences."""
     threshold: Floats
-    """The lowest confidence among them: who answers from it on has at least this coverage."""
+    """The lowest confidence among them: answering from this confidence on gives at least this coverage."""
     area: float
     """The mean of `risk`: the area under the curve (AURC)."""
 
@@ -44,34 +44,35 @@ def area_under_risk_coverage_curve(
     from_logits: bool = False,
     ignore_index: int | None = None,
 ) -> Tensor | np.float64:
-    """The error rate among the most confident rows, averaged over how many of them are answered (AURC).
+    """The area under the risk-coverage curve (AURC): the error rate averaged over all coverages.
 
-    Equivalent to, with ``miss = preds.argmax(1) != target`` sorted by falling confidence ``preds.max(1)``::
+    Equivalent to, with ``wrong = preds.argmax(1) != target`` sorted by decreasing confidence
+    ``preds.max(1)``::
 
-        mean(miss[:i].mean() for i in range(1, N + 1))
+        mean(wrong[:i].mean() for i in range(1, N + 1))
 
-    For tied confidences it is the mean over all orders that they may come in, exactly: the order of the rows
-    never matters. The area depends on how confidences rank and not on their size: it is no measure of
-    calibration, and any rising function of all confidences leaves it as it is. It is low where errors are
-    rare and come with low confidences.
+    For tied confidences, it is the exact mean over all of their orders, so that the order of the rows does
+    not matter. The area depends only on the ranking of the confidences: it does not measure calibration, and
+    no increasing function of the confidences changes it. It is low if errors are rare and have low
+    confidences.
 
     Args:
         preds: Probabilities of shape (..., C), or logits with `from_logits`; or the probability of a binary
-            event, of the shape of `target`, where the prediction is class 1 above 0.5 and class 0 from there
-            down (as `argmax` decides ties), with the confidence ``max(p, 1 - p)``. A torch tensor or a NumPy
-            array of 16, 32 or 64 bit floats.
+            event, of the shape of `target`: class 1 is predicted above 0.5, and class 0 otherwise, with the
+            confidence ``max(p, 1 - p)``. A torch tensor or a NumPy array of 16, 32 or 64 bit floats.
         target: Classes in [0, C), of the shape of `preds` without its last dimension; or 0 and 1.
-        from_logits: Whether `preds` holds logits. It is never guessed.
-        ignore_index: Rows with this target do not count.
+        from_logits: Whether `preds` holds logits.
+        ignore_index: Rows with this target are ignored.
 
     Returns:
-        A value in [0, 1], 0 only where every row is right: a float64 scalar tensor on the device of `preds`,
+        A value in [0, 1], 0 only if every row is correct: a float64 scalar tensor on the device of `preds`,
         or a NumPy float64 for arrays.
 
     Raises:
-        ValueError: no rows, a row that is no distribution (the first one is named) or a wrong shape.
-        TypeError: an argument is of a wrong type.
-        IndexError: a target is no class; names the first one.
+        ValueError: If there are no rows, if a row is not a distribution (the first one is named), or if a
+            shape is wrong.
+        TypeError: If an argument has a wrong type.
+        IndexError: If a target is not in [0, C); the first one is named.
 
     Source: Geifman, Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers",
     ICLR 2019, section 3.
@@ -92,29 +93,31 @@ def risk_coverage_curve(
     from_logits: bool = False,
     ignore_index: int | None = None,
 ) -> RiskCoverageCurve:
-    """The error rate of each coverage; arguments and errors as in :func:`area_under_risk_coverage_curve`.
+    """Compute the error rate for each coverage.
+
+    Arguments and errors are as in :func:`area_under_risk_coverage_curve`.
 
     >>> curve = risk_coverage_curve(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]))
     >>> curve.coverage, curve.risk, curve.threshold
     (array([0.5, 1. ]), array([0. , 0.5]), array([0.9, 0.8]))
     """
-    confidence, hit = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
-    hit = is_right(preds, target, confidence, hit)
-    if preds.ndim == target.ndim:  # of a binary event: so far the probability of class 1
+    confidence, correct = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
+    correct = is_correct(preds, target, confidence, correct)
+    if preds.ndim == target.ndim:  # for a binary event, `confidence` is the probability of class 1
         confidence = np.maximum(confidence, 1 - confidence)
 
     _, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
-    misses = np.bincount(group, weights=~hit, minlength=len(sizes))
+    errors = np.bincount(group, weights=~correct, minlength=len(sizes))
     before = np.cumsum(sizes) - sizes
     group = np.repeat(np.arange(len(sizes)), sizes)
-    answered = np.arange(1, len(hit) + 1)
-    # Of the k first in a group of tied rows, each is a miss with the group's rate of misses.
+    answered = np.arange(1, len(correct) + 1)
+    # Each of the first k rows of a group of ties is wrong with the error rate of the group.
     k = answered - before[group]
-    expected = (np.cumsum(misses) - misses)[group] + k * misses[group] / sizes[group]
+    expected = (np.cumsum(errors) - errors)[group] + k * errors[group] / sizes[group]
     risk = expected / answered
     return RiskCoverageCurve(
-        coverage=answered / len(hit),
+        coverage=answered / len(correct),
         risk=risk,
         threshold=-np.sort(-confidence),
-        area=math.fsum(risk.tolist()) / len(hit),
+        area=math.fsum(risk.tolist()) / len(correct),
     )

@@ -1,4 +1,4 @@
-"""The smooth calibration error: no bins, but a kernel whose width is chosen by the error itself."""
+"""The smooth calibration error: kernel smoothing instead of bins, with an automatic bandwidth."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lr_relax._arguments import check_number
 
 from ._inputs import Array, Bools, Floats, check_flag, scalar_like, top_labels
 
-# The budget of smooth_calibration_error, in parts of the mean absolute residual; sigma is the bandwidth.
-# - The kernel is dropped from 8 sigma on, and in frequency from 8 / sigma on: 2e-15.
-# - Residuals move to the next node by a Taylor series of 4 terms. The next one, (1/128)^4 / 24 times the mean
-#   of d^4 (1/80) times the L1 norm of the kernel's 4th derivative (6), is 1e-11.
-# - |r| is integrated by parabolas over 2 nodes each. Between zeros of r, sums over nodes are all but exact.
-#   Next to one, (1/64)^4 / 384 of the third derivative is left, 2e-10 of the area one sigma wide there.
-# All of it falls with the fourth power where the bandwidth is above the lowest one that the nodes are for.
-_REACH = 8.0
-_NODES = 128  # per lowest bandwidth
-_MAX_NODES = 2**18  # in one transform: 2 MB, whatever the bandwidth
-_WIDE = 2.0**-9  # bandwidths from here on need no more nodes than there are in [0, 1], wherever the rows are
-_CHUNK = 2**18  # rows, for the sake of caches and memory
+# Error bounds of smooth_calibration_error, relative to the mean absolute residual; sigma is the bandwidth.
+# - The kernel is cut off at 8 sigma, and in frequency at 8 / sigma: 2e-15.
+# - Residuals move to the nearest node by a Taylor series of 4 terms. The fifth term is (1/128)^4 / 24 times
+#   the mean of d^4 (1/80) times the L1 norm of the kernel's 4th derivative (6): 1e-11.
+# - |r| is integrated by parabolas over 2 nodes each. Between zeros of r, sums over nodes are nearly exact.
+#   Next to a zero, the error is (1/64)^4 / 384 of the third derivative: 2e-10 of an area of width sigma.
+# All errors decrease with the fourth power of the bandwidth relative to the lowest one of the nodes.
+_REACH = 8.0  # where the kernel is cut off, in bandwidths
+_NODES = 128  # nodes per lowest bandwidth
+_MAX_NODES = 2**18  # nodes of one transform: 2 MB, for any bandwidth
+_WIDE = 2.0**-9  # from this bandwidth on, one transform covers [0, 1]
+_CHUNK = 2**18  # rows that are processed at a time, to fit into caches
 
 
 @overload
@@ -77,42 +77,43 @@ def smooth_calibration_error(
     return_bandwidth: bool = False,
     bandwidth: float | None = None,
 ) -> Any:
-    """The calibration error of smoothed predictions (smooth ECE, smECE): no bins, nothing to choose.
+    """The smooth calibration error (smooth ECE, smECE), which needs no bins and no parameters.
 
-    Equivalent to, with the confidence ``c = preds.max(1)`` and ``hit = preds.argmax(1) == target``::
+    Equivalent to, with the confidence ``c = preds.max(1)`` and ``correct = preds.argmax(1) == target``::
 
-        r(t) = mean((hit - c) * kernel(c, t))
+        r(t) = mean((correct - c) * kernel(c, t))
         integral of abs(r(t)) over t in [0, 1]
 
     where ``kernel(c, t)`` is the density at t of c plus Gaussian noise of standard deviation `bandwidth`,
-    reflected at 0 and 1 until it is between them. Without a bandwidth, it is the one at which bandwidth and
-    error are the same number. There is exactly one, as a wider kernel never gives a larger error. The result
-    is a continuous function of the confidences, and 0 only where they are calibrated.
+    reflected at 0 and 1. By default, the bandwidth is the one that equals the resulting error. It is unique,
+    because a wider kernel never gives a larger error. The result is a continuous function of the confidences,
+    and 0 only if they are calibrated.
 
-    Both the integral and the bandwidth are exact to 1e-10 of ``mean(abs(hit - c))``, however small they are.
-    The order of the rows does not matter, to the last bit. The time is that of sorting the confidences a few
-    times; but for a given bandwidth far below 1e-3, it grows with what part of [0, 1] has a row next to it.
+    The integral and the bandwidth are accurate to 1e-10 of ``mean(abs(correct - c))``. The result does not
+    depend on the order of the rows, not even in the last bit. The time is about that of sorting the
+    confidences a few times; for a given bandwidth far below 1e-3, it increases with the part of [0, 1] that
+    is near a confidence.
 
     Args:
-        preds: Probabilities of shape (..., C), or logits with `from_logits`, the highest of which is the
-            confidence; or the probability of class 1 (or its logit), of the shape of `target`, which then is
-            the confidence itself. A torch tensor or a NumPy array of 16, 32 or 64 bit floats.
+        preds: Probabilities of shape (..., C), or logits with `from_logits`: the confidence is the highest
+            probability. Or, with the shape of `target`, the probability (or logit) of class 1 of binary
+            events, which is the confidence. A torch tensor or a NumPy array of 16, 32 or 64 bit floats.
         target: Classes in [0, C), of the shape of `preds` without its last dimension; or 0 and 1.
-        from_logits: Whether `preds` holds logits. It is never guessed.
-        ignore_index: Rows with this target do not count.
-        return_bandwidth: Whether to return the bandwidth, too.
-        bandwidth: The standard deviation of the noise, above 0. From 1 on, little more is left than the
+        from_logits: Whether `preds` holds logits.
+        ignore_index: Rows with this target are ignored.
+        return_bandwidth: Whether to return the bandwidth as well.
+        bandwidth: The standard deviation of the noise, above 0. For 1 and above, the error is nearly the
             difference of mean confidence and accuracy.
 
     Returns:
         A value in [0, 1]: a float64 scalar tensor on the device of `preds`, or a NumPy float64 for arrays.
-        With `return_bandwidth`, a pair of it and the bandwidth, a Python float.
+        With `return_bandwidth`, a pair of this value and the bandwidth, a Python float.
 
     Raises:
-        ValueError: no rows, a row that is no distribution (the first one is named), a wrong shape, or
-            `bandwidth`.
-        TypeError: an argument is of a wrong type.
-        IndexError: a target is no class; names the first one.
+        ValueError: If there are no rows, if a row is not a distribution (the first one is named), or if a
+            shape or `bandwidth` is wrong.
+        TypeError: If an argument has a wrong type.
+        IndexError: If a target is not in [0, C); the first one is named.
 
     Source: Błasiok & Nakkiran, "Smooth ECE: Principled Reliability Diagrams via Kernel Smoothing", ICLR 2024,
     with the reflected Gaussian kernel and the bandwidth at the fixed point.
@@ -124,8 +125,8 @@ def smooth_calibration_error(
     check_flag("return_bandwidth", return_bandwidth)
     if bandwidth is not None:
         check_number("bandwidth", "a finite number above 0", lambda x: 0 < x < math.inf, bandwidth)
-    confidence, hit = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
-    residuals = _Residuals(confidence, hit)
+    confidence, correct = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
+    residuals = _Residuals(confidence, correct)
     if bandwidth is None:
         error, width = residuals.fixed_point()
     else:
@@ -135,30 +136,30 @@ def smooth_calibration_error(
 
 
 class _Residuals:
-    """What the predictions are off by, and where."""
+    """The residuals, outcome minus confidence, at the confidences."""
 
-    def __init__(self, confidence: Floats, hit: Bools) -> None:
-        # Sorted, as sums then do not depend on the order of the rows. Two sorts of half as many numbers are
-        # faster than one that takes the hits along.
-        hits, misses = np.sort(confidence[hit]), np.sort(confidence[~hit])
-        self.at = np.concatenate([hits, misses])
-        self.size = np.concatenate([1.0 - hits, -misses])
-        self.n_hits = len(hits)
+    def __init__(self, confidence: Floats, is_correct: Bools) -> None:
+        # Sorted, so that sums do not depend on the order of the rows. Two separate sorts are faster than one
+        # sort of pairs.
+        correct, wrong = np.sort(confidence[is_correct]), np.sort(confidence[~is_correct])
+        self.at = np.concatenate([correct, wrong])
+        self.size = np.concatenate([1.0 - correct, -wrong])
+        self.n_correct = len(correct)
         self.n = len(self.at)
-        self.one_sign = not (len(hits) and len(misses))
+        self.one_sign = not (len(correct) and len(wrong))
 
     def fixed_point(self) -> tuple[float, float]:
-        """The error that is the bandwidth that it is of, and that bandwidth."""
-        if self.one_sign:  # nothing cancels, and no kernel changes the integral
+        """The error that equals its own bandwidth, and the bandwidth."""
+        if self.one_sign:  # nothing cancels: the integral is the same for all kernels
             return self._mean(), self._mean()
         line = self._line(_WIDE, 1.0)
         for low in (2.0**-3, 2.0**-6, _WIDE):
             error = line.of_at_least(low)
             if error(low) >= low:
                 return _fixed_point(error, low, 8 * low)
-        # No error is above that of no smoothing at all.
+        # The error without smoothing is an upper bound.
         high = min(_WIDE, self._unsmoothed())
-        while high > 1e-15:  # below, it is the rounding of the residuals, and lies between 0 and `high`
+        while high > 1e-15:  # below, the error is rounding noise between 0 and `high`
             low = high / 4
             error = self.smoothed(low, high)
             if error(low) >= low:
@@ -167,17 +168,17 @@ class _Residuals:
         return high, high
 
     def smoothed(self, low: float, high: float) -> Callable[[float], float]:
-        """The error of any bandwidth in [low, high]."""
+        """The error as a function of the bandwidth in [low, high]."""
         if self.one_sign:
             return lambda _: self._mean()
         if low >= _WIDE:
             return self._line(low, high)
         at, size = self._distinct
 
-        # What is further apart than the kernel reaches does not interact: of wide gaps, only as much stays as
-        # keeps it so. Then the line is no longer than the rows need.
+        # Confidences further apart than the kernel reaches do not interact. So wide gaps are shortened to
+        # twice the reach, which keeps the line short.
         gaps = np.minimum(np.concatenate([at[:1], np.diff(at), 1 - at[-1:]]), 2 * _REACH * high)
-        # Nor do whole clusters need smoothing where all residuals are of one sign.
+        # Clusters whose residuals all have the same sign need no smoothing.
         cluster = np.cumsum(gaps[:-1] == 2 * _REACH * high)
         over, under = np.bincount(cluster, np.maximum(size, 0)), np.bincount(cluster, np.maximum(-size, 0))
         mixed = (over > 0) & (under > 0)
@@ -185,7 +186,8 @@ class _Residuals:
         if not mixed.any():
             return lambda _: alone
         keep = mixed[cluster]
-        # A gap goes with the row after it, and the last one stays: dropped clusters leave whole gaps behind.
+        # A gap belongs to the row after it, and the last one is kept, so that whole
+        # gaps remain.
         end = gaps[-1] if keep[-1] else 2 * _REACH * high
         at = np.cumsum(gaps[:-1][keep])
         line = _Line(at, size[keep], float(at[-1] + end), low, high)
@@ -202,26 +204,27 @@ class _Residuals:
 
     @cached_property
     def _distinct(self) -> tuple[Floats, Floats]:
-        """Each confidence once, rising, and its share of the residual."""
-        order = np.argsort(self.at, kind="stable")  # merges the two sorted parts
+        """The distinct confidences in increasing order, and the mean residual of each."""
+        order = np.argsort(self.at, kind="stable")  # a merge of the two sorted parts
         at = self.at[order]
         first = np.flatnonzero(np.diff(at, prepend=-1.0))
-        hits = np.add.reduceat((order < self.n_hits).astype(np.float64), first)
-        # From the counts, so that what is exactly right gives 0: 10 * 0.1 is 1, and ten times 0.1 is not.
-        return at[first], (hits - np.diff(first, append=self.n) * at[first]) / self.n
+        correct = np.add.reduceat((order < self.n_correct).astype(np.float64), first)
+        # Computed from counts, so that calibrated confidences give exactly 0: 10 * 0.1 is 1, but the sum of
+        # ten 0.1 is not.
+        return at[first], (correct - np.diff(first, append=self.n) * at[first]) / self.n
 
 
 class _Line:
-    """The integral of |r|, where r is point masses on [0, length] smoothed by a bandwidth in [low, high].
+    """The integral of |r|, where r is a sum of point masses on [0, length], smoothed by a bandwidth.
 
-    The reflected Gaussian kernel is that of heat on a rod with insulated ends, and cosines are its
-    eigenfunctions: that of cos(pi k t / length) is damped by exp(-(bandwidth pi k / length)^2 / 2). So
-    coefficients are computed once, by a fast Fourier transform of what the masses leave on nodes, and another
-    one gives r for each bandwidth.
+    The reflected Gaussian kernel is the heat kernel of a rod with insulated ends. Cosines are its
+    eigenfunctions: cos(pi k t / length) is damped by exp(-(bandwidth pi k / length)^2 / 2). So the
+    coefficients are computed once, by a fast Fourier transform of the masses on nodes, and a second transform
+    gives r for each bandwidth.
     """
 
     def __init__(self, at: Floats, size: Floats, length: float, low: float, high: float) -> None:
-        # The kernel is flat already, and beyond, squares would overflow.
+        # The kernel is already flat there; larger squares would overflow.
         low, high = min(low, 10 * length), min(high, 10 * length)
         n = max(4096, _NODES * length / low)
         n = 2 ** math.ceil(math.log2(n)) if n <= _MAX_NODES else 2 * math.ceil(n / 2)
@@ -231,8 +234,8 @@ class _Line:
     def _windows(
         self, at: Floats, size: Floats, n: int, low: float, high: float
     ) -> Iterator[tuple[int, int, int, Floats]]:
-        """For parts of the line, with what is around them in reach: the first and the last node that count,
-        the number of nodes, and the coefficients."""
+        """Split the line into overlapping parts. For each: the first and the last node that it integrates,
+        the number of its nodes, and the coefficients."""
         if n <= _MAX_NODES:
             yield 0, n, n, self._coefficients(at, size, n, low)
             return
@@ -247,7 +250,7 @@ class _Line:
                 yield first - start, last - start, stop - start, coefficients
 
     def _coefficients(self, at: Floats, size: Floats, n: int, low: float) -> Floats:
-        # cos(x + d) = sum_p d^p / p! cos^(p)(x) for the nearest node x: the nodes hold moments of d.
+        # With the nearest node x, cos(x + d) = sum_p d^p / p! cos^(p)(x): the nodes hold moments of d.
         moments = np.zeros((4, n + 1))
         for i in range(0, len(at), _CHUNK):
             near = np.rint(at[i : i + _CHUNK])
@@ -280,26 +283,26 @@ class _Line:
 
 
 def _modes(n: int, low: float) -> int:
-    """How many cosines on [0, 1] a bandwidth of at least `low` leaves."""
+    """The number of cosines on [0, 1] that are not damped to 0 by a bandwidth of at least `low`."""
     return min(n, math.ceil(_REACH / (math.pi * low)) + 1)
 
 
 def _integral(first: int, last: int, n: int, coefficients: Floats, bandwidth: float) -> float:
-    """Of a damped sum of cosines on [0, 1]: the integral of its absolute value between two of n + 1 nodes."""
+    """The integral of the absolute value of a damped cosine series on [0, 1], between two of n + 1 nodes."""
     frequency = math.pi * min(bandwidth, 10.0) * np.arange(len(coefficients))
-    r = np.fft.irfft(coefficients * np.exp(-(frequency**2) / 2), 2 * n)[first : last + 1]  # over 2 n
+    r = np.fft.irfft(coefficients * np.exp(-(frequency**2) / 2), 2 * n)[first : last + 1]
     return 2 * float(_absolute_parabolas(r[:-1:2], r[1::2], r[2::2]).sum())  # in units of 1 / n
 
 
 def _absolute_parabolas(left: Floats, middle: Floats, right: Floats) -> Floats:
-    """The integrals of |parabola| through three values each, two units wide."""
+    """The integrals of |parabola| through three values each, over two units."""
     integrals = np.abs(left + 4 * middle + right) / 3
-    # middle + slope s + bend s^2 for s in [-1, 1] has a zero at most here.
+    # Only these parabolas, middle + slope s + bend s^2 for s in [-1, 1], can have a zero.
     some = np.flatnonzero(np.abs(middle) <= (np.abs(right - left) + np.abs(left - 2 * middle + right)) / 2)
     left, middle, right = left[some], middle[some], right[some]
     slope, bend = (right - left) / 2, (left - 2 * middle + right) / 2
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        # NaN stands for no zero. None of the two quotients cancels.
+        # NaN means no zero. Neither quotient suffers from cancellation.
         q = -(slope + np.copysign(np.sqrt(slope**2 - 4 * bend * middle), slope)) / 2
         zeros = np.stack([q / bend, middle / q])
     zeros = np.sort(np.clip(np.nan_to_num(zeros, nan=1.0), -1, 1), axis=0)
@@ -310,15 +313,15 @@ def _absolute_parabolas(left: Floats, middle: Floats, right: Floats) -> Floats:
 
 
 def _fixed_point(error: Callable[[float], float], low: float, high: float) -> tuple[float, float]:
-    """The bandwidth that is its own error and that error, where error(low) >= low and error(high) <= high."""
-    # error(x) - x falls at least as fast as -x: the difference bounds the distance from the fixed point.
+    """The fixed point of `error` in [low, high], and the error; error(low) >= low and error(high) <= high."""
+    # error(x) - x decreases at least as fast as -x, so that it bounds the distance from the fixed point.
     at_low, at_high = error(low) - low, error(high) - high
     x, at_x = (low, at_low) if at_low < -at_high else (high, at_high)
     kept = ""
     for _ in range(100):
         if abs(at_x) <= 1e-13 * x or not at_high < 0 < at_low:
             break
-        # The Illinois algorithm: the secant, but for an end that stays put, whose value is halved.
+        # The Illinois algorithm: the secant method, which halves the value of an end that is kept twice.
         x = min(max(high - at_high * (high - low) / (at_high - at_low), low), high)
         at_x = error(x) - x
         if at_x < 0:

@@ -1,8 +1,7 @@
-"""The metrics of a stream of batches, as `torchmetrics.Metric`: O(bins) state, the bits of one call.
+"""Streaming metrics as `torchmetrics.Metric`, with O(bins) state and bitwise the results of a single call.
 
-A state is the digits of sums that are not rounded, as integers. So it depends neither on how the rows were
-cut into batches nor on their order, and the states of several processes are added exactly
-(``dist_reduce_fx="sum"``).
+The state holds exact sums as integer digits. So it depends neither on the order of the rows nor on how they
+were split into batches, and the states of several processes are added exactly (``dist_reduce_fx="sum"``).
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ except ModuleNotFoundError as missing:
 
 
 class _Sums(Metric):
-    """Integers that are added up.
+    """A metric whose state is a tensor of integer sums.
 
     A `MetricCollection` shares the state of metrics whose states have the same names and values. So the name
-    says what is summed: only metrics that differ in what they make of the sums share them.
+    of the state lists all options that affect the sums.
     """
 
     is_differentiable = False
@@ -53,25 +52,25 @@ class _Sums(Metric):
 
     @property
     def sums(self) -> Tensor:
-        """All digits and counts."""
+        """The state: all digits and counts."""
         sums: Tensor = getattr(self, self._name)
         return sums
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
-        # Digits follow to other devices, but stay integers; what was made of them is made anew.
+        # The state moves to other devices, but it stays an integer tensor; the cached result is dropped.
         self._computed = None
         return super()._apply(
             lambda t: t.to(fn(t).device) if t.dtype == torch.int64 else fn(t), *args, **kwargs
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Add a batch, and return its own value: NaN for one without rows."""
+        """Add a batch and return its value, NaN for an empty batch."""
         before, count = self.sums, self._update_count
         self._of_batch = True
         try:
             return super().forward(*args, **kwargs)
         except Exception:
-            # What torchmetrics has set aside for the value of the batch is put back.
+            # Restore the state that torchmetrics saved before it computed the value of the batch.
             setattr(self, self._name, before)
             self._update_count, self._computed = count, None
             self._is_synced, self._should_unsync = False, True
@@ -84,7 +83,7 @@ class _Sums(Metric):
         try:
             sums = torch.from_numpy(np.ascontiguousarray(of_batch()))
         except Exception:
-            self._update_count -= 1  # raised by torchmetrics before
+            self._update_count -= 1  # torchmetrics has incremented it
             raise
         setattr(self, self._name, self.sums + sums.to(self.sums.device))
 
@@ -94,22 +93,22 @@ class _Sums(Metric):
         return torch.tensor(value, dtype=torch.float64, device=self.sums.device)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw values, by default the current one, as every `torchmetrics.Metric` does."""
+        """Plot values, by default the current one, as in every `torchmetrics.Metric`."""
         return self._plot(val, ax)
 
 
 class CalibrationError(_Sums):
-    """`lr_relax.metrics.calibration_error` of a stream of batches.
+    """The streaming version of `lr_relax.metrics.calibration_error`.
 
     Args:
-        n_bins, norm, kind, debias, from_logits, ignore_index: as of the function.
-        binning: "uniform" or "paper"; the borders of "quantile" depend on all rows.
-        num_classes: C, for kind "classwise".
-        **kwargs: what every `torchmetrics.Metric` takes.
+        n_bins, norm, kind, debias, from_logits, ignore_index: As in the function.
+        binning: "uniform" or "paper"; the edges of "quantile" depend on all rows.
+        num_classes: C, required for kind "classwise".
+        **kwargs: Options of `torchmetrics.Metric`.
 
-    `update(preds, target, sample_weight=None)` takes what the function takes, and an empty batch; `compute()`
-    returns a float64 scalar, bit for bit that of one call on all rows. A batch with a wrong row raises and
-    counts nothing.
+    `update(preds, target, sample_weight=None)` accepts the arguments of the function, and empty batches;
+    `compute()` returns a float64 scalar, bitwise equal to a single call on all rows. A batch with an invalid
+    row raises and leaves the state unchanged.
 
     >>> metric = CalibrationError(n_bins=15)
     >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([0, 1]))
@@ -140,7 +139,7 @@ class CalibrationError(_Sums):
         if binning == "quantile":
             raise ValueError(
                 "Expected argument `binning` to be 'uniform' or 'paper', but got 'quantile', "
-                "whose borders depend on all rows."
+                "whose edges depend on all rows."
             )
         if kind == "classwise" or num_classes is not None:
             num_classes = check_integer("num_classes", num_classes, 1, 2**31)
@@ -178,7 +177,7 @@ class CalibrationError(_Sums):
         )
         if len(counts) != self._n_all:
             raise ValueError(
-                f"Expected argument `preds` to have {self.num_classes} classes, which `num_classes` says, "
+                f"Expected argument `preds` to have {self.num_classes} classes, as in `num_classes`, "
                 f"but got shape {tuple(preds.shape)}."
             )
         return np.concatenate([counts, digits])
@@ -212,13 +211,13 @@ class _MeanScore(_Sums):
 
 
 class BrierScore(_MeanScore):
-    """`lr_relax.metrics.brier_score` of a stream of batches; see `CalibrationError`."""
+    """The streaming version of `lr_relax.metrics.brier_score`; see `CalibrationError`."""
 
     score = "brier"
     plot_upper_bound = 2.0
 
 
 class NegativeLogLikelihood(_MeanScore):
-    """`lr_relax.metrics.negative_log_likelihood` of a stream of batches; see `CalibrationError`."""
+    """The streaming version of `lr_relax.metrics.negative_log_likelihood`; see `CalibrationError`."""
 
     score = "log_likelihood"

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that calibrates the logits of a trained classifier."""
+"""Temperature scaling, which calibrates the logits of a trained classifier by one parameter."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PAPER_GRID = (0.25, 0.5, 0.75, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9,
 class TemperatureScaling(nn.Module):
     """Divides logits by one temperature, fitted on held-out data: ``softmax(logits / temperature)``.
 
-    The predicted classes do not change. The temperature is the module's one parameter (float64, a scalar),
-    saved and loaded by `state_dict`.
+    The predicted classes do not change. The temperature is the only parameter of the module, a float64
+    scalar.
 
     Source: Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 
     >>> logits, target = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 0, 1])
     >>> scaling = TemperatureScaling().fit(logits, target)
-    >>> round(scaling.temperature.item(), 6)  # at which softmax gives 2/3
+    >>> round(scaling.temperature.item(), 6)  # softmax(logits / temperature) is 2/3
     2.88539
     >>> scaling.transform(logits).softmax(1)[0]
     tensor([0.6667, 0.3333])
@@ -50,27 +50,28 @@ class TemperatureScaling(nn.Module):
         temperatures: Sequence[float] = PAPER_GRID,
         ignore_index: int | None = None,
     ) -> TemperatureScaling:
-        """Set the temperature to the best one for these predictions, which should not be training data.
+        """Fit the temperature to predictions on held-out data.
 
         Args:
-            logits: Of shape (..., C); tensor or NumPy array of 16, 32 or 64 bit floats, any strides.
-            target: Classes in [0, C), of the shape of `logits` without its last dimension, of integer type.
-            method: "nll": the greatest likelihood, by Newton's method inside a bracket to the precision of
-                doubles. "grid": of `temperatures` the first with the least expected calibration error over 15
-                bins, all of them in one pass: what the paper's code does.
-            temperatures: What "grid" looks through, up to 4096 numbers in [1e-4, 1e4); default: the paper's.
-            ignore_index: Rows with this target do not count.
+            logits: Logits of shape (..., C), a tensor or NumPy array of 16, 32 or 64 bit floats.
+            target: Classes in [0, C), of the shape of `logits` without its last dimension and any integer
+                type.
+            method: "nll": maximum likelihood, by Newton's method to double precision. "grid": the first of
+                `temperatures` with the smallest expected calibration error over 15 bins, as in the paper's
+                code.
+            temperatures: The grid, up to 4096 numbers in [1e-4, 1e4). Default: the grid of the paper.
+            ignore_index: Rows with this target are ignored.
 
         Returns:
             The module itself.
 
         Raises:
-            ValueError, TypeError, IndexError: as `calibration_error`; for "nll" also a target class whose
-                logit is -inf.
+            ValueError, TypeError, IndexError: As in `calibration_error`; for "nll" also if the logit of a
+                target is -inf.
 
-        A RuntimeWarning tells where no temperature is the best one, and an end of [1e-4, 1e4] is taken: the
-        likelihood grows with smaller ones where every prediction is right, and with larger ones where the
-        logits are worse than a guess. Where it is the same at all temperatures, 1 is taken.
+        If no temperature maximizes the likelihood, an end of [1e-4, 1e4] is used, with a RuntimeWarning. This
+        happens if every prediction is correct, or if the logits are worse than uniform predictions. If the
+        likelihood is constant, the temperature is 1.
         """
         check_choice("method", method, ("nll", "grid"))
         grid = _check_temperatures(temperatures)
@@ -79,14 +80,14 @@ class TemperatureScaling(nn.Module):
             best, at_end, _ = _native.fit_temperature(logits, target, ignore_index)
             if at_end:
                 warnings.warn(
-                    f"The likelihood grows up to the end of the range of temperatures; {best:g} is taken.",
+                    f"The likelihood increases up to the end of the range of temperatures; {best:g} is used.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
         else:
-            errors = _native.calibration_of_temperatures(logits, target, grid, 15, ignore_index)
+            errors = _native.calibration_errors_of_temperatures(logits, target, grid, 15, ignore_index)
             best = grid[int(errors.argmin())]
-        # In double precision, whatever `half()` has made of the module.
+        # In double precision, even after `module.half()`.
         self.temperature.data = torch.tensor(best, dtype=torch.float64, device=self.temperature.device)
         return self
 

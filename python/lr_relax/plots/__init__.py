@@ -1,4 +1,4 @@
-"""Reliability diagrams, and losses over three classes. Matplotlib is only imported when one is drawn."""
+"""Reliability diagrams, and plots of losses over three classes. Matplotlib is imported on first use."""
 
 from .reliability import compare_reliability, reliability_diagram, reliability_diagrams
 from .simplex import loss_on_simplex, relaxation_on_simplex

@@ -1,12 +1,13 @@
-"""Reliability diagrams: how accurate predictions of each confidence are, of one model or of several."""
+"""Reliability diagrams of one or several models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from .simplex import _pyplot
 
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..metrics import ReliabilityCurve
+Floats = npt.NDArray[np.float64]
 
 ACCURACY = "#3b6ea8"
 OVERCONFIDENT = "#d1495b"
 UNDERCONFIDENT = "#e0a030"
 INK = "#444444"
 GRID = "#e6e6e6"
-# Okabe & Ito's colours, told apart by the colour-blind too, without the yellow that white swallows.
+# The palette of Okabe & Ito, which is safe for color blindness, without its yellow.
 MODELS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = "osD^vPX*"
 
@@ -38,28 +39,50 @@ LEGEND: dict[str, Any] = {
 }
 
 
-def reliability_diagram(curve: ReliabilityCurve, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Draw how accurate predictions of each confidence are, and how many there are of each.
+class ReliabilityData(Protocol):
+    """The fields of `lr_relax.metrics.ReliabilityCurve`, which holds and describes them."""
 
-    Per bin, a thick line marks the accuracy of the predictions, and a hatched bar its distance to their mean
-    confidence: red where the model is overconfident, yellow where it is underconfident. On the diagonal
-    the two agree. The thin line is the confidence interval of the accuracy, drawn at the mean confidence:
-    where it crosses the diagonal, the bin's distance may be chance. The panel below shows each bin's share of
-    the predictions, which is its gap's weight in the expected calibration error (ECE); what stands for few
-    predictions is faint. Where the bins are of unequal width, the panel shows the density instead, so that
-    the area of a bar is the share.
+    @property
+    def edges(self) -> Floats: ...
+    @property
+    def counts(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def confidence(self) -> Floats: ...
+    @property
+    def accuracy(self) -> Floats: ...
+    @property
+    def gap(self) -> Floats: ...
+    @property
+    def lower(self) -> Floats: ...
+    @property
+    def upper(self) -> Floats: ...
+    @property
+    def confidence_level(self) -> float: ...
+    @property
+    def expected_calibration_error(self) -> float: ...
+
+
+def reliability_diagram(curve: ReliabilityData, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Draw a reliability diagram: the accuracy as a function of the confidence.
+
+    In each bin, a thick line marks the accuracy, and a hatched bar its difference from the mean confidence:
+    red if the model is overconfident, yellow if it is underconfident. On the diagonal, both are equal. The
+    thin line is the confidence interval of the accuracy, drawn at the mean confidence: if it crosses the
+    diagonal, the difference may be due to chance. The panel below shows each bin's share of the predictions,
+    which is its weight in the expected calibration error (ECE). Bins with few predictions are faint. For bins
+    of unequal width, the panel shows the density instead, so that the area of a bar is the share.
 
     Args:
-        curve: What :func:`lr_relax.metrics.reliability_curve` returns.
-        ax: Axes to draw in; by default those of a new figure. See :func:`reliability_diagrams` for several
-            models side by side.
+        curve: The result of :func:`lr_relax.metrics.reliability_curve`.
+        ax: The axes to draw in; by default those of a new figure. See :func:`reliability_diagrams` for
+            several models side by side.
         title: Text above the diagram.
 
     Returns:
         The axes with the bars; the figure is ``axes.figure``.
 
     Raises:
-        ImportError: matplotlib is not there.
+        ImportError: If matplotlib is not installed.
     """
     plt = _pyplot()
     if ax is None:
@@ -73,22 +96,22 @@ def reliability_diagram(curve: ReliabilityCurve, *, ax: Axes | None = None, titl
 
 
 def reliability_diagrams(
-    curves: Mapping[str, ReliabilityCurve], *, n_columns: int | None = None, title: str | None = None
+    curves: Mapping[str, ReliabilityData], *, n_columns: int | None = None, title: str | None = None
 ) -> Figure:
-    """Draw a reliability diagram per model, side by side and on the same scales.
+    """Draw a reliability diagram for each model, side by side and on the same scales.
 
     Args:
-        curves: The curve of each model, by its name: the title of its panel.
-        n_columns: How many panels stand in a row; by default up to 4.
-        title: Text above them all.
+        curves: Maps the name of each model, which is the title of its panel, to its curve.
+        n_columns: The number of panels in a row; by default up to 4.
+        title: Text above all panels.
 
     Returns:
-        The figure. Its axes are the panels, in the order of `curves`; each is drawn as by
-        :func:`reliability_diagram`, and one legend explains all.
+        The figure. Its axes are the panels in the order of `curves`, drawn as in :func:`reliability_diagram`,
+        with a common legend.
 
     Raises:
-        ValueError: no curves, or `n_columns` below 1.
-        ImportError: matplotlib is not there.
+        ValueError: If there are no curves, or if `n_columns` is below 1.
+        ImportError: If matplotlib is not installed.
 
     >>> reliability_diagrams({"before": before, "after": after}).savefig("both.png")  # doctest: +SKIP
     """
@@ -113,11 +136,11 @@ def reliability_diagrams(
     panels: list[Axes] = list(grid.flat)
     for unused in panels[len(curves) :]:
         unused.remove()
-    explained: dict[str, Any] = {}
+    legend: dict[str, Any] = {}
     all_curves = list(curves.values())
     for i, (ax, (name, curve)) in enumerate(zip(panels, curves.items(), strict=False)):
         for handle in _draw_bins(ax, curve):
-            explained.setdefault(handle.get_label(), handle)
+            legend.setdefault(handle.get_label(), handle)
         ax.set_title(name, fontsize="medium")
         ax.text(0.04, 0.96, _error(curve), transform=ax.transAxes, va="top", fontsize="small", color=INK)
         histogram = _draw_shares(ax, all_curves, i)
@@ -127,10 +150,10 @@ def reliability_diagrams(
                 part.set_ylabel("")
         if i + n_columns < len(curves):
             histogram.set_xlabel("")
-    order: list[str] = [label for label in ("overconfident", "underconfident") if label in explained]
-    order += [label for label in explained if label not in order]
+    order: list[str] = [label for label in ("overconfident", "underconfident") if label in legend]
+    order += [label for label in legend if label not in order]
     figure.legend(
-        handles=[explained[label] for label in order],
+        handles=[legend[label] for label in order],
         loc="outside lower center",
         ncols=len(order),
         fontsize="small",
@@ -141,34 +164,34 @@ def reliability_diagrams(
     )
     if title is not None:
         figure.suptitle(title)
-    # The panels of shares are as high as those above let them be, which the layout learns by drawing once.
+    # Drawing once lets the layout fit the height of the lower panels.
     figure.draw_without_rendering()
     return figure
 
 
 def compare_reliability(
-    curves: Mapping[str, ReliabilityCurve], *, ax: Axes | None = None, title: str | None = None
+    curves: Mapping[str, ReliabilityData], *, ax: Axes | None = None, title: str | None = None
 ) -> Axes:
-    """Draw how far accuracy lies above or below confidence, for several models in the same axes.
+    """Draw accuracy minus confidence of several models in the same axes.
 
-    Each bin is a point at its mean confidence; its area shows the bin's share of the model's predictions, and
-    the band is the confidence interval of its accuracy. On the dashed line the model is calibrated, below it
-    overconfident. The legend gives the expected calibration errors (ECE).
+    Each bin is a point at its mean confidence. Its area shows the bin's share of the predictions, and the
+    band is the confidence interval of the accuracy. On the dashed line a model is calibrated, below it
+    overconfident. The legend shows the expected calibration errors (ECE).
 
-    The scale fits the bins that hold at least 1 % of a model's predictions. Those of fewer are mostly noise:
-    their lines are faint and may leave the axes, and they have no band.
+    The scale fits the bins with at least 1 % of a model's predictions. Other bins are mostly noise: their
+    lines are faint and may leave the axes, and they have no band.
 
     Args:
-        curves: The curve of each model, by its name.
-        ax: Axes to draw in; by default those of a new figure.
+        curves: Maps the name of each model to its curve.
+        ax: The axes to draw in; by default those of a new figure.
         title: Text above the axes.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: no curves.
-        ImportError: matplotlib is not there.
+        ValueError: If there are no curves.
+        ImportError: If matplotlib is not installed.
     """
     plt = _pyplot()
     from matplotlib.lines import Line2D
@@ -183,13 +206,13 @@ def compare_reliability(
         share = curve.counts[filled] / curve.counts.sum()
         confidence = curve.confidence[filled]
         above = -curve.gap[filled]
-        colour, marker = MODELS[i % len(MODELS)], MARKERS[i % len(MARKERS)]
+        color, marker = MODELS[i % len(MODELS)], MARKERS[i % len(MARKERS)]
         lower, upper = (bound[filled] - confidence for bound in (curve.lower, curve.upper))
         counts = share >= min(0.01, 0.5 / len(share))
-        ax.fill_between(confidence, lower, upper, where=counts, color=colour, alpha=0.13, lw=0)
-        ax.plot(confidence, above, color=colour, lw=1, alpha=0.3)
-        ax.plot(confidence, np.where(counts, above, np.nan), color=colour, lw=1.6)
-        look: dict[str, Any] = {"color": colour, "marker": marker}
+        ax.fill_between(confidence, lower, upper, where=counts, color=color, alpha=0.13, lw=0)
+        ax.plot(confidence, above, color=color, lw=1, alpha=0.3)
+        ax.plot(confidence, np.where(counts, above, np.nan), color=color, lw=1.6)
+        look: dict[str, Any] = {"color": color, "marker": marker}
         ax.scatter(confidence, above, s=10 + 110 * share, edgecolor="white", lw=0.5, zorder=3, **look)
         handles.append(Line2D([], [], lw=1.6, ms=4, label=f"{name} ({_error(curve)})", **look))
         extreme = max(extreme, *abs(above[counts]))
@@ -208,8 +231,8 @@ def compare_reliability(
     return ax
 
 
-def _draw_bins(ax: Axes, curve: ReliabilityCurve) -> list[Any]:
-    """The panel of accuracies; returns what a legend has to explain."""
+def _draw_bins(ax: Axes, curve: ReliabilityData) -> list[Any]:
+    """Draw the panel of accuracies; return the handles of its legend."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -223,8 +246,8 @@ def _draw_bins(ax: Axes, curve: ReliabilityCurve) -> list[Any]:
     weight = 0.3 + 0.7 * np.minimum(share / min(0.02, 0.5 / len(share)), 1.0)
 
     for x, w, acc, over, strength in zip(left, width, accuracy, gap, weight, strict=True):
-        colour = OVERCONFIDENT if over > 0 else UNDERCONFIDENT
-        narrow = w < 0.03  # where a border would hide the bar, and a hatch be noise
+        color = OVERCONFIDENT if over > 0 else UNDERCONFIDENT
+        narrow = w < 0.03  # too narrow for an outline and a hatch
         bar: dict[str, Any] = {"width": w, "align": "edge"}
         ax.bar(
             x,
@@ -239,25 +262,25 @@ def _draw_bins(ax: Axes, curve: ReliabilityCurve) -> list[Any]:
             abs(over),
             bottom=min(acc, acc + over),
             hatch="/////",
-            facecolor=(colour, (0.6 if narrow else 0.3) * strength),
-            edgecolor=(colour, strength),
+            facecolor=(color, (0.6 if narrow else 0.3) * strength),
+            edgecolor=(color, strength),
             lw=0 if narrow else 0.6,
             **bar,
         )
-        # As long as it is thick at least.
+        # At least as long as it is thick.
         middle, half = x + w / 2, max(w, 0.012) / 2
         ax.hlines(acc, middle - half, middle + half, color=(ACCURACY, strength), lw=2)
     lower, upper = curve.lower[filled], curve.upper[filled]
     known = np.isfinite(lower) & np.isfinite(upper)
-    colours = [(INK, 0.8 * strength) for strength in weight[known]]
-    ax.vlines(confidence[known], lower[known], upper[known], colors=colours, lw=0.9, zorder=2.5)
+    colors = [(INK, 0.8 * strength) for strength in weight[known]]
+    ax.vlines(confidence[known], lower[known], upper[known], colors=colors, lw=0.9, zorder=2.5)
     ax.plot([0, 1], [0, 1], ls=(0, (4, 3)), lw=1, color=INK, zorder=3)
     ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     ax.tick_params(labelbottom=False)
     _tidy(ax)
     handles: list[Any] = [
-        Patch(fc=(colour, 0.35), ec=colour, hatch="/////", label=label)
-        for colour, label, shown in [
+        Patch(fc=(color, 0.35), ec=color, hatch="/////", label=label)
+        for color, label, shown in [
             (OVERCONFIDENT, "overconfident", (gap > 0).any()),
             (UNDERCONFIDENT, "underconfident", (gap < 0).any()),
         ]
@@ -269,8 +292,8 @@ def _draw_bins(ax: Axes, curve: ReliabilityCurve) -> list[Any]:
     return handles
 
 
-def _draw_shares(ax: Axes, curves: Sequence[ReliabilityCurve], which: int) -> Axes:
-    """The panel below, of one of the curves, on a scale that fits them all."""
+def _draw_shares(ax: Axes, curves: Sequence[ReliabilityData], which: int) -> Axes:
+    """Draw the lower panel of one of the curves, on a scale that fits all of them."""
     from matplotlib.ticker import PercentFormatter
 
     shares = [curve.counts / curve.counts.sum() for curve in curves]
@@ -284,7 +307,7 @@ def _draw_shares(ax: Axes, curves: Sequence[ReliabilityCurve], which: int) -> Ax
         heights = shares
         histogram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     else:
-        # What is narrower than a pixel is drawn as if it were one wide: a bin that is a point has no density.
+        # A minimum width, because the density of a bin without width is infinite.
         widths = [np.maximum(width, 0.003) for width in widths]
         heights = [share / width for share, width in zip(shares, widths, strict=True)]
         histogram.yaxis.set_major_formatter("{x:.2g}")
@@ -301,11 +324,11 @@ def _tidy(ax: Axes) -> None:
     ax.grid(axis="y", color=GRID, lw=0.6)
 
 
-def _error(curve: ReliabilityCurve) -> str:
+def _error(curve: ReliabilityData) -> str:
     return f"ECE {curve.expected_calibration_error:.4f}"
 
 
-def _check_curves(curves: Mapping[str, ReliabilityCurve]) -> None:
+def _check_curves(curves: Mapping[str, ReliabilityData]) -> None:
     if not isinstance(curves, Mapping):
         raise TypeError(
             f"Expected argument `curves` to map names to curves, but got {type(curves).__name__}."

@@ -1,4 +1,4 @@
-"""Losses over three classes, as the paper's supplement shows them: a triangle of all predictions."""
+"""Plots of losses over three classes in barycentric coordinates, as in the supplement of the paper."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 INK = "#222222"
-CORNERS = np.array([[0.5, np.sqrt(0.75)], [0.0, 0.0], [1.0, 0.0]])  # of class 1 above, 2 and 3
+CORNERS = np.array([[0.5, np.sqrt(0.75)], [0.0, 0.0], [1.0, 0.0]])  # of class 1 at the top, then 2 and 3
 RESOLUTION = 480
-LARGEST = 3.0  # losses above it are drawn in the same colour: they grow without bound
+LARGEST = 3.0  # larger losses, which are unbounded, are drawn in the same color
 
 
 def loss_on_simplex(
@@ -31,22 +31,22 @@ def loss_on_simplex(
     """Draw a loss over all predictions for three classes, in barycentric coordinates.
 
     Args:
-        loss: From probabilities of shape (N, 3) to losses of shape (N,).
-        ax: Axes to draw in; by default those of a new figure.
+        loss: A function of probabilities of shape (N, 3) that returns losses of shape (N,).
+        ax: The axes to draw in; by default those of a new figure.
         title: Text above the triangle.
 
     Returns:
-        The axes; their first image shows the losses, the triangle's corners are the classes.
+        The axes. Their first image shows the losses; the corners of the triangle are the classes.
     """
     return _draw(loss, ax, title)[0]
 
 
 def relaxation_on_simplex(alpha: float = 0.25) -> Figure:
-    """Draw label smoothing beside label relaxation, for three classes of which the first is right.
+    """Draw label smoothing next to label relaxation, for three classes and a target of class 1.
 
-    Smoothing pulls every prediction to a single point. Relaxation leaves alone what is inside the credal set,
-    above the dashed line, and pulls everything else towards it: two predictions are shown with their
-    projections.
+    Label smoothing pulls every prediction toward a single point. Label relaxation has no loss inside the
+    credal set, above the dashed line, and pulls all other predictions toward it. Two predictions are shown
+    with their projections.
 
     Args:
         alpha: The imprecision, and the weight of smoothing, in (0, 1).
@@ -61,7 +61,7 @@ def relaxation_on_simplex(alpha: float = 0.25) -> Figure:
     smoothed = torch.tensor([1 - alpha, 0, 0], dtype=torch.float64) + alpha / 3
 
     def smoothing(p: Tensor) -> Tensor:
-        """The divergence from the smoothed target: cross-entropy less what no prediction can save."""
+        """The KL divergence from the smoothed target: cross-entropy minus its minimum."""
         losses: Tensor = torch.special.xlogy(smoothed, smoothed).sum() - torch.xlogy(smoothed, p).sum(-1)
         return losses
 
@@ -74,12 +74,12 @@ def relaxation_on_simplex(alpha: float = 0.25) -> Figure:
     x, y = _place(smoothed.numpy())
     left.plot(x, y, "o", color="white", markeredgecolor=INK, markersize=6)
     label = {"textcoords": "offset points", "color": INK, "fontsize": "small"}
-    beside = (14, -12)  # the upper corner
-    left.annotate("smoothed target", CORNERS[0], beside, **label)
+    offset = (14, -12)  # the upper corner
+    left.annotate("smoothed target", CORNERS[0], offset, **label)
 
-    border = _place(np.array([[1 - alpha, alpha, 0], [1 - alpha, 0, alpha]]))
-    right.plot(*border.T, ls=(0, (4, 3)), lw=1.2, color="white")
-    right.annotate("credal set", CORNERS[0], beside, **label)
+    edge = _place(np.array([[1 - alpha, alpha, 0], [1 - alpha, 0, alpha]]))
+    right.plot(*edge.T, ls=(0, (4, 3)), lw=1.2, color="white")
+    right.annotate("credal set", CORNERS[0], offset, **label)
     predictions = torch.tensor([[0.25, 0.6, 0.15], [0.12, 0.2, 0.68]], dtype=torch.float64)
     projections = credal_projection(predictions, torch.tensor([0, 0]), alpha, from_logits=False)
     for p, q in zip(_place(predictions.numpy()), _place(projections.numpy()), strict=True):
@@ -120,7 +120,7 @@ def _draw(loss: Callable[[Tensor], Tensor], ax: Axes | None, title: str | None) 
 
 
 def _place(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Where a prediction lies in the triangle."""
+    """The position of a prediction in the triangle."""
     place: npt.NDArray[np.float64] = p @ CORNERS
     return place
 
@@ -129,5 +129,5 @@ def _pyplot() -> ModuleType:
     try:
         from matplotlib import pyplot
     except ModuleNotFoundError as missing:
-        raise ImportError('Pictures need matplotlib: pip install "lr-relax[plot]"') from missing
+        raise ImportError('Plots need matplotlib: pip install "lr-relax[plot]"') from missing
     return pyplot

@@ -1,11 +1,11 @@
 //! The bootstrap of sums over groups, by Poisson weights.
 //!
-//! To draw N of N rows with replacement is to give row i a weight, how often it was drawn; that is very nearly a
-//! Poisson variable of mean 1, independent of the others, and the weights' own sum takes the place of N (Hanley &
-//! MacGibbon, "Creating non-parametric bootstrap samples using Poisson frequencies", 2006). So rows stay where
-//! they are, sorted by group, and a resample is a sum over them with sixteen weights at a time.
+//! In a sample of N out of N rows with replacement, the number of times that a row is drawn is close to an
+//! independent Poisson variable of mean 1 (Hanley & MacGibbon, "Creating non-parametric bootstrap samples using
+//! Poisson frequencies", 2006). So the rows, sorted by group, are not moved: a resample is a weighted sum over them,
+//! divided by the sum of the weights.
 //!
-//! Each resample has a random sequence of its own, seeded by its number: results do not depend on threads.
+//! Each resample has its own random sequence, seeded by its number: results do not depend on the number of threads.
 
 use crate::rows::Error;
 use crate::simd::lanes::{self, fold};
@@ -14,16 +14,16 @@ use crate::threads;
 
 use super::predictions::zeros;
 
-/// How many rows a resample holds of a group, and the sum of their values.
+/// The sums of one group in one resample.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Resampled {
-    /// The sum of the weights.
+    /// The number of drawn rows.
     pub weight: f64,
-    /// The weighted sum of the values; their distances to the mean of the group are taken in single precision.
+    /// The sum of their values, whose differences from the mean of the group are rounded to single precision.
     pub value: f64,
 }
 
-/// `n_resamples` times the sums of all groups: `values[i]` belongs to group `groups[i]`, below `n_groups`.
+/// The sums of all groups in each of `n_resamples` resamples; `values[i]` belongs to group `groups[i]`.
 pub fn bootstrap(
     values: &[f64],
     groups: &[u32],
@@ -41,10 +41,10 @@ pub fn bootstrap(
     let parts = threads::Disjoint::new(&mut out);
     threads::share(n_resamples, &|range| {
         for resample in range {
-            // SAFETY: `share` gives every resample to one call only.
+            // SAFETY: `share` passes every resample to one call only.
             let out = unsafe { parts.part(resample * n_groups..(resample + 1) * n_groups) };
             let random = &mut Random::new(seed, resample as u64);
-            // Of a few rows, a resample may have none: it is drawn again.
+            // With few rows, a resample may be empty; it is drawn again.
             loop {
                 simd::run(isa, Resample { sorted: &sorted, random, out });
                 if values.is_empty() || out.iter().any(|group| group.weight > 0.0) {
@@ -56,16 +56,16 @@ pub fn bootstrap(
     Ok(out)
 }
 
-/// Values by group; each group fills whole pairs of vectors.
+/// Values sorted by group; each group is padded to whole pairs of vectors.
 struct Sorted {
-    /// Less the mean of the group, so that what single precision rounds is small beside their spread.
+    /// Centered by group, so that rounding to single precision is small relative to the spread.
     values: Vec<f32>,
-    /// How many rows a group has.
+    /// The number of rows of each group.
     counts: Vec<usize>,
     means: Vec<f64>,
 }
 
-/// Sixteen random numbers of 32 bits make 32 weights.
+/// Sixteen random numbers of 32 bits give 32 weights.
 const PAIR: usize = 2 * LANES;
 
 impl Sorted {
@@ -97,7 +97,7 @@ struct Random {
 }
 
 impl Random {
-    /// States from splitmix64, whose sequence begins at a place of its own for each stream.
+    /// The states come from splitmix64, which starts at a different point for each stream.
     fn new(seed: u64, stream: u64) -> Random {
         let mix = |mut z: u64| {
             z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -133,16 +133,16 @@ impl Random {
     }
 }
 
-/// P(w > k), k = 0, 1, ..., for a Poisson variable w of mean 1, in units of 2^-16; what comes after is below half
-/// of one unit.
+/// P(w > k), k = 0, 1, ..., for a Poisson variable w of mean 1, in units of 2^-16; the next one is below half a
+/// unit.
 const EXCEEDS: [u16; 8] = [41_427, 17_317, 5_262, 1_244, 240, 39, 5, 1];
 
-/// The same, for every lane: as constants, the compiler would compare one lane with all of them at once.
+/// The same for every lane. The black box keeps the compiler from vectorizing over the constants instead of the lanes.
 fn thresholds() -> [[u16; PAIR]; EXCEEDS.len()] {
     std::hint::black_box(EXCEEDS.map(|exceeds| [exceeds; PAIR]))
 }
 
-/// Poisson variables of mean 1, from 16 random bits each: how many of the probabilities exceed them.
+/// Poisson variables of mean 1 from 16 random bits each, by inversion.
 #[inline(always)]
 fn poisson(bits: &Lanes<u32>, thresholds: &[[u16; PAIR]; EXCEEDS.len()]) -> [u16; PAIR] {
     let mut halves = [0; PAIR];
@@ -178,7 +178,7 @@ impl Kernel for Resample<'_> {
             rest = after;
             let (mut weight, mut value) = ([0.0_f64; LANES], [0.0_f64; LANES]);
             let (vectors, _) = group.as_chunks::<LANES>();
-            // Sums of a block are small integers, or as exact as the values.
+            // The sums of a block are small integers, or as exact as the values.
             for (block, vectors) in vectors.chunks(2 * BLOCK).enumerate() {
                 let mut part = ([0.0_f32; LANES], [0.0_f32; LANES]);
                 for (pair, values) in vectors.chunks_exact(2).enumerate() {
@@ -207,7 +207,7 @@ impl Kernel for Resample<'_> {
     }
 }
 
-/// Pairs of vectors that are summed in single precision.
+/// The number of pairs of vectors that are summed in single precision.
 const BLOCK: usize = 32;
 
 #[cfg(test)]
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_are_those_of_poisson() {
+    fn weights_follow_poisson() {
         let mut probability = [0.0_f64; 9];
         for bits in 0..1_u32 << 16 {
             let weights = poisson(&[bits << 16 | 0xFFFF; LANES], &thresholds());
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_have_the_mean_and_the_variance_of_resamples() {
+    fn sums_match_mean_and_variance() {
         let n = 1000;
         let values: Vec<f64> = (0..n).map(|i| f64::from(i % 10)).collect();
         let groups: Vec<u32> = (0..n as u32).map(|i| [0, 0, 0, 2][i as usize % 4]).collect();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_do_not_matter_and_seeds_do() {
+    fn seed_matters_and_isa_does_not() {
         let values: Vec<f64> = (0..777).map(|i| f64::from(i).sin()).collect();
         let groups: Vec<u32> = (0..777).map(|i| i % 5).collect();
         let of = |seed, isa| bootstrap(&values, &groups, 5, 20, seed, isa).unwrap();

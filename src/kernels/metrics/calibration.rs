@@ -1,214 +1,71 @@
-//! Bins of confidence: what calibration errors and reliability diagrams are made of.
+//! Bins predictions by their confidence, for calibration errors and reliability diagrams.
 //!
-//! A prediction falls into a bin by the probability of its most probable class, its confidence (Guo et al.,
-//! "On Calibration of Modern Neural Networks", ICML 2017, eq. 3); or, classwise, once for each class into one of
-//! that class's bins by its probability (Nixon et al., "Measuring Calibration in Deep Learning", 2019). Per bin we
-//! count the predictions, and sum their weights, the weights of the correct ones, and the weighted confidences;
-//!
-//! ```text
-//! ECE = sum over bins of |correct - confidence| / sum of all weights.
-//! ```
-//!
-//! The sums are [`Exact`]: the result depends neither on the order of the rows, nor on threads, nor on how a
-//! stream of them was cut into batches.
+//! A prediction falls into a bin by its confidence, the probability of its most probable class (Guo et al., "On
+//! Calibration of Modern Neural Networks", ICML 2017, eq. 3). Classwise, it falls into one bin of each class, by the
+//! probability of that class (Nixon et al., "Measuring Calibration in Deep Learning", 2019).
 
-use std::ops::AddAssign;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::rows::Error;
 
-use super::exact::Exact;
-use super::predictions::{Hit, Predictions, zeros};
+use super::bins::{Accumulator, Binning, Bins, Counts, check_n_bins, paper_edges, sorted_bin, uniform_bin};
+use super::predictions::{Outcome, Predictions};
 use super::quantiles;
 
-/// How confidences are assigned to bins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Binning {
-    /// Bins of equal width, closed on the left, the last one on both sides. The border k/n is rounded to the
-    /// type of the predictions, so that a confidence that prints as a border lies on it in every type.
-    Uniform,
-    /// The paper's code: `min(int(conf // (1 / n)), n - 1)` in double precision, with its rounding (0.5 // 0.1
-    /// is 4).
-    Paper,
-    /// Bins of equal mass; see [`quantile_borders`](super::quantiles::quantile_borders).
-    Quantile,
-}
-
-/// What falls into bins.
+/// Which probabilities are binned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The confidence of each row.
     TopLabel,
-    /// All probabilities of each row, each into the bins of its class.
+    /// All probabilities of each row, each in the bins of its class.
     Classwise,
 }
 
-/// The largest number of bins.
-pub const MAX_BINS: usize = 1 << 20;
-
-/// The largest number of bins of all classes.
+/// The largest number of bins of all classes together.
 const MAX_ALL_BINS: usize = 1 << 22;
 
-/// Of each row the confidence, whether the prediction is right, and the bin.
-pub type Assigned = (Vec<f64>, Vec<Hit>, Vec<u32>);
+/// Rows whose confidences are computed before they are binned; for many classes, as few as stay in cache.
+const BLOCK: usize = 256;
+const BLOCK_NUMBERS: usize = 16_384;
+
+/// The confidence, the outcome and the bin of each row.
+pub type BinnedLabels = (Vec<f64>, Vec<Outcome>, Vec<u32>);
 
 /// Assigns each row to a bin by its confidence; see [`Predictions::top_labels`].
-pub fn assign(predictions: &Predictions<'_>, binning: Binning, n_bins: usize) -> Result<Assigned, Error> {
+pub fn bin_labels(
+    predictions: &Predictions<'_>,
+    binning: Binning,
+    n_bins: usize,
+) -> Result<BinnedLabels, Error> {
     check_n_bins(n_bins)?;
-    let (confidence, hit) = predictions.top_labels()?;
-    let borders = match even_borders(predictions, binning, n_bins) {
-        Some(borders) => borders,
+    let (confidence, outcome) = predictions.top_labels()?;
+    let edges = match fixed_edges(predictions, binning, n_bins) {
+        Some(edges) => edges,
         None => quantiles::of_confidences(predictions, &confidence, n_bins)?,
     };
-    let is_even = binning != Binning::Quantile;
-    let find = |&c: &f64| if is_even { even_bin(c, &borders) } else { any_bin(c, &borders) } as u32;
-    let bins = confidence.iter().map(find).collect();
-    Ok((confidence, hit, bins))
+    let bins = confidence.iter().map(|&c| find_bin(c, &edges, binning) as u32).collect();
+    Ok((confidence, outcome, bins))
 }
 
-/// Borders that do not depend on the confidences.
-fn even_borders(predictions: &Predictions<'_>, binning: Binning, n_bins: usize) -> Option<Vec<f64>> {
+/// Edges that do not depend on the confidences.
+fn fixed_edges(predictions: &Predictions<'_>, binning: Binning, n_bins: usize) -> Option<Vec<f64>> {
     match binning {
-        Binning::Uniform => Some(predictions.uniform_borders(n_bins)),
-        Binning::Paper => Some(paper_borders(n_bins)),
+        Binning::Uniform => Some(predictions.uniform_edges(n_bins)),
+        Binning::Paper => Some(paper_edges(n_bins)),
         Binning::Quantile => None,
     }
 }
 
-pub(super) fn check_n_bins(n_bins: usize) -> Result<(), Error> {
-    if !(1..=MAX_BINS).contains(&n_bins) {
-        return Err(Error::value(format!(
-            "Expected argument `n_bins` to be an integer in [1, {MAX_BINS}], but got {n_bins}."
-        )));
-    }
-    Ok(())
-}
-
-/// What the bins of a set of predictions hold; classwise, those of one class after those of another.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Bins {
-    /// The borders of the bins, one more than there are bins; those of each class in turn, where they differ.
-    pub borders: Vec<f64>,
-    /// How many predictions.
-    pub counts: Vec<u64>,
-    /// The sum of their weights, 1 each unless others are given.
-    pub weight: Vec<Exact>,
-    /// The same of the correct ones.
-    pub correct: Vec<Exact>,
-    /// The weighted sum of their confidences.
-    pub confidence: Vec<Exact>,
-}
-
-impl Bins {
-    /// The expected calibration error, over all bins; NaN without predictions.
-    pub fn expected_calibration_error(&self) -> f64 {
-        let (mut gap, mut weight) = (Exact::default(), Exact::default());
-        for b in 0..self.counts.len() {
-            gap += self.correct[b].distance(self.confidence[b]);
-            weight += self.weight[b];
-        }
-        gap.to_f64() / weight.to_f64()
-    }
-}
-
-impl AddAssign<&Bins> for Bins {
-    fn add_assign(&mut self, other: &Bins) {
-        for b in 0..self.counts.len() {
-            self.counts[b] += other.counts[b];
-            self.weight[b] += other.weight[b];
-            self.correct[b] += other.correct[b];
-            self.confidence[b] += other.confidence[b];
-        }
-    }
-}
-
-/// Bins filled one by one, without weights: these are counts, and confidences have few digits.
-pub(super) struct Counts {
-    bins: Vec<Count>,
-}
-
-#[derive(Clone, Default)]
-pub(super) struct Count {
-    all: u64,
-    correct: u64,
-    /// In units of 2^-80.
-    confidence: u128,
-}
-
-pub(super) trait Tally: Sized + Send {
-    fn empty(n_bins: usize) -> Result<Self, Error>;
-    fn add(&mut self, b: usize, hit: bool, confidence: f64, weight: f64);
-    fn merge(&mut self, other: &Self);
-    fn finish(self) -> Bins;
-}
-
-impl Tally for Counts {
-    fn empty(n_bins: usize) -> Result<Self, Error> {
-        Ok(Counts { bins: zeros(n_bins)? })
-    }
-
-    #[inline(always)]
-    fn add(&mut self, b: usize, hit: bool, confidence: f64, _weight: f64) {
-        let bin = &mut self.bins[b];
-        bin.all += 1;
-        bin.correct += u64::from(hit);
-        bin.confidence += units(confidence);
-    }
-
-    fn merge(&mut self, other: &Self) {
-        for (bin, other) in self.bins.iter_mut().zip(&other.bins) {
-            bin.all += other.all;
-            bin.correct += other.correct;
-            bin.confidence += other.confidence;
-        }
-    }
-
-    fn finish(self) -> Bins {
-        let number = |n: u64| Exact::from_units(u128::from(n) << 80);
-        Bins {
-            borders: Vec::new(),
-            counts: self.bins.iter().map(|bin| bin.all).collect(),
-            weight: self.bins.iter().map(|bin| number(bin.all)).collect(),
-            correct: self.bins.iter().map(|bin| number(bin.correct)).collect(),
-            confidence: self.bins.iter().map(|bin| Exact::from_units(bin.confidence)).collect(),
-        }
-    }
-}
-
-impl Tally for Bins {
-    fn empty(n: usize) -> Result<Self, Error> {
-        Ok(Bins {
-            borders: Vec::new(),
-            counts: zeros(n)?,
-            weight: zeros(n)?,
-            correct: zeros(n)?,
-            confidence: zeros(n)?,
-        })
-    }
-
-    #[inline(always)]
-    fn add(&mut self, b: usize, hit: bool, confidence: f64, weight: f64) {
-        self.counts[b] += 1;
-        self.weight[b].add(weight);
-        if hit {
-            self.correct[b].add(weight);
-        }
-        self.confidence[b].add(weight * confidence);
-    }
-
-    fn merge(&mut self, other: &Self) {
-        *self += other;
-    }
-
-    fn finish(self) -> Bins {
-        self
-    }
+#[inline(always)]
+fn find_bin(confidence: f64, edges: &[f64], binning: Binning) -> usize {
+    if binning == Binning::Quantile { sorted_bin(confidence, edges) } else { uniform_bin(confidence, edges) }
 }
 
 /// Bins predictions.
 ///
-/// Every row must be a distribution (or, as logits, have a softmax); the first one that is not is the error.
-/// Of several classes with the highest score the first one is predicted. Ignored rows are in no bin.
+/// Every row must be a distribution or logits that have a softmax; otherwise the error names the first row that is
+/// not. The predicted class is the first of those with the highest score. Ignored rows are in no bin.
 pub fn bin(
     predictions: &Predictions<'_>,
     kind: Kind,
@@ -222,7 +79,7 @@ pub fn bin(
     }
 }
 
-fn bin_with<T: Tally>(
+fn bin_with<A: Accumulator>(
     predictions: &Predictions<'_>,
     kind: Kind,
     binning: Binning,
@@ -236,139 +93,111 @@ fn bin_with<T: Tally>(
              each of {n_groups}."
         )));
     }
-    let borders = match (even_borders(predictions, binning, n_bins), kind) {
-        (Some(borders), _) => borders,
+    let edges = match (fixed_edges(predictions, binning, n_bins), kind) {
+        (Some(edges), _) => edges,
         (None, Kind::TopLabel) => {
             quantiles::of_confidences(predictions, &predictions.top_labels()?.0, n_bins)?
         }
         (None, Kind::Classwise) => quantiles::of_classes(predictions, n_bins)?,
     };
-    let is_even = binning != Binning::Quantile;
-    let find = |k: usize, confidence: f64| {
-        let borders =
-            if borders.len() == n_bins + 1 { &borders } else { &borders[k * (n_bins + 1)..][..n_bins + 1] };
-        if is_even { even_bin(confidence, borders) } else { any_bin(confidence, borders) }
-    };
-    let (total, failure) = (Mutex::new(T::empty(n_bins * n_groups)?), Mutex::new(None));
-    // A thread's own bins should cost little beside what it puts in.
+    let (total, failure) = (Mutex::new(A::empty(n_bins * n_groups)?), Mutex::new(None));
+    // Each thread has an accumulator of its own, which must be small beside the rows that go into it.
     let least = (n_bins * n_groups / 16_384).max(1);
     predictions.share(least, &|range| {
-        let mut own = match T::empty(n_bins * n_groups) {
-            Ok(own) => own,
+        let mut bins = match A::empty(n_bins * n_groups) {
+            Ok(bins) => bins,
             Err(error) => {
                 *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 return None;
             }
         };
-        let weight = |i: usize| predictions.weights().map_or(1.0, |weights| weights[i]);
-        let all = &borders[..n_bins + 1];
-        let block = (BLOCK_NUMBERS / n_groups).clamp(1, BLOCK);
-        let blocks = range.clone().step_by(block).map(|start| start..(start + block).min(range.end));
-        let (mut numbers, mut hits) = (Vec::new(), [0 as Hit; BLOCK]);
-        for block in blocks {
-            let length = block.len();
-            numbers.resize(length * n_groups, 0.0);
-            if kind == Kind::TopLabel {
-                let hits = &mut hits[..length];
-                if let Some(row) = predictions.top_labels_of(block.clone(), &mut numbers, hits) {
-                    return Some(row);
-                }
-                let find = |c| if is_even { even_bin(c, all) } else { any_bin(c, all) };
-                match predictions.weights() {
-                    None => {
-                        for (&confidence, &hit) in numbers.iter().zip(&*hits) {
-                            if hit >= 0 {
-                                own.add(find(confidence), hit == 1, confidence, 1.0);
-                            }
-                        }
-                    }
-                    Some(weights) => {
-                        for ((&confidence, &hit), &weight) in numbers.iter().zip(&*hits).zip(&weights[block])
-                        {
-                            if hit >= 0 {
-                                own.add(find(confidence), hit == 1, confidence, weight);
-                            }
-                        }
-                    }
-                }
-                continue;
-            }
-            if let Some(row) = predictions.probabilities_of(block.clone(), &mut numbers) {
-                return Some(row);
-            }
-            for (i, p) in block.zip(numbers.chunks_exact(n_groups)) {
-                let Some(y) = predictions.targets().class(i) else { continue };
-                for (k, &p) in p.iter().enumerate() {
-                    own.add(k * n_bins + find(k, p), k == y, p, weight(i));
-                }
-            }
+        let invalid = match kind {
+            Kind::TopLabel => add_top_labels(&mut bins, predictions, range, &edges, binning),
+            Kind::Classwise => add_classwise(&mut bins, predictions, range, &edges, binning, n_bins),
+        };
+        if invalid.is_none() {
+            total.lock().unwrap_or_else(PoisonError::into_inner).merge(&bins);
         }
-        total.lock().unwrap_or_else(PoisonError::into_inner).merge(&own);
-        None
+        invalid
     })?;
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => {
             let bins = total.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
-            Ok(Bins { borders, ..bins })
+            Ok(Bins { edges, ..bins })
         }
     }
 }
 
-/// Rows whose confidences are computed before they are binned; of many classes, so many that they stay in cache.
-const BLOCK: usize = 256;
-const BLOCK_NUMBERS: usize = 16_384;
+fn blocks(range: Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(length).map(move |start| start..(start + length).min(range.end))
+}
 
-/// The bin [b, b + 1) of about even borders that holds `confidence`; the last one holds all that follows.
-#[inline(always)]
-pub(super) fn even_bin(confidence: f64, borders: &[f64]) -> usize {
-    let last = borders.len() - 2;
-    // Right but for the rounding of the borders: rarely, and then the next one is.
-    let mut b = ((confidence * (last + 1) as f64) as usize).min(last);
-    while b > 0 && confidence < borders[b] {
-        b -= 1;
+/// Adds the confidences of a range of rows; returns the first row that is not a distribution.
+fn add_top_labels<A: Accumulator>(
+    bins: &mut A,
+    predictions: &Predictions<'_>,
+    range: Range<usize>,
+    edges: &[f64],
+    binning: Binning,
+) -> Option<usize> {
+    let (mut confidences, mut outcomes) = ([0.0; BLOCK], [0 as Outcome; BLOCK]);
+    for block in blocks(range, BLOCK) {
+        let (confidences, outcomes) = (&mut confidences[..block.len()], &mut outcomes[..block.len()]);
+        if let Some(row) = predictions.top_labels_of(block.clone(), confidences, outcomes) {
+            return Some(row);
+        }
+        let mut add = |confidence: f64, outcome: Outcome, weight: f64| {
+            if outcome >= 0 {
+                bins.add(find_bin(confidence, edges, binning), outcome == 1, confidence, weight);
+            }
+        };
+        let rows = confidences.iter().zip(&*outcomes);
+        match predictions.weights() {
+            None => rows.for_each(|(&confidence, &outcome)| add(confidence, outcome, 1.0)),
+            Some(weights) => rows
+                .zip(&weights[block])
+                .for_each(|((&confidence, &outcome), &weight)| add(confidence, outcome, weight)),
+        }
     }
-    while b < last && confidence >= borders[b + 1] {
-        b += 1;
+    None
+}
+
+/// Adds all probabilities of a range of rows; returns the first row that is not a distribution.
+fn add_classwise<A: Accumulator>(
+    bins: &mut A,
+    predictions: &Predictions<'_>,
+    range: Range<usize>,
+    edges: &[f64],
+    binning: Binning,
+    n_bins: usize,
+) -> Option<usize> {
+    let n_classes = predictions.n_classes();
+    let of_class = |k: usize| {
+        let is_shared = edges.len() == n_bins + 1;
+        if is_shared { edges } else { &edges[k * (n_bins + 1)..][..n_bins + 1] }
+    };
+    let mut probabilities = Vec::new();
+    for block in blocks(range, (BLOCK_NUMBERS / n_classes).clamp(1, BLOCK)) {
+        probabilities.resize(block.len() * n_classes, 0.0);
+        if let Some(row) = predictions.probabilities_of(block.clone(), &mut probabilities) {
+            return Some(row);
+        }
+        for (i, p) in block.zip(probabilities.chunks_exact(n_classes)) {
+            let Some(y) = predictions.targets().class(i) else { continue };
+            let weight = predictions.weights().map_or(1.0, |weights| weights[i]);
+            for (k, &p) in p.iter().enumerate() {
+                bins.add(k * n_bins + find_bin(p, of_class(k), binning), k == y, p, weight);
+            }
+        }
     }
-    b
-}
-
-/// The same of any borders; what is before the first one is in the first bin.
-#[inline(always)]
-fn any_bin(confidence: f64, borders: &[f64]) -> usize {
-    borders[1..borders.len() - 1].partition_point(|&border| border <= confidence)
-}
-
-/// Borders that make `min(int(confidence // (1 / n)), n - 1)`, whose `//` is exact: k times the rounded width, no
-/// border below that.
-pub(super) fn paper_borders(n_bins: usize) -> Vec<f64> {
-    let width = 1.0 / n_bins as f64;
-    (0..=n_bins)
-        .map(|k| {
-            let border = k as f64 * width;
-            let error = (k as f64).mul_add(width, -border);
-            if error > 0.0 { border.next_up() } else { border }
-        })
-        .collect()
-}
-
-/// `confidence` in [0, 1] in units of 2^-80; only what is below one unit is dropped.
-#[inline(always)]
-fn units(confidence: f64) -> u128 {
-    let bits = confidence.to_bits();
-    // Biased; 0 for subnormal numbers, which are below one unit. The sign is that of -0.
-    let exponent = (bits >> 52 & 0x7FF) as i32;
-    let significand = u128::from(bits & ((1 << 52) - 1) | 1 << 52);
-    let shift = exponent - 1075 + 80;
-    if shift >= 0 { significand << shift } else { significand.checked_shr(-shift as u32).unwrap_or(0) }
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::Scores;
-    use crate::rows::{AnyRows, Rows, Targets};
+    use crate::rows::{AnyRows, Rows, Scores, Targets};
     use crate::simd::Isa;
     use proptest::prelude::*;
 
@@ -385,46 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn units_are_exact() {
-        assert_eq!(units(1.0), 1 << 80);
-        assert_eq!(units(0.75), 3 << 78);
-        assert_eq!((units(0.0), units(-0.0)), (0, 0));
-        for x in [f64::from(0.1_f32), 0.1] {
-            assert_eq!(Exact::from_units(units(x)).to_f64(), x);
-        }
-    }
-
-    /// Python's `min(int(confidence // (1 / n)), n - 1)`.
-    fn python_bin(confidence: f64, n_bins: usize) -> usize {
-        let width = 1.0 / n_bins as f64;
-        // Python floors the quotient of what is left after the exact remainder is taken off.
-        let quotient = (confidence - confidence % width) / width;
-        let floor = quotient.floor();
-        let floor = if quotient - floor > 0.5 { floor + 1.0 } else { floor };
-        (floor as usize).min(n_bins - 1)
-    }
-
-    #[test]
-    fn the_paper_bins_as_python_does() {
-        // Python: [k / 15 // (1 / 15) for k in range(16)] with the last one capped.
-        let bins: Vec<usize> = (0..16).map(|k| even_bin(f64::from(k) / 15.0, &paper_borders(15))).collect();
-        assert_eq!(bins, [0, 1, 2, 3, 4, 4, 6, 7, 8, 8, 9, 10, 12, 13, 14, 14]);
-        assert_eq!(even_bin(0.5, &paper_borders(10)), 4);
-        for n in [1, 2, 3, 7, 10, 15, 28, 30, 49, 100, 1000] {
-            let borders = paper_borders(n);
-            for k in 0..=n {
-                let middle = k as f64 / n as f64;
-                let around =
-                    [middle.next_down(), middle, middle.next_up(), borders[k].next_down(), borders[k]];
-                for c in around.map(|c| c.clamp(0.0, 1.0)) {
-                    assert_eq!(even_bin(c, &borders), python_bin(c, n), "{c} {n}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_first_bad_row_is_named() {
+    fn names_first_invalid_row() {
         let mut p = vec![0.5; 2 * 100_000];
         (p[2 * 70_001], p[2 * 70_000 + 1]) = (f64::NAN, -0.5);
         let predictions = predictions(&p, 2, &vec![0; 100_000], None, Isa::best());
@@ -436,20 +226,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bins_are_a_partition(n_bins in 1..200_usize, confidence in 0.0..=1.0_f64) {
-            for borders in [(0..=n_bins).map(|k| k as f64 / n_bins as f64).collect(), paper_borders(n_bins)] {
-                let b = even_bin(confidence, &borders);
-                prop_assert_eq!(b, any_bin(confidence, &borders));
-                prop_assert!(borders[b] <= confidence);
-                prop_assert!(confidence < borders[b + 1] || b + 1 == n_bins);
-                for (k, &border) in borders.iter().enumerate() {
-                    prop_assert_eq!(even_bin(border, &borders), k.min(n_bins - 1));
-                }
-            }
-        }
-
-        #[test]
-        fn order_batches_and_sets_do_not_matter(
+        fn order_batches_and_isa_do_not_matter(
             seed in prop::collection::vec((0.0..=1.0_f64, 0.0..9.0_f64), 1..400),
             weighted: bool,
             classwise: bool,
@@ -471,16 +248,16 @@ mod tests {
             let back = |x: &[f64]| x.iter().rev().copied().collect::<Vec<_>>();
             let y_reversed: Vec<i64> = y.iter().rev().copied().collect();
             prop_assert_eq!(&of(&reversed, &y_reversed, &back(&w), Isa::best()), &all);
-            let mut merged = <Bins as Tally>::empty(all.counts.len()).unwrap();
+            let mut merged = <Bins as Accumulator>::empty(all.counts.len()).unwrap();
             for ((p, y), w) in p.chunks(14).zip(y.chunks(7)).zip(w.chunks(7)) {
                 merged += &of(p, y, w, Isa::best());
             }
-            merged.borders.clone_from(&all.borders);
+            merged.edges.clone_from(&all.edges);
             prop_assert_eq!(&merged, &all);
         }
 
         #[test]
-        fn a_weight_is_so_many_rows(rows in prop::collection::vec((0.0..=1.0_f64, 0..5_u8), 1..50)) {
+        fn integer_weights_repeat_rows(rows in prop::collection::vec((0.0..=1.0_f64, 0..5_u8), 1..50)) {
             let y: Vec<i64> = rows.iter().map(|r| i64::from(r.1 % 2)).collect();
             let p: Vec<f64> = rows.iter().map(|r| r.0).collect();
             let w: Vec<f64> = rows.iter().map(|r| f64::from(r.1)).collect();

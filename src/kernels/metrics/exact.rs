@@ -1,13 +1,12 @@
-//! Sums without rounding.
+//! Sums without rounding, as fixed-point numbers of 256 bits (Kulisch's accumulator, in the range that metrics need).
 //!
-//! A fixed-point number of 256 bits (Kulisch's accumulator, cut to the range that metrics need): what is added
-//! is a double, and adding integers is associative. So a sum depends neither on the order of its terms, nor on
-//! threads, nor on how a stream of them was cut into batches; and the digits of several processes can be
-//! added as plain integers.
+//! Adding integers is associative. So a sum of doubles depends neither on the order of its terms, nor on the number
+//! of threads, nor on how a stream was split into batches; and the digits of several processes are added as plain
+//! integers.
 
 use std::ops::AddAssign;
 
-/// A sum of doubles in [0, 2^96]; what is below 2^-128 of each is dropped.
+/// A sum of doubles in [0, 2^96]; digits of a term below 2^-128 are dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Exact {
     whole: u128,
@@ -15,10 +14,10 @@ pub struct Exact {
     fraction: u128,
 }
 
-/// How many digits of 32 bits a sum has.
+/// The number of 32-bit digits of a sum.
 pub const DIGITS: usize = 8;
 
-/// The largest number that may be added: with it, 2^31 terms do not overflow.
+/// The largest term: 2^31 terms of this size do not overflow.
 pub const MAX_TERM: f64 = 79_228_162_514_264_337_593_543_950_336.0; // 2^96
 
 impl Exact {
@@ -27,7 +26,7 @@ impl Exact {
         Exact { whole: n >> 80, fraction: n << 48 }
     }
 
-    /// Adds a number in [0, [`MAX_TERM`]]; for others the sum is some number.
+    /// Adds a number in [0, [`MAX_TERM`]]; with any other number, the sum is unspecified.
     #[inline]
     pub fn add(&mut self, term: f64) {
         let bits = term.to_bits();
@@ -43,7 +42,7 @@ impl Exact {
         *self += term;
     }
 
-    /// The distance to another sum.
+    /// The absolute difference of two sums.
     pub fn distance(self, other: Exact) -> Exact {
         let (large, small) = if self >= other { (self, other) } else { (other, self) };
         let (fraction, borrow) = large.fraction.overflowing_sub(small.fraction);
@@ -64,7 +63,7 @@ impl Exact {
         if self.whole == 0 {
             return self.fraction as f64 * UNIT;
         }
-        // The highest 128 bits, of which the last one tells whether anything follows.
+        // The highest 128 bits; the last one is sticky: it is set if any lower bit is.
         let shift = self.whole.leading_zeros();
         let (low, rest) = match shift {
             0 => (0, self.fraction),
@@ -74,7 +73,7 @@ impl Exact {
         high as f64 / 2.0_f64.powi(shift as i32)
     }
 
-    /// Digits of 32 bits, the least first.
+    /// The 32-bit digits, the least significant first.
     pub fn digits(self) -> [i64; DIGITS] {
         std::array::from_fn(|i| {
             let half = if i < 4 { self.fraction } else { self.whole };
@@ -82,7 +81,7 @@ impl Exact {
         })
     }
 
-    /// The number with these digits, which may have grown past 32 bits; none, if it is negative or too large.
+    /// The sum with these digits, which may exceed 32 bits; `None` if it is negative or too large.
     pub fn from_digits(digits: &[i64; DIGITS]) -> Option<Exact> {
         let (mut halves, mut carry) = ([0_u128; 2], 0_i128);
         for (i, &digit) in digits.iter().enumerate() {
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_term_is_itself() {
+    fn single_terms_are_exact() {
         for x in
             [0.0, 1.0, 0.1, 1e-20, 2.0_f64.powi(-76), 123.456e20, MAX_TERM, 1.0 / 3.0, 2.0_f64.powi(-128)]
         {
@@ -126,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_once_to_even() {
+    fn rounds_half_to_even() {
         let ulp = 2.0_f64.powi(-52);
         assert_eq!(sum(&[1.0, ulp / 2.0]).to_f64(), 1.0);
         assert_eq!(sum(&[1.0, ulp, ulp / 2.0]).to_f64(), 1.0 + 2.0 * ulp);
@@ -149,7 +148,7 @@ mod tests {
         }
 
         #[test]
-        fn distances_and_multiples_are_integers_too(a in 0.0..1e6_f64, b in 0.0..1e6_f64, n in 0..=u32::MAX) {
+        fn distances_and_multiples_are_exact(a in 0.0..1e6_f64, b in 0.0..1e6_f64, n in 0..=u32::MAX) {
             let (x, y) = (sum(&[a]), sum(&[b]));
             let mut back = x.distance(y);
             back += if a < b { x } else { y };
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn digits_that_are_no_sum_are_refused() {
+    fn rejects_invalid_digits() {
         assert_eq!(Exact::from_digits(&[-1, 0, 0, 0, 0, 0, 0, 0]), None);
         assert_eq!(Exact::from_digits(&[0, 0, 0, 0, 0, 0, 0, 1 << 32]), None);
         assert_eq!(Exact::from_digits(&[-1, 1, 0, 0, 0, 0, 0, 0]).unwrap().digits()[0], 0xFFFF_FFFF);

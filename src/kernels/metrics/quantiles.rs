@@ -1,13 +1,13 @@
-//! Bins of equal mass: their borders are quantiles of the confidences.
+//! The edges of bins of equal mass: quantiles of the confidences.
 
 use crate::rows::Error;
 use crate::threads;
 
-use super::calibration::check_n_bins;
+use super::bins::check_n_bins;
 use super::exact::Exact;
 use super::predictions::{MAX_WEIGHT, Predictions, zeros};
 
-/// The borders of the bins of the confidences of the predictions that count.
+/// The edges of bins of the confidences; ignored rows do not count.
 pub(super) fn of_confidences(
     predictions: &Predictions<'_>,
     confidence: &[f64],
@@ -15,23 +15,23 @@ pub(super) fn of_confidences(
 ) -> Result<Vec<f64>, Error> {
     let rows = Counted::new(predictions);
     let confidence: Vec<f64> = rows.rows.iter().map(|&i| confidence[i]).collect();
-    quantile_borders(&confidence, rows.weights.as_deref(), n_bins)
+    quantile_edges(&confidence, rows.weights.as_deref(), n_bins)
 }
 
-/// The borders of the bins of the probabilities of each class in turn.
+/// The edges of bins of the probabilities of each class, one class after another.
 pub(super) fn of_classes(predictions: &Predictions<'_>, n_bins: usize) -> Result<Vec<f64>, Error> {
     let rows = Counted::new(predictions);
     let (p, n_classes) = (predictions.probabilities()?, predictions.n_classes());
     let of_classes = threads::collect(n_classes, Ok(Vec::new()), &|classes, out| {
         for (k, out) in classes.zip(out) {
             let column: Vec<f64> = rows.rows.iter().map(|&i| p[i * n_classes + k]).collect();
-            *out = quantile_borders(&column, rows.weights.as_deref(), n_bins);
+            *out = quantile_edges(&column, rows.weights.as_deref(), n_bins);
         }
     });
     Ok(of_classes.into_iter().collect::<Result<Vec<Vec<f64>>, Error>>()?.concat())
 }
 
-/// The rows that count, with their weights.
+/// The rows that are not ignored, with their weights.
 struct Counted {
     rows: Vec<usize>,
     weights: Option<Vec<f64>>,
@@ -46,17 +46,15 @@ impl Counted {
     }
 }
 
-/// The border of bins that no confidence is left for: above all of them.
-pub const NO_CUT: f64 = 1.0_f64.next_up();
+/// The edge of empty bins at the end: above every confidence.
+pub const ABOVE_ALL: f64 = 1.0_f64.next_up();
 
-/// Borders of bins of equal mass, n + 1 of them: each cut is made after the least confidence up to which at least
-/// j/n of the weight lies, so that equal confidences stay together; bins may be empty (then their borders are [`NO_CUT`]). A border lies in the
-/// middle between the confidences that it separates.
-pub fn quantile_borders(
-    confidence: &[f64],
-    weights: Option<&[f64]>,
-    n_bins: usize,
-) -> Result<Vec<f64>, Error> {
+/// The n + 1 edges of bins of equal mass.
+///
+/// The j-th bin ends after the least confidence up to which at least j/n of the weight lies, so that equal
+/// confidences share a bin. An edge is the midpoint of the two confidences that it separates. Bins may be empty; at
+/// the end, their edges are [`ABOVE_ALL`].
+pub fn quantile_edges(confidence: &[f64], weights: Option<&[f64]>, n_bins: usize) -> Result<Vec<f64>, Error> {
     check_n_bins(n_bins)?;
     if weights.is_some_and(|weights| weights.len() != confidence.len()) {
         return Err(Error::value("Expected a weight for each confidence."));
@@ -75,7 +73,7 @@ pub fn quantile_borders(
     let weight = |&(_, i): &(f64, u32)| weights.map_or(1.0, |weights| weights[i as usize]);
     let mut total = Exact::default();
     order.iter().for_each(|row| total.add(weight(row)));
-    let mut borders = vec![0.0];
+    let mut edges = vec![0.0];
     let mut mass = Exact::default();
     let mut groups = order.chunk_by(|a, b| a.0 == b.0).peekable();
     while let Some(group) = groups.next() {
@@ -83,14 +81,14 @@ pub fn quantile_borders(
         let Some(next) = groups.peek() else { break };
         let (here, there) = (group[0].0, next[0].0);
         let middle = here + (there - here) / 2.0;
-        let border = if middle > here { middle } else { there };
+        let edge = if middle > here { middle } else { there };
         let reached = mass.times(n_bins as u32);
-        while borders.len() < n_bins && reached >= total.times(borders.len() as u32) {
-            borders.push(border);
+        while edges.len() < n_bins && reached >= total.times(edges.len() as u32) {
+            edges.push(edge);
         }
     }
-    borders.resize(n_bins + 1, NO_CUT);
-    Ok(borders)
+    edges.resize(n_bins + 1, ABOVE_ALL);
+    Ok(edges)
 }
 
 #[cfg(test)]
@@ -99,43 +97,43 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn equal_confidences_stay_together() {
-        let borders = quantile_borders(&[0.1, 0.2, 0.2, 0.2, 0.2, 0.9], None, 3).unwrap();
-        assert_eq!(borders, [0.0, 0.55, 0.55, NO_CUT]);
-        assert_eq!(quantile_borders(&[0.5; 4], None, 2).unwrap(), [0.0, NO_CUT, NO_CUT]);
+    fn equal_confidences_share_a_bin() {
+        let edges = quantile_edges(&[0.1, 0.2, 0.2, 0.2, 0.2, 0.9], None, 3).unwrap();
+        assert_eq!(edges, [0.0, 0.55, 0.55, ABOVE_ALL]);
+        assert_eq!(quantile_edges(&[0.5; 4], None, 2).unwrap(), [0.0, ABOVE_ALL, ABOVE_ALL]);
         assert_eq!(
-            quantile_borders(&[0.0, 1.0], Some(&[3.0, 1.0]), 4).unwrap(),
-            [0.0, 0.5, 0.5, 0.5, NO_CUT]
+            quantile_edges(&[0.0, 1.0], Some(&[3.0, 1.0]), 4).unwrap(),
+            [0.0, 0.5, 0.5, 0.5, ABOVE_ALL]
         );
         let next = 0.5_f64.next_up();
-        assert_eq!(quantile_borders(&[0.5, next], None, 2).unwrap(), [0.0, next, NO_CUT]);
-        assert!(quantile_borders(&[0.5, f64::NAN], None, 2).is_err());
-        assert!(quantile_borders(&[0.5], Some(&[-1.0]), 2).is_err());
+        assert_eq!(quantile_edges(&[0.5, next], None, 2).unwrap(), [0.0, next, ABOVE_ALL]);
+        assert!(quantile_edges(&[0.5, f64::NAN], None, 2).is_err());
+        assert!(quantile_edges(&[0.5], Some(&[-1.0]), 2).is_err());
     }
 
     proptest! {
         #[test]
-        fn quantiles_share_out_the_mass(
+        fn bins_have_equal_mass(
             rows in prop::collection::vec((0..50_u8, 0..4_u8), 1..80),
             n_bins in 1..9_usize,
         ) {
             let c: Vec<f64> = rows.iter().map(|r| f64::from(r.0) / 49.0).collect();
             let w: Vec<f64> = rows.iter().map(|r| f64::from(r.1)).collect();
             let total: f64 = w.iter().sum();
-            let borders = quantile_borders(&c, Some(&w), n_bins).unwrap();
-            prop_assert!(borders.is_sorted() && borders.len() == n_bins + 1);
-            for (j, &border) in borders.iter().enumerate().take(n_bins).skip(1) {
+            let edges = quantile_edges(&c, Some(&w), n_bins).unwrap();
+            prop_assert!(edges.is_sorted() && edges.len() == n_bins + 1);
+            for (j, &edge) in edges.iter().enumerate().take(n_bins).skip(1) {
                 let below = |x: f64| -> f64 { c.iter().zip(&w).filter(|&(&c, _)| c < x).map(|(_, w)| w).sum() };
                 let share = j as f64 * total / n_bins as f64;
-                prop_assert!(border == NO_CUT || below(border) >= share - 1e-9);
-                // One confidence less is not enough.
-                let last = c.iter().copied().filter(|&c| c < border).fold(0.0, f64::max);
+                prop_assert!(edge == ABOVE_ALL || below(edge) >= share - 1e-9);
+                // Ending one confidence earlier is not enough.
+                let last = c.iter().copied().filter(|&c| c < edge).fold(0.0, f64::max);
                 prop_assert!(below(last) < share + 1e-9);
             }
-            // Rows of weight n are n rows.
+            // A row of weight n equals n rows.
             let repeated: Vec<f64> = rows.iter().zip(&c).flat_map(|(r, &c)| vec![c; r.1.into()]).collect();
             if w.iter().all(|&w| w > 0.0) {
-                prop_assert_eq!(quantile_borders(&repeated, None, n_bins).unwrap(), borders);
+                prop_assert_eq!(quantile_edges(&repeated, None, n_bins).unwrap(), edges);
             }
         }
     }

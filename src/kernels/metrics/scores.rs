@@ -1,36 +1,34 @@
-//! Scores of single predictions, of which metrics are the mean.
+//! Proper scores of single predictions; a metric is their mean.
 
 use std::ops::Range;
 
-use crate::rows::{AnyRows, Error, Rows, Targets};
+use crate::rows::{AnyRows, Error, Rows, Scores, Targets};
 use crate::simd::lanes::{self, fold};
 use crate::simd::{self, Element, Kernel, LANES, Real, log};
 use crate::threads::Disjoint;
 
 use super::super::sum_exp::sum_exp;
+use super::distribution::{binary, probabilities, top_of_probabilities};
 use super::exact::MAX_TERM;
-use super::predictions::{
-    MAX_WEIGHT, Predictions, binary, probabilities, top_of_probabilities, typed, zeros,
-};
-use crate::rows::Scores;
+use super::predictions::{MAX_WEIGHT, Predictions, typed, zeros};
 
-/// Scores of single predictions, of which a metric is the mean.
+/// A score of a single prediction; a metric is the mean score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Score {
-    /// The squared distance of the distribution to the class: sum over k of (p_k - [k = y])^2; of a binary event
+    /// The squared distance from the one-hot target, sum over k of (p_k - [k = y])^2; for a binary event,
     /// (p - y)^2 (Brier, "Verification of forecasts expressed in terms of probability", 1950).
     Brier,
     /// The negative log-likelihood -ln p_y.
-    LogLikelihood,
+    NegativeLogLikelihood,
 }
 
 impl Predictions<'_> {
-    /// The score of each row; 0 where the row is ignored.
+    /// The score of each row; 0 for ignored rows.
     pub fn score(&self, score: Score) -> Result<Vec<f64>, Error> {
         let mut out = zeros(self.len())?;
         let parts = Disjoint::new(&mut out);
         self.share(1, &|range| {
-            // SAFETY: `share` gives every row to one call only.
+            // SAFETY: `share` passes every row to one call only.
             let out = unsafe { parts.part(range.clone()) };
             let (targets, scores) = (&self.targets, self.scores);
             typed!(&self.rows, rows => simd::run(self.isa, ScoreRows { rows, targets, scores, score, range, out }))
@@ -66,7 +64,7 @@ impl<E: Element> Kernel for ScoreRows<'_, E> {
                     distance * distance
                 }
                 Score::Brier => {
-                    // Without the class, whose part would cancel.
+                    // The target class is summed apart: 1 - p_y would lose digits in the sum of squares.
                     let (rest, others) = match self.scores {
                         Scores::Probabilities if is_distribution(row) => (
                             1.0 - row[y].widen().to_f64(),
@@ -80,12 +78,12 @@ impl<E: Element> Kernel for ScoreRows<'_, E> {
                     };
                     rest.mul_add(rest, others)
                 }
-                Score::LogLikelihood => match (self.scores, is_binary) {
+                Score::NegativeLogLikelihood => match (self.scores, is_binary) {
                     (Scores::Logits, true) => {
                         let z = row[0].widen().to_f64();
                         softplus(if y == 1 { -z } else { z })
                     }
-                    (Scores::Logits, false) => surprise_of_logits(row, y),
+                    (Scores::Logits, false) => negative_log_likelihood(row, y),
                     (Scores::Probabilities, true) => {
                         let p = binary(row[0], self.scores);
                         -if y == 1 { p.ln() } else { (-p).ln_1p() }
@@ -97,7 +95,7 @@ impl<E: Element> Kernel for ScoreRows<'_, E> {
             if out.is_nan() {
                 return Some(i);
             }
-            // No minus zero, and no more than can be summed: a likelihood of e^-(2^64) is one of 0.
+            // No negative zero, and nothing too large for an exact sum: e^-(2^64) counts as probability 0.
             *out = if *out >= MAX_TERM / MAX_WEIGHT { f64::INFINITY } else { *out + 0.0 };
         }
         None
@@ -127,9 +125,9 @@ fn sum_of_squares<T: Copy, F: Real>(p: &[T], widen: impl Fn(T) -> F) -> f64 {
     total
 }
 
-/// -ln softmax(row)_y, from the sum without y, so that it is exact also where it is small.
+/// -ln softmax(row)_y, from the sum over the other classes, so that small values keep their precision.
 #[inline(always)]
-fn surprise_of_logits<E: Element>(row: &[E], y: usize) -> f64 {
+fn negative_log_likelihood<E: Element>(row: &[E], y: usize) -> f64 {
     let rest = sum_exp(row, y);
     if row.len() == 1 {
         return if row[0].widen().to_f64().is_finite() { 0.0 } else { f64::NAN };
@@ -140,10 +138,10 @@ fn surprise_of_logits<E: Element>(row: &[E], y: usize) -> f64 {
         return f64::NAN;
     }
     if rest.sum == 0.0 {
-        // All others are -inf.
+        // All other logits are -inf.
         return if z == f64::NEG_INFINITY { f64::NAN } else { 0.0 };
     }
-    // ln((sum e^(max - z)) + 1), with what is larger taken out.
+    // ln(1 + sum e^(max - z)), with the larger of the two factored out.
     let d = max - z;
     let e = (-d.abs()).exp_biased() * (1.0 / f64::BIAS);
     if d <= 0.0 { ln_1p(rest.sum * e) } else { d + log::ln(rest.sum + e) }
@@ -166,18 +164,88 @@ fn ln_1p(x: f64) -> f64 {
 mod tests {
     use super::super::predictions::tests::of;
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn small_losses_are_exact() {
         let z = [40.0, 0.0];
-        let nll = of(&z, 2, &[0], Scores::Logits).score(Score::LogLikelihood).unwrap()[0];
+        let nll = of(&z, 2, &[0], Scores::Logits).score(Score::NegativeLogLikelihood).unwrap()[0];
         assert!((nll / (-40.0_f64).exp() - 1.0).abs() < 1e-14);
-        let binary = of(&z[..1], 1, &[1], Scores::Logits).score(Score::LogLikelihood).unwrap()[0];
+        let binary = of(&z[..1], 1, &[1], Scores::Logits).score(Score::NegativeLogLikelihood).unwrap()[0];
         assert!((binary / nll - 1.0).abs() < 1e-14);
         let impossible = of(&[1.0, 0.0], 2, &[1], Scores::Probabilities);
-        assert_eq!(impossible.score(Score::LogLikelihood).unwrap(), [f64::INFINITY]);
+        assert_eq!(impossible.score(Score::NegativeLogLikelihood).unwrap(), [f64::INFINITY]);
         assert_eq!(impossible.score(Score::Brier).unwrap(), [2.0]);
         let masked = of(&[1.0, f64::NEG_INFINITY], 2, &[0], Scores::Logits);
-        assert_eq!(masked.score(Score::LogLikelihood).unwrap(), [0.0]);
+        assert_eq!(masked.score(Score::NegativeLogLikelihood).unwrap(), [0.0]);
+    }
+
+    proptest! {
+        #[test]
+        fn logits_match_their_softmax(
+            z in prop::collection::vec(-30.0..30.0_f64, 1..20),
+            n_classes in prop::sample::select(vec![1, 2, 5, 16, 37, 300]),
+        ) {
+            let z: Vec<f64> = (0..3 * n_classes).map(|k| z[k % z.len()] + (k % 7) as f64 / 8.0).collect();
+            let y: Vec<i64> = (0..3).map(|i| i % n_classes.max(2) as i64).collect();
+            let logits = of(&z, n_classes, &y, Scores::Logits);
+            let p: Vec<f64> = match n_classes {
+                1 => z.iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect(),
+                _ => logits.probabilities().unwrap(),
+            };
+            let direct = of(&p, n_classes, &y, Scores::Probabilities);
+            for (row, z) in p.chunks(n_classes).zip(z.chunks(n_classes)).filter(|_| n_classes > 1) {
+                let max = z.iter().copied().fold(f64::MIN, f64::max);
+                let sum: f64 = z.iter().map(|z| (z - max).exp()).sum();
+                for (p, z) in row.iter().zip(z) {
+                    let exact = (z - max).exp() / sum;
+                    prop_assert!((p - exact).abs() <= 1e-14 * exact + 1e-300);
+                }
+            }
+            let ((c, correct), (d, correct_too)) = (logits.top_labels().unwrap(), direct.top_labels().unwrap());
+            prop_assert_eq!(correct, correct_too);
+            prop_assert!(c.iter().zip(&d).all(|(c, d)| (c - d).abs() <= 1e-14));
+            for score in [Score::Brier, Score::NegativeLogLikelihood] {
+                let (a, b) = (logits.score(score).unwrap(), direct.score(score).unwrap());
+                // A probability close to 1 has lost digits of 1 - p.
+                let budget = |a: f64| 1e-13 * a + 1e-15 * if n_classes == 1 { a.exp() } else { 1.0 };
+                prop_assert!(a.iter().zip(&b).all(|(&a, b)| (a - b).abs() <= budget(a)), "{a:?} {b:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn invalid_rows_are_named() {
+        let (nan, inf) = (f64::NAN, f64::INFINITY);
+        for (invalid, n_classes, scores) in [
+            (vec![0.5, nan], 2, Scores::Logits),
+            (vec![nan, 0.5], 2, Scores::Logits),
+            (vec![inf, 0.5], 2, Scores::Logits),
+            (vec![0.5, inf], 2, Scores::Logits),
+            (vec![-inf, -inf], 2, Scores::Logits),
+            (vec![nan], 1, Scores::Logits),
+            (vec![0.5, nan], 2, Scores::Probabilities),
+            (vec![1.5, -0.5], 2, Scores::Probabilities),
+            (vec![0.5, 0.4], 2, Scores::Probabilities),
+            (vec![1.5], 1, Scores::Probabilities),
+            (vec![-0.1], 1, Scores::Probabilities),
+        ] {
+            let mut p = vec![1.0 / n_classes as f64; 3 * n_classes];
+            p[n_classes..2 * n_classes].copy_from_slice(&invalid);
+            for y in [[0, 0, 1], [1, 1, 1]] {
+                let predictions = of(&p, n_classes, &y, scores);
+                let names = |error: Error| matches!(error, Error::Row { argument: "preds", row: 1, .. });
+                assert!(names(predictions.top_labels().unwrap_err()), "{invalid:?}");
+                assert!(n_classes == 1 || names(predictions.probabilities().unwrap_err()), "{invalid:?}");
+                assert!(names(predictions.score(Score::Brier).unwrap_err()), "{invalid:?}");
+                assert!(
+                    names(predictions.score(Score::NegativeLogLikelihood).unwrap_err()),
+                    "{invalid:?} {y:?}"
+                );
+            }
+            let ignored = of(&p, n_classes, &[0, -100, 1], scores);
+            assert_eq!(ignored.top_labels().unwrap().1[1], -1);
+            assert_eq!(ignored.score(Score::Brier).unwrap()[1], 0.0);
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! The calibration error at every temperature of a grid, in one pass over the logits: what the paper's code chooses a
-//! temperature by. A lane is a temperature, so that nothing is folded.
+//! The calibration error at every temperature of a grid, in one pass over the logits: the paper's code chooses the
+//! temperature with the smallest one. Each lane holds one temperature, so that no lanes are reduced.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -8,11 +8,12 @@ use crate::rows::{AnyRows, Error, Rows, Targets};
 use crate::simd::{self, Element, Isa, Kernel, LANES, Lanes, Real, lanes};
 use crate::threads::{self, Tiles};
 
-use super::calibration::{Bins, Counts, Tally, check_n_bins, even_bin, paper_borders};
+use super::bins::{Accumulator, Bins, Counts, check_n_bins, paper_edges, uniform_bin};
+use super::likelihood::{VECTORS, check_type, maximum};
 use super::predictions::typed;
-use super::temperature::{RANGE, VECTORS, check_type, maximum};
+use super::temperature::RANGE;
 
-/// The top-label bins, assigned as in the paper's code, of softmax(z / T) for each temperature T.
+/// The top-label bins of softmax(z / T) for each temperature T, with the bins of the paper's code.
 pub fn bin_each(
     logits: &AnyRows<'_>,
     targets: &Targets,
@@ -39,7 +40,7 @@ fn grid<E: Element>(
             "Expected argument `temperatures` to hold numbers in [1e-4, 1e4), up to 4096.",
         ));
     }
-    let borders = paper_borders(n_bins);
+    let edges = paper_edges(n_bins);
     let tiles = Tiles::new(rows.len(), rows.n_classes());
     let inverse: Vec<Lanes<E::Wide>> = temperatures
         .chunks(LANES)
@@ -60,13 +61,13 @@ fn grid<E: Element>(
             Err(error) => return fail(0, error),
         };
         let mut confidence = vec![[0.0_f64; LANES]; inverse.len() * BLOCK];
-        let mut hits = [false; BLOCK];
+        let mut correct = [false; BLOCK];
         for start in range.clone().step_by(BLOCK) {
             let block = start..(start + BLOCK).min(range.end);
-            let (confidence, hits) = (&mut confidence[..], &mut hits[..]);
+            let (confidence, correct) = (&mut confidence[..], &mut correct[..]);
             let inverse = &inverse;
-            simd::run(isa, GridOfRows { rows, targets, range: block.clone(), inverse, confidence, hits });
-            for ((i, confidence), &hit) in block.zip(confidence.chunks(inverse.len())).zip(&*hits) {
+            simd::run(isa, GridOfRows { rows, targets, range: block.clone(), inverse, confidence, correct });
+            for ((i, confidence), &is_correct) in block.zip(confidence.chunks(inverse.len())).zip(&*correct) {
                 if targets.class(i).is_none() {
                     continue;
                 }
@@ -74,7 +75,7 @@ fn grid<E: Element>(
                     if !(confidence > 0.0 && confidence <= 1.0) {
                         return fail(i, no_softmax(i));
                     }
-                    own.add(even_bin(confidence, &borders), hit, confidence, 1.0);
+                    own.add(uniform_bin(confidence, &edges), is_correct, confidence, 1.0);
                 }
             }
         }
@@ -86,7 +87,12 @@ fn grid<E: Element>(
     if let Some((_, error)) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
-    Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().map(Tally::finish).collect())
+    Ok(total
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .into_iter()
+        .map(Accumulator::finish)
+        .collect())
 }
 
 /// Rows whose confidences are computed before they are binned.
@@ -102,10 +108,10 @@ struct GridOfRows<'a, E: Element> {
     targets: &'a Targets,
     range: Range<usize>,
     inverse: &'a [Lanes<E::Wide>],
-    /// Of each row at each temperature, in the type that softmax would give.
+    /// The confidence of each row at each temperature, rounded to the type that softmax returns.
     confidence: &'a mut [Lanes<f64>],
-    /// Whether the prediction of a row is right.
-    hits: &'a mut [bool],
+    /// Whether the prediction of each row is correct.
+    correct: &'a mut [bool],
 }
 
 impl<E: Element> Kernel for GridOfRows<'_, E> {
@@ -114,8 +120,8 @@ impl<E: Element> Kernel for GridOfRows<'_, E> {
     #[inline(always)]
     fn run(self) {
         let mut scratch = Vec::new();
-        let out = self.confidence.chunks_mut(self.inverse.len()).zip(self.hits);
-        for (i, (confidence, hit)) in self.range.zip(out) {
+        let out = self.confidence.chunks_mut(self.inverse.len()).zip(self.correct);
+        for (i, (confidence, is_correct)) in self.range.zip(out) {
             let Some(y) = self.targets.class(i) else {
                 continue;
             };
@@ -134,20 +140,22 @@ impl<E: Element> Kernel for GridOfRows<'_, E> {
                 }
                 *confidence = lanes::map(&sum, |sum| E::Wide::from_f64(E::Wide::BIAS / sum).to_f64());
             }
-            *hit = row[y].widen() == max && !row[..y].iter().any(|z| z.widen() == max);
+            *is_correct = row[y].widen() == max && !row[..y].iter().any(|z| z.widen() == max);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::bins::Binning;
+    use super::super::calibration::{Kind, bin};
+    use super::super::predictions::Predictions;
     use super::super::temperature::tests::sample;
     use super::*;
+    use crate::rows::Scores;
 
     #[test]
-    fn the_grid_is_the_error_at_each_temperature() {
-        use super::super::{calibration, predictions::Predictions};
-        use crate::rows::Scores;
+    fn grid_matches_scaled_logits() {
         let grid =
             [0.25, 0.5, 1.0, 1.1, 1.5, 2.0, 3.0, 7.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0];
         for n_classes in [2, 7, 40] {
@@ -160,8 +168,7 @@ mod tests {
                 let scaled = AnyRows::F64(Rows::from_slice(&scaled, n_classes).unwrap());
                 let scaled =
                     Predictions::new(scaled, targets.clone(), None, Scores::Logits, Isa::best()).unwrap();
-                let (kind, binning) = (calibration::Kind::TopLabel, calibration::Binning::Paper);
-                let want = calibration::bin(&scaled, kind, binning, 15).unwrap();
+                let want = bin(&scaled, Kind::TopLabel, Binning::Paper, 15).unwrap();
                 assert_eq!(bins.counts, want.counts);
                 let (a, b) = (bins.expected_calibration_error(), want.expected_calibration_error());
                 assert!((a - b).abs() < 1e-14, "{t} {a} {b}");

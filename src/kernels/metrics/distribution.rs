@@ -1,0 +1,120 @@
+//! One row as a distribution over classes: its validity, its most probable class and its probabilities.
+
+use crate::rows::Scores;
+use crate::simd::lanes::{self, fold, widen};
+use crate::simd::{Element, LANES, Real};
+
+use super::super::sum_exp::sum_exp;
+
+/// The highest score of a row, and its probability: NaN if the row is not a distribution.
+pub(super) struct Top<F> {
+    pub(super) score: F,
+    pub(super) confidence: f64,
+}
+
+/// The probability of class 1 of a binary event, rounded to the type that sigmoid returns; NaN if `x` is invalid.
+#[inline(always)]
+pub(super) fn binary<E: Element>(x: E, scores: Scores) -> f64 {
+    let x = x.widen().to_f64();
+    match scores {
+        Scores::Logits => {
+            let e = (-x.abs()).exp_biased() * (1.0 / f64::BIAS);
+            let p = if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) };
+            E::Wide::from_f64(p).to_f64()
+        }
+        Scores::Probabilities => {
+            if (0.0..=1.0).contains(&x) {
+                x
+            } else {
+                f64::NAN
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn top_of_logits<E: Element>(row: &[E]) -> Top<E::Wide> {
+    let all = sum_exp(row, usize::MAX);
+    // Rounded to the type that softmax returns.
+    let confidence = E::Wide::from_f64(1.0 / all.sum).to_f64();
+    let valid = confidence > 0.0 && confidence <= 1.0;
+    Top { score: all.max, confidence: if valid { confidence } else { f64::NAN } }
+}
+
+#[inline(always)]
+pub(super) fn top_of_probabilities<E: Element>(row: &[E]) -> Top<E::Wide> {
+    if row.len() < LANES {
+        return top_of_few(row);
+    }
+    let (mut max, mut sum) = ([E::Wide::ZERO; LANES], [0.0_f64; LANES]);
+    let mut least = [E::Wide::ZERO; LANES];
+    let mut take = |p: &[E; LANES]| {
+        let p = widen(p);
+        max = lanes::max(&max, &p);
+        least = lanes::min(&least, &p);
+        sum = lanes::add_to(&sum, &p);
+    };
+    let (vectors, tail) = row.as_chunks();
+    for vector in vectors {
+        take(vector);
+    }
+    if !tail.is_empty() {
+        let mut padded = [E::ZERO; LANES];
+        padded[..tail.len()].copy_from_slice(tail);
+        take(&padded);
+    }
+    // NaN and infinities make the sum invalid.
+    let sum = fold(sum, |a, b| a + b);
+    let negative = lanes::any_greater(&[E::Wide::ZERO; LANES], &least);
+    let score = fold(max, |a, b| if b > a { b } else { a });
+    top::<E>(score, sum, negative)
+}
+
+/// The same for rows shorter than a vector, for which reducing the lanes takes longer than the row.
+#[inline(always)]
+fn top_of_few<E: Element>(row: &[E]) -> Top<E::Wide> {
+    let (mut score, mut sum, mut negative) = (E::Wide::ZERO, 0.0, false);
+    for p in row {
+        let p = p.widen();
+        score = if p > score { p } else { score };
+        negative |= p < E::Wide::ZERO;
+        sum += p.to_f64();
+    }
+    top::<E>(score, sum, negative)
+}
+
+#[inline(always)]
+fn top<E: Element>(score: E::Wide, sum: f64, negative: bool) -> Top<E::Wide> {
+    let valid = (sum - 1.0).abs() <= E::SUM_TOLERANCE && !negative;
+    Top { score, confidence: if valid { score.to_f64().min(1.0) } else { f64::NAN } }
+}
+
+/// Writes the probabilities of a row, in the type that softmax returns; returns whether it is a distribution.
+#[inline(always)]
+pub(super) fn probabilities<E: Element>(row: &[E], scores: Scores, out: &mut Vec<E::Wide>) -> bool {
+    out.resize(row.len(), E::Wide::ZERO);
+    match scores {
+        Scores::Probabilities => {
+            for (out, p) in out.iter_mut().zip(row) {
+                *out = p.widen();
+            }
+            !top_of_probabilities(row).confidence.is_nan()
+        }
+        Scores::Logits => {
+            let all = sum_exp(row, usize::MAX);
+            let shift = [all.max; LANES];
+            let share = E::Wide::from_f64(1.0 / (all.sum * E::Wide::BIAS));
+            let (vectors, tail) = row.as_chunks();
+            let (out_vectors, out_tail) = out.as_chunks_mut();
+            for (out, vector) in out_vectors.iter_mut().zip(vectors) {
+                *out = lanes::map(&lanes::exp_biased_sub(&widen(vector), &shift), |e| e.mul(share));
+            }
+            let mut padded = [E::ZERO; LANES];
+            padded[..tail.len()].copy_from_slice(tail);
+            let last = lanes::map(&lanes::exp_biased_sub(&widen(&padded), &shift), |e| e.mul(share));
+            out_tail.copy_from_slice(&last[..tail.len()]);
+            let confidence = 1.0 / all.sum;
+            confidence > 0.0 && confidence <= 1.0
+        }
+    }
+}
