@@ -1,0 +1,130 @@
+"""All metrics reject the same invalid predictions, targets, weights and common options."""
+
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lr_relax import metrics
+
+Array = np.ndarray[Any, Any]
+
+CLASSWISE = partial(metrics.calibration_error, kind="classwise")
+WEIGHTED: list[Callable[..., Any]] = [
+    metrics.calibration_error,
+    partial(metrics.calibration_error, binning="quantile"),
+    CLASSWISE,
+    metrics.brier_score,
+    metrics.negative_log_likelihood,
+    metrics.accuracy,
+    metrics.brier_decomposition,
+]
+NAMES = ("expected_calibration_error", "maximum_calibration_error", "brier_score", "negative_log_likelihood")
+ALL: list[Callable[..., Any]] = [
+    *WEIGHTED,
+    metrics.expected_calibration_error,
+    metrics.smooth_calibration_error,
+    metrics.soft_calibration_error,
+    metrics.area_under_risk_coverage_curve,
+    metrics.risk_coverage_curve,
+    metrics.reliability_curve,
+    metrics.calibration_test,
+    *(partial(metrics.bootstrap_ci, metric=name, n_resamples=2) for name in (*NAMES, "accuracy")),
+]
+
+P = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.5, 0.5]])
+Y = np.array([0, 1, 1, 0])
+W = np.ones(4)
+NAN, INF = math.nan, math.inf
+LOGITS = {"from_logits": True}
+
+
+def put(array: Array, row: int, value: Any) -> Array:
+    array = array.copy()
+    array[row] = value
+    return array
+
+
+INVALID = [
+    *(
+        (put(put(P, 3, NAN), 1, row), Y, {}, ValueError, r"`preds`.*from_logits=True.* row 1 ")
+        for row in ([NAN, 1], [1, NAN], [-0.5, 1.5], [0.5, 0.4], [0.6, 0.6], [INF, 0], [0, 0], [-INF, INF])
+    ),
+    *(
+        (put(P, 2, row), Y, LOGITS, ValueError, r"softmax.* row 2 ")
+        for row in ([NAN, 1], [1, NAN], [INF, 0], [INF, INF], [-INF, -INF], [INF, -INF])
+    ),
+    *((put(P[:, 0], 1, x), Y, {}, ValueError, r"in \[0, 1\].* row 1 ") for x in (NAN, -1e-9, 1 + 1e-9, INF)),
+    (put(P[:, 0], 3, NAN), Y, LOGITS, ValueError, "NaN.* row 3 "),
+    (P.reshape(2, 2, 2) * [[[1], [1]], [[1], [2]]], Y.reshape(2, 2), {}, ValueError, "row 3 "),
+    (put(P, 1, NAN), Y, {"ignore_index": 0}, ValueError, "row 1 "),
+    (P, put(Y, 2, 2), {}, IndexError, "2 at row 2"),
+    (P, put(Y, 2, -1), {}, IndexError, "-1 at row 2"),
+    (P, put(Y, 2, -1), {"ignore_index": -100}, IndexError, "-1 at row 2"),
+    (P[:, 0], put(Y, 2, 2), {}, IndexError, "2 at row 2"),
+    (P[:0], Y[:0], {}, ValueError, "at least one row"),
+    (P[:0, 0], Y[:0], {}, ValueError, "at least one row"),
+    (P, 0 * Y, {"ignore_index": 0}, ValueError, "at least one row"),
+    (P[:, :0], Y, {}, ValueError, "`preds`.*at least one class.*4, 0"),
+    (P, Y[:3], {}, ValueError, "`target`.*4.*3"),
+    (P, Y[:, None], {}, ValueError, "`target`"),
+    (P.reshape(2, 2, 2), Y, {}, ValueError, "`target`"),
+    (P[:, 0], Y[:3], {}, ValueError, "`preds`.*4"),
+    (P[0], np.array(0), {}, ValueError, "`preds`.*2"),
+    *((P, Y, {"from_logits": flag}, TypeError, "`from_logits`") for flag in (1, None, "no")),
+    *((P, Y, {"ignore_index": i}, ValueError, "`ignore_index`") for i in (1.0, True, "0", 2**63)),
+    (P.tolist(), Y, {}, TypeError, "`preds`.*list"),
+    (P, Y.tolist(), {}, TypeError, "`target`.*list"),
+    *((P.astype(t), Y, {}, TypeError, "`preds`") for t in (int, bool, complex, np.longdouble, ">f8")),
+    (P, Y.astype(float), {}, TypeError, "`target`.*float64"),
+    (P, Y == 0, {}, TypeError, "`target`.*bool"),
+    (np.ma.masked_array(P), Y, {}, TypeError, "`preds`.*MaskedArray"),
+    (torch.from_numpy(P).long(), torch.from_numpy(Y), {}, TypeError, "`preds`.*int64"),
+    (torch.from_numpy(P), torch.from_numpy(Y).double(), {}, TypeError, "`target`.*float64"),
+    (torch.from_numpy(P), torch.from_numpy(Y) == 1, {}, TypeError, "`target`.*bool"),
+]  # fmt: skip
+
+INVALID_WEIGHTS = [
+    *((put(W, 2, w), ValueError, "`sample_weight`.*row 2") for w in (-1e-300, NAN, INF, 2.0**33)),
+    *((w, ValueError, "`sample_weight`.*shape") for w in (W[:3], W[:, None], np.array(1.0), P)),
+    *((w, TypeError, "`sample_weight`") for w in (W.tolist(), 1.0, np.ma.masked_array(W))),
+    *((w, TypeError, "`sample_weight`") for w in (W * 1j, torch.from_numpy(W * 1j))),
+    *((np.array([w] * 4), TypeError, "`sample_weight`") for w in ("x", "1", None)),
+    (0 * W, ValueError, "at least one row"),
+]  # fmt: skip
+
+
+def assert_raises(function: Callable[..., Any], error: type[Exception], words: str, *arguments: Any) -> None:
+    *arrays, options = arguments
+    try:
+        function(*arrays, **options)
+    except error as raised:
+        assert re.search(words, str(raised)), f"{function} raised {raised}"
+    else:
+        pytest.fail(f"{function} did not raise")
+
+
+@pytest.mark.parametrize(("preds", "target", "options", "error", "words"), INVALID)
+def test_rejects_input(preds: Any, target: Any, options: Any, error: type[Exception], words: str) -> None:
+    is_binary = isinstance(preds, np.ndarray) and preds.ndim == 1
+    for function in ALL:
+        if not (is_binary and function is CLASSWISE):
+            assert_raises(function, error, words, preds, target, options)
+
+
+@pytest.mark.parametrize(("weight", "error", "words"), INVALID_WEIGHTS)
+def test_rejects_weights(weight: Any, error: type[Exception], words: str) -> None:
+    for function in WEIGHTED:
+        assert_raises(function, error, words, P, Y, {"sample_weight": weight})
+
+
+def test_zero_weights_do_not_hide_errors() -> None:
+    for function in WEIGHTED:
+        options = {"sample_weight": put(W, 1, 0)}
+        assert_raises(function, ValueError, "row 1 ", put(P, 1, NAN), Y, options)
+        options = {"sample_weight": 1.0 * (Y == 0), "ignore_index": 0}
+        assert_raises(function, ValueError, "at least one row", P, Y, options)
