@@ -1,4 +1,4 @@
-"""Robust data ambiguation: the formula, the schedule, options, and what is refused."""
+"""Robust data ambiguation: the formula, the schedule, options and invalid arguments."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def plain(z: Tensor, y: Tensor, alpha: float, threshold: float) -> Tensor:
-    """The paper's loss, line by line."""
+    """The loss of the paper."""
     p = z.softmax(1)
     members = (p.detach() > threshold) | F.one_hot(y, z.shape[1]).bool()
     own = p.where(members, 0.0).sum(1, keepdim=True)
@@ -23,7 +23,7 @@ def plain(z: Tensor, y: Tensor, alpha: float, threshold: float) -> Tensor:
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize("alpha", [0.05, 0.3])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_is_the_formula(threshold: float, alpha: float, reduction: str) -> None:
+def test_formula(threshold: float, alpha: float, reduction: str) -> None:
     z, y = 3 * torch.randn(200, 6, dtype=torch.float64), torch.randint(6, (200,))
     leaves = [z.clone().requires_grad_() for _ in range(2)]
     loss = RobustDataAmbiguationLoss(alpha, threshold, reduction)(leaves[0], y)
@@ -34,12 +34,12 @@ def test_is_the_formula(threshold: float, alpha: float, reduction: str) -> None:
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-9, atol=1e-14)
 
 
-def test_a_threshold_of_one_is_label_relaxation() -> None:
+def test_threshold_of_one() -> None:
     z, y = torch.randn(50, 10), torch.randint(10, (50,))
     assert RobustDataAmbiguationLoss(0.1, 1.0)(z, y) == pytest.approx(LabelRelaxationLoss(0.1)(z, y).item())
 
 
-def test_a_sure_model_is_left_alone() -> None:
+def test_confident_predictions_have_no_gradient() -> None:
     z = torch.tensor([[9.0, 0.0, 0.0]]).requires_grad_()
     RobustDataAmbiguationLoss()(z, torch.tensor([1])).backward()
     assert z.grad is not None
@@ -57,10 +57,10 @@ def test_options() -> None:
     assert with_probabilities(2 * z.softmax(1), y).item() == pytest.approx(images(z, y).item())
     shown = "RobustDataAmbiguationLoss(alpha=0.1, threshold=0.4, reduction='mean', dim=1, ignore_index=255)"
     assert repr(images) == shown
-    assert RobustDataAmbiguationLoss()(z[:0, :, 0], y[:0, 0]).isnan()  # the mean of nothing, as in torch
+    assert RobustDataAmbiguationLoss()(z[:0, :, 0], y[:0, 0]).isnan()  # the mean of no rows, as in torch
 
 
-def test_traces() -> None:
+def test_transforms() -> None:
     z, y = torch.randn(6, 5), torch.randint(5, (6,))
     module = RobustDataAmbiguationLoss(threshold=0.3)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -81,7 +81,7 @@ def test_traces() -> None:
     assert module(z.half(), y.to(torch.uint16)).dtype == torch.float32
 
 
-def test_rows_that_are_ignored_may_hold_anything() -> None:
+def test_ignored_rows() -> None:
     z, y = torch.tensor([[math.nan, 0.0, 0.0], [1.0, 0.0, 0.0]]), torch.tensor([-100, 1])
     module = RobustDataAmbiguationLoss()
     alone = module(z[1:], y[1:])
@@ -89,7 +89,7 @@ def test_rows_that_are_ignored_may_hold_anything() -> None:
     torch.testing.assert_close(torch.compile(module, backend="aot_eager")(z, y), alone)
 
 
-def test_the_schedule_falls_from_start_to_end() -> None:
+def test_schedule() -> None:
     thresholds = [cosine_threshold(epoch, 20, 0.9, 0.5) for epoch in range(21)]
     assert thresholds == sorted(thresholds, reverse=True)
     assert (thresholds[0], thresholds[10], thresholds[20]) == pytest.approx((0.9, 0.7, 0.5))
@@ -102,7 +102,7 @@ def test_the_schedule_falls_from_start_to_end() -> None:
         cosine_threshold(1, 10, start=1.5)
 
 
-WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
+INVALID: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "`threshold`.*1.5", {"threshold": 1.5}),
     (TypeError, "`threshold`", {"threshold": "high"}),
     (ValueError, "`alpha`", {"alpha": 1.0}),
@@ -110,13 +110,13 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "match", "arguments"), WRONG)
-def test_wrong_hyperparameters(error: type[Exception], match: str, arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("error", "match", "arguments"), INVALID)
+def test_rejects_hyperparameters(error: type[Exception], match: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(error, match=match):
         RobustDataAmbiguationLoss(**arguments)
 
 
-def test_wrong_targets() -> None:
+def test_rejects_targets() -> None:
     z = torch.randn(3, 4)
     with pytest.raises(IndexError, match=r"`target` to hold classes in \[0, 4\), but got -1 at row 2"):
         ambiguous_target(z, torch.tensor([0, 3, -1]))

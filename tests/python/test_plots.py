@@ -45,14 +45,14 @@ def _close_figures() -> Iterator[None]:
     plt.close("all")
 
 
-def test_bars_show_accuracy_and_gap_of_the_filled_bins() -> None:
+def test_bars() -> None:
     ax = reliability_diagram(CURVE)
     hatched = [bar for bar in ax.patches if bar.get_hatch()]
     plain = [bar for bar in ax.patches if not bar.get_hatch()]
     for bars in (hatched, plain):
         assert [bar.get_x() for bar in bars] == pytest.approx([0.25, 0.5, 0.75])
         assert [bar.get_width() for bar in bars] == pytest.approx([0.25] * 3)
-    # The hatched bar spans from the lower of accuracy and confidence to the higher; the plain one carries it.
+    # The hatched bar spans accuracy and confidence; the plain one is below it.
     assert [bar.get_y() for bar in hatched] == pytest.approx([0.4, 0.5, 0.8])
     assert [bar.get_height() for bar in hatched] == pytest.approx([0.1, 0.1, 0.1])
     assert [bar.get_height() for bar in plain] == pytest.approx([0.4, 0.5, 0.8])
@@ -66,7 +66,7 @@ def segments(ax: Any) -> list[Any]:
     return [segment for lines in ax.collections for segment in lines.get_segments()]
 
 
-def test_the_intervals_stand_at_the_mean_confidence_and_are_explained() -> None:
+def test_intervals() -> None:
     ax = reliability_diagram(CURVE)
     upright = [segment for segment in segments(ax) if segment[0, 0] == segment[1, 0]]
     assert np.array(upright) == pytest.approx(
@@ -75,14 +75,14 @@ def test_the_intervals_stand_at_the_mean_confidence_and_are_explained() -> None:
     assert ax.get_legend().get_texts()[-1].get_text() == "90 % interval"
 
 
-def test_without_intervals_none_is_drawn() -> None:
+def test_without_intervals() -> None:
     nothing = np.full(4, NAN)
     ax = reliability_diagram(replace(CURVE, lower=nothing, upper=nothing))
     assert all(segment[0, 1] == segment[1, 1] for segment in segments(ax))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["overconfident", "underconfident"]
 
 
-def test_over_and_underconfidence_differ_in_colour_and_are_explained() -> None:
+def test_colors_and_legend() -> None:
     ax = reliability_diagram(CURVE)
     under, over, also_over = (bar.get_edgecolor()[:3] for bar in ax.patches if bar.get_hatch())
     assert over == also_over != under
@@ -90,11 +90,11 @@ def test_over_and_underconfidence_differ_in_colour_and_are_explained() -> None:
     assert legend is not None
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["overconfident", "underconfident", "90 % interval"]
-    colours = [patch.get_edgecolor()[:3] for patch in legend.get_patches()]
-    assert colours == [over, under]
+    colors = [patch.get_edgecolor()[:3] for patch in legend.get_patches()]
+    assert colors == [over, under]
 
 
-def test_the_error_the_diagonal_and_the_title_are_there() -> None:
+def test_title_and_diagonal() -> None:
     ax = reliability_diagram(CURVE, title="cross-entropy")
     legend = ax.get_legend()
     assert legend is not None
@@ -104,13 +104,13 @@ def test_the_error_the_diagonal_and_the_title_are_there() -> None:
     assert ax.get_title() == "cross-entropy"
 
 
-def test_the_histogram_shows_each_bins_share() -> None:
+def test_histogram_of_shares() -> None:
     [histogram] = reliability_diagram(CURVE).child_axes
     assert [bar.get_height() for bar in histogram.patches] == pytest.approx([0, 0.1, 0.3, 0.6])
     assert histogram.get_xlabel() == "confidence"
 
 
-def test_of_unequal_bins_the_histogram_shows_densities() -> None:
+def test_histogram_of_densities() -> None:
     ax = reliability_diagram(UNEQUAL)
     [histogram] = ax.child_axes
     assert histogram.get_ylabel() == "density"
@@ -119,17 +119,17 @@ def test_of_unequal_bins_the_histogram_shows_densities() -> None:
     plain = [bar for bar in ax.patches if not bar.get_hatch()]
     assert [bar.get_width() for bar in plain] == pytest.approx([0.6, 0.3, 0.09, 0.01])
     assert plain[0].get_linewidth() > 0
-    assert plain[-1].get_edgecolor()[3] == 0, "a border hides a narrow bar"
+    assert plain[-1].get_edgecolor()[3] == 0, "an outline hides a narrow bar"
 
 
-def test_a_bin_that_is_a_point_can_be_drawn() -> None:
+def test_bin_without_width() -> None:
     point = curve_of([0, 0.5, 1, 1], [10, 30, 60], [0.4, 0.6, 1], [0.5, 0.7, 0.9])
     ax = reliability_diagram(point)
     ax.figure.canvas.draw()
     assert np.isfinite([bar.get_height() for bar in ax.child_axes[0].patches]).all()
 
 
-def test_many_bins_of_few_each_are_not_faint() -> None:
+def test_many_small_bins() -> None:
     n = 200
     c = (np.arange(n) + 0.5) / n
     ax = reliability_diagram(curve_of(np.linspace(0, 1, n + 1), [5] * n, c, c - 0.002))
@@ -137,7 +137,7 @@ def test_many_bins_of_few_each_are_not_faint() -> None:
 
 
 @pytest.mark.parametrize(("n_columns", "rows"), [(None, 1), (1, 3), (2, 2), (np.int64(5), 1)])
-def test_models_side_by_side_share_their_scales(n_columns: Any, rows: int) -> None:
+def test_panels(n_columns: Any, rows: int) -> None:
     curves = {"one": CURVE, "two": UNEQUAL, "three": CURVE}
     figure = reliability_diagrams(curves, n_columns=n_columns, title="digits")
     figure.canvas.draw()
@@ -162,7 +162,7 @@ def test_models_side_by_side_share_their_scales(n_columns: Any, rows: int) -> No
     assert all(whole.contains(x, y) for box in boxes for x, y in box.corners()), "text is cut off"
 
 
-def test_models_side_by_side_show_each_curve() -> None:
+def test_panels_match_single_diagrams() -> None:
     figure = reliability_diagrams({"one": CURVE, "two": UNEQUAL})
     for ax, curve in zip(figure.axes, (CURVE, UNEQUAL), strict=True):
         alone = reliability_diagram(curve)
@@ -172,7 +172,7 @@ def test_models_side_by_side_show_each_curve() -> None:
         assert np.array_equal(segments(ax), segments(alone))
 
 
-def test_models_in_the_same_axes() -> None:
+def test_comparison() -> None:
     _, given = plt.subplots()
     ax = compare_reliability({"before": CURVE, "after": UNEQUAL}, ax=given, title="digits")
     assert ax is given
@@ -190,11 +190,11 @@ def test_models_in_the_same_axes() -> None:
     assert low == -high
     assert high > 0.1
     assert ax.get_xlim() == (0.4, 1)
-    colours = [tuple(handle.get_color()) for handle in ax.get_legend().get_lines()]
-    assert colours[0] != colours[1]
+    colors = [tuple(handle.get_color()) for handle in ax.get_legend().get_lines()]
+    assert colors[0] != colors[1]
 
 
-def test_bins_of_few_predictions_do_not_set_the_scale() -> None:
+def test_comparison_scale() -> None:
     noisy = curve_of([0, 0.5, 0.8, 1], [1, 500, 500], [0.4, 0.7, 0.9], [1.0, 0.68, 0.91])
     ax = compare_reliability({"model": noisy})
     assert ax.get_ylim()[1] < 0.1
@@ -202,7 +202,7 @@ def test_bins_of_few_predictions_do_not_set_the_scale() -> None:
     assert band.get_paths()[0].vertices[:, 0].min() == pytest.approx(0.7)
 
 
-def test_a_single_bin_and_many_models_can_be_compared() -> None:
+def test_comparison_of_many_models() -> None:
     one = curve_of([0, 1], [10], [0.7], [0.6])
     ax = compare_reliability({f"model {i}": one for i in range(20)})
     ax.figure.canvas.draw()
@@ -210,7 +210,7 @@ def test_a_single_bin_and_many_models_can_be_compared() -> None:
 
 
 @pytest.mark.parametrize("function", [reliability_diagrams, compare_reliability])
-def test_curves_that_cannot_be_drawn(function: Any) -> None:
+def test_rejects_curves(function: Any) -> None:
     with pytest.raises(ValueError, match="at least one curve"):
         function({})
     with pytest.raises(TypeError, match=r"`curves`.*list"):
@@ -218,18 +218,18 @@ def test_curves_that_cannot_be_drawn(function: Any) -> None:
 
 
 @pytest.mark.parametrize("n_columns", [0, -1, 1.5, True, "2"])
-def test_bad_numbers_of_columns(n_columns: Any) -> None:
+def test_rejects_columns(n_columns: Any) -> None:
     with pytest.raises(ValueError, match="`n_columns`"):
         reliability_diagrams({"one": CURVE}, n_columns=n_columns)
 
 
-def test_draws_in_the_given_axes() -> None:
+def test_given_axes() -> None:
     _, ax = plt.subplots()
     assert reliability_diagram(CURVE, ax=ax) is ax
     assert len(plt.get_fignums()) == 1
 
 
-def test_a_row_of_small_diagrams_stays_legible() -> None:
+def test_small_diagrams() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(7.5, 3.2), layout="constrained")
     for ax in axes:
         reliability_diagram(CURVE, ax=ax, title="label relaxation 0.1")
@@ -244,15 +244,13 @@ def test_a_row_of_small_diagrams_stays_legible() -> None:
     assert legend.height < 0.4 * axes[0].bbox.height
 
 
-def test_matplotlib_is_imported_only_to_draw() -> None:
+def test_matplotlib_is_imported_lazily() -> None:
     code = "import sys, lr_relax.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("function", [reliability_diagram, reliability_diagrams, compare_reliability])
-def test_without_matplotlib_the_error_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, function: Any
-) -> None:
+def test_missing_matplotlib(monkeypatch: pytest.MonkeyPatch, function: Any) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "lr-relax\[plot\]"'):
         function(CURVE if function is reliability_diagram else {"model": CURVE})

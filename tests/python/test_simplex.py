@@ -1,4 +1,4 @@
-"""The triangle shows the loss; the picture of the set has its border and two projections."""
+"""Plots on the simplex: the loss at each point, the credal set and two projections."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ def _close_figures() -> Iterator[None]:
     plt.close("all")
 
 
-def test_each_point_has_the_loss_of_its_prediction() -> None:
+def test_loss_at_each_point() -> None:
     ax = loss_on_simplex(lambda p: p[:, 2], title="the third class")
     (image,) = ax.images
     shown = np.ma.filled(image.get_array(), np.nan)
@@ -37,7 +37,7 @@ def test_each_point_has_the_loss_of_its_prediction() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.25, 0.6])
-def test_arrows_lead_from_predictions_to_the_border_of_the_set(alpha: float) -> None:
+def test_credal_set_and_projections(alpha: float) -> None:
     left, right, *_ = relaxation_on_simplex(alpha).axes
     (image,) = right.images
     shown = np.ma.filled(image.get_array(), np.nan)
@@ -58,12 +58,12 @@ def test_arrows_lead_from_predictions_to_the_border_of_the_set(alpha: float) -> 
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, float("nan")])
-def test_an_alpha_without_a_picture(alpha: float) -> None:
+def test_rejects_alpha(alpha: float) -> None:
     with pytest.raises(ValueError, match="`alpha`"):
         relaxation_on_simplex(alpha)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_command(tmp_path: Path) -> None:
     out = tmp_path / "simplex.svg"
     run = CliRunner().invoke(main, ["figure", "simplex", "--alpha", "0.1", "--out", str(out)])
     assert (run.exit_code, run.output) == (0, f"{out}\n")

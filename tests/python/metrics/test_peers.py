@@ -19,7 +19,7 @@ Peer = Callable[[Any, Array, Array, int], float]  # of a module, probabilities, 
 # The definitions.
 
 
-# Random predictions: no confidence is on a border, so that it does not matter which side of a bin is closed.
+# Random predictions: no confidence is on the edge of a bin, so that it does not matter which side is closed.
 
 
 def predictions(rows: int, classes: int) -> tuple[Array, Array]:
@@ -35,8 +35,8 @@ def binary(rows: int) -> tuple[Array, Array]:
     return p[:, 1].copy(), (y == 1).astype(int)
 
 
-# Rows, classes and bins. The number of rows is a multiple of the number of bins, because quantile bins of other
-# packages differ otherwise. In the last two cases, bins hold two rows or one.
+# Rows, classes and bins. The number of rows is a multiple of the number of bins, because quantile bins of
+# other packages differ otherwise. In the last two cases, bins hold two rows or one.
 SIZES = [(1200, 5, 15), (700, 3, 7), (60, 4, 30), (64, 4, 64)]
 
 

@@ -1,4 +1,4 @@
-"""Temperature scaling: the optimum as found by root finding in float64, the paper's grid, and the module."""
+"""Temperature scaling: the optimum against root finding in float64, the grid of the paper, and the module."""
 
 import copy
 import io
@@ -24,23 +24,23 @@ def fit(logits: Any, target: Any, **options: Any) -> float:
 
 
 def slope(z: Array, y: Array, ln_t: float) -> float:
-    """The derivative of the negative log-likelihood by the inverse temperature: the sum of E[z] - z_y."""
+    """The derivative of the negative log-likelihood with respect to 1/T: the sum of E[z] - z_y."""
     own = z[np.arange(len(y)), y]
     d = z - z.max(1, keepdims=True)
     p = np.exp(d * math.exp(-ln_t))
     p /= p.sum(1, keepdims=True)
-    # Where p is 0, the logit may be -inf.
+    # Logits of -inf have p = 0.
     expected = np.where(p > 0, p * np.where(p > 0, d, 0), 0).sum(1)
     return math.fsum(expected - (own - z.max(1)))
 
 
 def optimum(z: Array, y: Array) -> float:
-    """Where the likelihood, which is log-concave in 1 / T, has no slope."""
+    """The root of the derivative."""
     return math.exp(brentq(lambda x: slope(z, y, x), math.log(1e-4), math.log(1e4), xtol=1e-14, rtol=1e-15))
 
 
 def sample(rows: int, classes: int, temperature: float, seed: int = 0) -> tuple[Array, Array]:
-    """Logits, and classes drawn from softmax(logits / temperature), so that this is about the optimum."""
+    """Logits, and classes drawn from softmax(logits / temperature)."""
     rng = np.random.default_rng([rows, classes, seed])
     z = 2 * rng.normal(size=(rows, classes))
     y = (z + rng.gumbel(size=z.shape)).argmax(1)
@@ -53,8 +53,8 @@ def sample(rows: int, classes: int, temperature: float, seed: int = 0) -> tuple[
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("temperature", [0.02, 0.3, 1.0, 2.5, 3.0, 50.0])
 @pytest.mark.parametrize(("rows", "classes"), [(2000, 2), (1500, 10), (300, 100), (40, 17), (5, 3)])
-def test_is_the_optimum(rows: int, classes: int, temperature: float, dtype: torch.dtype) -> None:
-    """Also far from 1, where an LBFGS stops early, and in float32, where a step for doubles finds nothing."""
+def test_optimum(rows: int, classes: int, temperature: float, dtype: torch.dtype) -> None:
+    """Also far from 1, and in single and half precision."""
     z, y = sample(rows, classes, temperature)
     logits, target = torch.from_numpy(z).to(dtype), torch.from_numpy(y)
     best = optimum(logits.double().numpy(), y)
@@ -65,7 +65,7 @@ def test_is_the_optimum(rows: int, classes: int, temperature: float, dtype: torc
         assert fit(logits.numpy(), y) == fit(logits, target)
 
 
-def test_is_the_optimum_of_many_digits() -> None:
+def test_optimum_in_many_digits() -> None:
     z, y = sample(60, 4, 2.5)
     for values in (z, z.astype(np.float32)):
         with mpmath.workdps(40):
@@ -83,16 +83,15 @@ def test_is_the_optimum_of_many_digits() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 10, 50])
-def test_converges_wherever_the_optimum_is(classes: int) -> None:
-    """In steps that are limited, it may neither go round in circles nor leave what is known to hold it."""
+def test_converges(classes: int) -> None:
     for temperature in np.geomspace(0.02, 200, 80):
         z, y = sample(100, classes, temperature)
         assert fit(z, y) == pytest.approx(optimum(z, y), rel=1e-8)
 
 
-def test_two_classes_in_closed_form() -> None:
-    """A share q of right rows whose logits are g apart: sigmoid(g / T) = q."""
-    for right, wrong, gap in (
+def test_two_classes() -> None:
+    """With a fraction q of correct rows and a gap g of the logits, sigmoid(g / T) = q."""
+    for correct, wrong, gap in (
         (2, 1, 2.0),
         (9, 1, 5.0),
         (51, 49, 1.0),
@@ -101,18 +100,18 @@ def test_two_classes_in_closed_form() -> None:
         (4, 1, 5.0),
         (99, 1, 8.0),
     ):
-        y = np.repeat([0, 1], [right, wrong])
+        y = np.repeat([0, 1], [correct, wrong])
         for dtype in (np.float64, np.float32):
             logits = np.tile(np.array([gap, 0.0], dtype), (len(y), 1))
-            best = float(logits[0, 0]) / math.log(right / wrong)
+            best = float(logits[0, 0]) / math.log(correct / wrong)
             assert fit(logits, y) == pytest.approx(best, rel=1e-10)
             assert fit(logits - 7, y) == pytest.approx(best, rel=1e-5)  # rounded when shifted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("gap", [100.0, 200.0, 600.0, 1000.0, 6000.0])
-def test_very_sure_logits(gap: float, dtype: torch.dtype) -> None:
-    """At T = 1 every softmax is 0 or 1, and the likelihood has a slope but no curvature."""
+def test_large_logits(gap: float, dtype: torch.dtype) -> None:
+    """At T = 1, every softmax is 0 or 1, and the likelihood has no curvature."""
     logits = torch.tensor([[gap, 0.0]] * 3, dtype=dtype)
     assert fit(logits, torch.tensor([0, 0, 1])) == pytest.approx(gap / math.log(2), rel=1e-8)
     z, y = sample(200, 5, 2.5)
@@ -123,25 +122,25 @@ def test_very_sure_logits(gap: float, dtype: torch.dtype) -> None:
 
 
 @given(st.integers(2, 6), st.integers(1, 20), st.floats(-2, 2), st.integers(0, 2**32 - 1))
-def test_scaled_logits_scale_the_optimum(classes: int, rows: int, exponent: float, seed: int) -> None:
+def test_scaled_logits(classes: int, rows: int, exponent: float, seed: int) -> None:
     z, y = sample(rows, classes, 1.0, seed)
     z, y = np.concatenate([z, z]), np.concatenate([y, z.argmin(1)])  # not separable
     if slope(z, y, math.log(50)) <= 0 or slope(z, y, math.log(0.02)) >= 0:
-        return  # the optimum is where the range ends
+        return  # the optimum is near an end of the range
     best = optimum(z, y)
     assert fit(z, y) == pytest.approx(best, rel=1e-8)
     factor = 10**exponent
     assert fit(z * factor, y) == pytest.approx(best * factor, rel=1e-8)
 
 
-def test_the_likelihood_is_the_greatest() -> None:
+def test_maximizes_the_likelihood() -> None:
     z, y = sample(500, 10, 2.5)
     best = fit(z, y)
     at = [negative_log_likelihood(z / t, y, from_logits=True) for t in (best * 0.999, best, best * 1.001)]
     assert at[1] < min(at[0], at[2])
 
 
-def test_strides_dimensions_and_kinds() -> None:
+def test_kinds_of_input() -> None:
     z, y = sample(600, 10, 1.7)
     expected = fit(z, y)
     logits, target = torch.from_numpy(z), torch.from_numpy(y)
@@ -164,7 +163,7 @@ def test_strides_dimensions_and_kinds() -> None:
     assert fit(z[:, ::-1], 9 - y) == pytest.approx(expected, rel=1e-12)
 
 
-def test_ignored_rows_are_not_looked_at() -> None:
+def test_ignored_rows() -> None:
     z, y = sample(300, 5, 2.0)
     more = np.insert(z, [0, 100, 300], [[math.nan] * 5, [math.inf] * 5, [-math.inf] * 5], 0)
     for ignore_index in (-100, 5, 2**40):
@@ -177,7 +176,6 @@ def test_ignored_rows_are_not_looked_at() -> None:
 
 
 def test_masked_classes() -> None:
-    """A class with a logit of -inf is one that cannot be; rows may differ in which."""
     z, y = sample(400, 6, 2.5)
     masked = z.copy()
     rng = np.random.default_rng(0)
@@ -192,13 +190,13 @@ def test_masked_classes() -> None:
         assert fit(padded, y, method=method) == pytest.approx(fit(z, y, method=method), rel=1e-12)
 
 
-# Where there is no optimum.
+# Data without an optimum.
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 100.0, 20_000.0])
-def test_worse_than_a_guess(scale: float, dtype: torch.dtype) -> None:
-    """Every temperature is too low: the last one is taken, and said to be."""
+def test_warns_if_worse_than_chance(scale: float, dtype: torch.dtype) -> None:
+    """The likelihood increases with the temperature."""
     z = sample(200, 4, 1.0)[0]
     logits = torch.from_numpy(z * scale / abs(z).max()).to(dtype)
     target = logits.argmin(1)
@@ -208,8 +206,8 @@ def test_worse_than_a_guess(scale: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_separable(dtype: torch.dtype) -> None:
-    """Every temperature is too high: the last one is taken, and said to be."""
+def test_warns_if_separable(dtype: torch.dtype) -> None:
+    """The likelihood decreases with the temperature."""
     logits = torch.from_numpy(sample(200, 4, 1.0)[0]).to(dtype)
     top = logits.float().topk(2, 1).values
     logits = logits[top[:, 0] - top[:, 1] > 0.25]
@@ -220,7 +218,7 @@ def test_separable(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("value", [0.0, -3.0, 1000.0])
-def test_constant_logits_leave_it_at_1(value: float, dtype: torch.dtype) -> None:
+def test_constant_logits(value: float, dtype: torch.dtype) -> None:
     logits = torch.full((50, 7), value, dtype=dtype)
     assert fit(logits, torch.arange(50) % 7) == 1.0
     assert fit(torch.full((50, 1), value, dtype=dtype), torch.zeros(50, dtype=torch.int64)) == 1.0
@@ -229,13 +227,13 @@ def test_constant_logits_leave_it_at_1(value: float, dtype: torch.dtype) -> None
 # The grid.
 
 
-def test_the_papers_grid() -> None:
+def test_paper_grid() -> None:
     expected = (0.25, 0.5, 0.75, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.5, 3.0)
     assert expected == PAPER_GRID
 
 
 def first_best(logits: Any, target: Any, grid: Any) -> float:
-    """One temperature after the other, of the rows that `calibration_error` sees."""
+    """Searches the temperatures one by one, by `calibration_error`."""
     errors = [calibration_error(logits / t, target, binning="paper", from_logits=True).item() for t in grid]
     return float(grid[int(np.argmin(errors))])
 
@@ -245,7 +243,7 @@ GRIDS = [PAPER_GRID, (1.0,), (3.0, 0.5), LONG, LONG[::-1], [1e-4, 9999.0, 1.5], 
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{len(grid)} from {grid[0]:g}")
-def test_the_grid_is_searched_one_by_one(grid: Any) -> None:
+def test_grid(grid: Any) -> None:
     for rows, classes, temperature in ((400, 10, 1.3), (300, 3, 0.7), (30, 100, 2.5), (7, 2, 1.0)):
         z, y = sample(rows, classes, temperature)
         expected = first_best(z, y, grid)
@@ -254,8 +252,8 @@ def test_the_grid_is_searched_one_by_one(grid: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_the_grid_in_single_precision_and_below(dtype: torch.dtype) -> None:
-    """By other roundings another one may be the best, by next to nothing."""
+def test_grid_in_low_precision(dtype: torch.dtype) -> None:
+    """Rounding may change the order of nearly equal errors."""
     for rows, classes, temperature in ((2000, 10, 1.3), (1000, 30, 2.1)):
         z, y = sample(rows, classes, temperature)
         logits, target = torch.from_numpy(z).to(dtype), torch.from_numpy(y)
@@ -268,7 +266,7 @@ def test_the_grid_in_single_precision_and_below(dtype: torch.dtype) -> None:
         assert error(got) <= min(map(error, PAPER_GRID)) + 1e-6
 
 
-def test_of_equal_errors_the_first_is_taken() -> None:
+def test_grid_ties() -> None:
     constant = np.zeros((10, 4))
     for grid in (PAPER_GRID, (2.0, 1.0), (5.0,)):
         assert fit(constant, np.arange(10) % 4, method="grid", temperatures=grid) == grid[0]
@@ -276,16 +274,16 @@ def test_of_equal_errors_the_first_is_taken() -> None:
     assert fit(z, y, method="grid", temperatures=(1.5, 1.5, 1.5)) == 1.5
 
 
-def test_masked_classes_in_the_grid() -> None:
+def test_grid_with_masked_classes() -> None:
     z, y = sample(200, 4, 1.8)
     z[np.arange(200), (y + 1) % 4] = -math.inf
     assert fit(z, y, method="grid") == first_best(z, y, PAPER_GRID)
 
 
-def test_threads_change_no_bit() -> None:
+def test_threads() -> None:
     z, y = (torch.from_numpy(x) for x in sample(20_000, 10, 1.7))
-    broken = z.clone()
-    broken[[19_000, 5_000, 12_000], 3] = math.nan
+    invalid = z.clone()
+    invalid[[19_000, 5_000, 12_000], 3] = math.nan
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
@@ -295,7 +293,7 @@ def test_threads_change_no_bit() -> None:
             )
             for method in ("nll", "grid"):
                 with pytest.raises(ValueError, match="row 5000 "):
-                    fit(broken, y, method=method)
+                    fit(invalid, y, method=method)
     finally:
         torch.set_num_threads(before)
     assert results[0] == results[1]
@@ -304,7 +302,7 @@ def test_threads_change_no_bit() -> None:
 # The module.
 
 
-def test_it_has_one_parameter() -> None:
+def test_parameter() -> None:
     scaling = TemperatureScaling()
     assert [(name, p.shape, p.dtype) for name, p in scaling.named_parameters()] == [
         ("temperature", (), torch.float64)
@@ -316,7 +314,7 @@ def test_it_has_one_parameter() -> None:
     assert "1.7" in repr(TemperatureScaling(1.7))
 
 
-def test_fit_returns_the_module_and_keeps_its_parameter() -> None:
+def test_fit_keeps_the_parameter() -> None:
     z, y = sample(100, 3, 2.0)
     scaling = TemperatureScaling(7.0)
     parameter = scaling.temperature
@@ -324,13 +322,13 @@ def test_fit_returns_the_module_and_keeps_its_parameter() -> None:
     assert scaling.temperature is parameter
     assert parameter.requires_grad
     first = parameter.item()
-    assert scaling.fit(z, y).temperature.item() == first  # where it starts does not matter
+    assert scaling.fit(z, y).temperature.item() == first  # independent of the previous temperature
     with pytest.raises(ValueError, match="row 0"):
         scaling.fit(z * math.nan, y)
     assert parameter.item() == first
 
 
-def test_saved_and_loaded() -> None:
+def test_save_and_load() -> None:
     z, y = sample(100, 3, 2.0)
     scaling = TemperatureScaling().fit(z, y)
     file = io.BytesIO()
@@ -346,7 +344,7 @@ def test_saved_and_loaded() -> None:
     assert loaded.temperature.item() == pytest.approx(scaling.temperature.item() / 2, rel=1e-8)
 
 
-def test_forward_is_differentiable_in_both() -> None:
+def test_gradients() -> None:
     scaling = TemperatureScaling(1.7)
     logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
 
@@ -362,7 +360,7 @@ def test_forward_is_differentiable_in_both() -> None:
     assert scaling.temperature.grad.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-def test_learning_the_temperature_finds_the_same_one() -> None:
+def test_learned_temperature() -> None:
     z, y = (torch.from_numpy(x) for x in sample(300, 4, 2.0))
     scaling = TemperatureScaling()
     optimizer = torch.optim.LBFGS(
@@ -383,7 +381,7 @@ def test_learning_the_temperature_finds_the_same_one() -> None:
     assert scaling.temperature.item() == pytest.approx(fit(z, y), rel=1e-6)
 
 
-def test_forward_and_transform_keep_kind_and_type() -> None:
+def test_forward_and_transform() -> None:
     scaling = TemperatureScaling(2.885390081777927)
     z = np.random.default_rng(0).normal(size=(50, 7))
     for dtype in FLOATS:
@@ -405,15 +403,15 @@ def test_forward_and_transform_keep_kind_and_type() -> None:
     assert scaling.transform(z.reshape(5, 10, 7)[..., ::-1]).shape == (5, 10, 7)
 
 
-def test_the_temperature_is_not_cut_to_the_type_of_an_array() -> None:
-    """A half would round it to 0, an integer 2.5 to 2; integers are no logits."""
+def test_transform_keeps_double_precision() -> None:
+    """In float16, this temperature would be 0."""
     small = TemperatureScaling(1e-9)
     tiny = np.array([6e-8, 0.0], np.float16)
     assert small.transform(torch.from_numpy(tiny)).tolist() == pytest.approx([60, 0], rel=0.01)
     assert small.transform(tiny).tolist() == pytest.approx([60, 0], rel=0.01)
 
 
-def test_classes_stay_as_they_are() -> None:
+def test_predicted_classes_are_kept() -> None:
     z, y = sample(300, 10, 3.0)
     scaling = TemperatureScaling().fit(z, y)
     assert (scaling.transform(z).argmax(1) == z.argmax(1)).all()
@@ -421,7 +419,7 @@ def test_classes_stay_as_they_are() -> None:
     assert calibration_error(scaling.transform(z), y, from_logits=True) < before / 2
 
 
-# What is refused.
+# Invalid arguments.
 
 Z = np.array([[2.0, 0, 1], [2, 1, 0], [0, 0, 5], [1, 2, 3]])
 Y = np.array([0, 1, 2, 2])
@@ -433,7 +431,7 @@ def put(array: Array, row: int, value: Any) -> Array:
     return array
 
 
-BAD = [
+INVALID = [
     *(
         (put(put(Z, 3, math.nan), 1, row), Y, {}, ValueError, "`logits`.* row 1 ")
         for row in ([math.nan, 1, 1], [0, 1, math.nan], [math.inf, 1, 1], [0, math.inf, 0], [-math.inf] * 3)
@@ -458,57 +456,54 @@ BAD = [
 
 
 @pytest.mark.parametrize("method", ["nll", "grid"])
-@pytest.mark.parametrize(("logits", "target", "options", "error", "what"), BAD)
-def test_bad_input(
+@pytest.mark.parametrize(("logits", "target", "options", "error", "what"), INVALID)
+def test_rejects_input(
     logits: Any, target: Any, options: Any, error: type[Exception], what: str, method: str
 ) -> None:
     with pytest.raises(error, match=what):
         fit(logits, target, **{"method": method} | options)
 
 
-def test_a_target_that_cannot_be_has_no_likelihood() -> None:
+def test_rejects_impossible_targets() -> None:
     z = put(Z, 2, [0, 1, -math.inf])
     for dtype in (np.float64, np.float32, np.float16):
         with pytest.raises(ValueError, match=r"`logits`.*the target class is possible.* row 2 "):
             fit(z.astype(dtype), Y)
     assert fit(z, put(Y, 2, -1), ignore_index=-1) > 0
-    assert fit(z, Y, method="grid") in PAPER_GRID  # it is wrong at any temperature
+    assert fit(z, Y, method="grid") in PAPER_GRID  # a wrong prediction at any temperature
 
 
 @pytest.mark.parametrize(
-    "grid", [[], [0], [-1.0], [1.0, 0.9e-4], [1e4], [math.nan], [1.0, math.inf], [1] * 4097]
+    ("error", "grids"),
+    [
+        (ValueError, [[], [0], [-1.0], [1.0, 0.9e-4], [1e4], [math.nan], [1.0, math.inf], [1] * 4097]),
+        (TypeError, [None, 1.5, "abc", [None], [[1.0]], [1j]]),
+    ],
 )
-def test_bad_grids(grid: Any) -> None:
-    with pytest.raises(ValueError, match="`temperatures`"):
-        fit(Z, Y, method="grid", temperatures=grid)
+def test_rejects_grids(error: type[Exception], grids: list[Any]) -> None:
+    for grid in grids:
+        with pytest.raises(error, match="`temperatures`"):
+            fit(Z, Y, method="grid", temperatures=grid)
 
 
-@pytest.mark.parametrize("grid", [None, 1.5, "abc", [None], [[1.0]], [1j]])
-def test_grids_of_a_wrong_type(grid: Any) -> None:
-    with pytest.raises(TypeError, match="`temperatures`"):
-        fit(Z, Y, method="grid", temperatures=grid)
+@pytest.mark.parametrize(
+    ("error", "temperatures"),
+    [(ValueError, [0, 0.0, -1.0, math.inf, -math.inf, math.nan]), (TypeError, ["1", None, 1j, [1.0]])],
+)
+def test_rejects_temperatures(error: type[Exception], temperatures: list[Any]) -> None:
+    for temperature in temperatures:
+        with pytest.raises(error, match="`temperature`"):
+            TemperatureScaling(temperature)
 
 
-@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, math.inf, -math.inf, math.nan])
-def test_bad_temperatures(temperature: float) -> None:
-    with pytest.raises(ValueError, match="`temperature`"):
-        TemperatureScaling(temperature)
+def test_types_of_temperatures() -> None:
+    for temperature in (2, np.float64(2), np.float32(2), np.int64(2)):
+        assert TemperatureScaling(temperature).temperature.item() == 2  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("logits", [torch.tensor([[5, 10]]), np.array([[5, 10]]), [[5.0, 10.0]], None])
-def test_what_cannot_be_divided(logits: Any) -> None:
+def test_rejects_logits(logits: Any) -> None:
     scaling = TemperatureScaling(2.5)
     for method in (scaling, scaling.transform):
         with pytest.raises(TypeError, match="`logits`"):
             method(logits)
-
-
-@pytest.mark.parametrize("temperature", [2, np.float64(2), np.float32(2), np.int64(2)])
-def test_temperatures_of_any_number_type(temperature: Any) -> None:
-    assert TemperatureScaling(temperature).temperature.item() == 2
-
-
-@pytest.mark.parametrize("temperature", ["1", None, 1j, [1.0]])
-def test_temperatures_of_a_wrong_type(temperature: Any) -> None:
-    with pytest.raises(TypeError, match="`temperature`"):
-        TemperatureScaling(temperature)
