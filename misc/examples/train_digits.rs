@@ -11,7 +11,7 @@
 
 use std::error::Error;
 
-use lr_relax::metrics::calibration::Binning;
+use lr_relax::metrics::Binning;
 use lr_relax::rows::Scores;
 use lr_relax::tch::{expected_calibration_error, label_relaxation};
 use tch::nn::{self, Module, OptimizerConfig};

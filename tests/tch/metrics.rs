@@ -1,6 +1,6 @@
 //! Values and errors of the metrics.
 
-use lr_relax::metrics::calibration::Binning;
+use lr_relax::metrics::Binning;
 use lr_relax::rows::{Error, Scores};
 use lr_relax::tch::{
     brier_score, expected_calibration_error, fit_temperature, negative_log_likelihood, reliability_curve,
