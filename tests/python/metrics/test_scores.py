@@ -248,28 +248,19 @@ def arrays(rows: list[tuple[float, float, int, float]]) -> tuple[Array, Array, A
     return np.stack([a, (1 - a) * b, (1 - a) * (1 - b)], 1), y, w
 
 
-@given(rows, st.randoms(use_true_random=False))
-def test_row_order(rows: Any, random: Any) -> None:
-    p, y, w = arrays(rows)
-    order = np.array(random.sample(range(len(y)), len(y)))
-    for score in SCORES:
-        for preds, target in ((p, y), (p[:, 0], y % 2)):
-            assert score(preds[order], target[order]) == score(preds, target)
-            if w.sum() > 1e-9:
-                weighted = score(preds, target, sample_weight=w)
-                assert score(preds[order], target[order], sample_weight=w[order]) == weighted
-
-
 @given(rows, st.integers(0, 2**32 - 1))
-def test_integer_weights_repeat_rows(rows: Any, seed: int) -> None:
+def test_row_order_and_integer_weights(rows: Any, seed: int) -> None:
     p, y, _ = arrays(rows)
-    w = np.random.default_rng(seed).integers(0, 4, len(y))
+    rng = np.random.default_rng(seed)
+    w, order = rng.integers(0, 4, len(y)), rng.permutation(len(y))
     for score in SCORES:
         for preds, target in ((p, y), (p[:, 0], y % 2)):
             unweighted = score(preds, target)
+            assert score(preds[order], target[order]) == unweighted
             assert score(preds, target, sample_weight=np.ones(len(y))) == unweighted
             if w.any():
                 weighted = score(preds, target, sample_weight=w)
+                assert score(preds[order], target[order], sample_weight=w[order]) == weighted
                 repeated = score(preds.repeat(w, 0), target.repeat(w))
                 assert weighted == pytest.approx(repeated, rel=1e-15)
 
