@@ -165,7 +165,7 @@ impl Accumulator for Bins {
 #[inline(always)]
 pub(super) fn uniform_bin(confidence: f64, edges: &[f64]) -> usize {
     let last = edges.len() - 2;
-    // The quotient is off by at most one bin, because the edges are rounded.
+    // The edges are rounded, so that the quotient may be off, usually by at most one bin.
     let mut b = ((confidence * (last + 1) as f64) as usize).min(last);
     while b > 0 && confidence < edges[b] {
         b -= 1;
