@@ -3,12 +3,13 @@
 //! The bindings convert arrays, tensors and errors, and release the GIL while a kernel runs.
 
 mod arrays;
+#[cfg(not(feature = "pyo3-tch"))]
+mod dlpack;
 mod errors;
 mod losses;
 mod metrics;
-// Both files have the same functions.
-#[cfg_attr(feature = "pyo3-tch", path = "pyo3_tch.rs")]
-#[cfg_attr(not(feature = "pyo3-tch"), path = "dlpack.rs")]
+#[cfg(feature = "pyo3-tch")]
+mod pyo3_tch;
 mod tensors;
 mod threads;
 

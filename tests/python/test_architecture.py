@@ -1,52 +1,52 @@
-"""Imports point one way, in Python and in Rust; the package is what the README says."""
+"""Imports point one way, in Python and in Rust, and no two files import each other."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import lr_relax
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "python" / "lr_relax"
+CRATE = ROOT / "src"
 
 # Each layer may import the layers behind it only.
 PYTHON = {
     "study": ["losses", "functional", "metrics", "plots", "study", "_root"],
     "plots": ["functional", "metrics", "plots", "_arguments"],
-    "ambiguation": ["losses", "functional", "_autograd", "_arguments"],
+    "ambiguation": ["losses", "functional", "_autograd", "_arguments", "_options"],
     "losses": ["functional", "_arguments"],
-    "functional": ["_autograd", "_arguments"],
-    "_autograd": ["_native", "_reference", "_arguments"],
+    "functional": ["_autograd", "_arguments", "_options"],
+    "_autograd": ["_native", "_reference", "_arguments", "_options"],
     "metrics": ["_native", "metrics", "plots", "_arguments", "_autograd"],
-    "_arguments": [],
-    "_reference": [],
+    "_arguments": ["_native", "_options"],
+    "_reference": ["_options"],
+    "_options": [],
     "_torch_release": ["_native"],
 }
 RUST = {
-    "python": ["tch", "untyped", "memory", "kernels", "threads", "rows", "simd"],
+    "python": ["python", "tch", "untyped", "memory", "kernels", "threads", "rows", "simd"],
     "tch": ["tch", "untyped", "memory", "kernels", "threads", "rows"],
-    "untyped": ["kernels", "threads", "rows", "simd"],
+    "untyped": ["untyped", "kernels", "threads", "rows", "simd"],
     "memory": ["rows"],
     "kernels": ["kernels", "threads", "rows", "simd"],
     "threads": ["simd"],
-    "rows": ["simd"],
+    "rows": ["rows", "simd"],
     "simd": ["simd"],
 }
 
 
-# Of the study each module may import those before it only.
-STUDY = [
-    *("atomic", "resources", "data", "splits", "augmentation", "network", "models", "config"),
-    *("optimiser", "objective", "processes", "training", "checkpoint", "results", "run"),
-    *("search", "mlflow_store", "tracked", "tracking", "summary", "tables", "figures", "compare"),
-    *("engines", "grid", "cli", "lr_study", "lr_study_ho"),
-]
+def layer_of(file: Path, root: Path) -> str:
+    return file.relative_to(root).parts[0].split(".")[0]
 
 
-def imports(file: Path) -> list[list[str]]:
-    """What a file imports of the package: the parts of each dotted name, without the package's own."""
+def python_imports(file: Path) -> set[Path]:
+    """The files of the package that a file imports: at its top, inside functions, or for types."""
     package = file.relative_to(ROOT / "python").parent.parts
     names = []
     for node in ast.walk(ast.parse(file.read_text())):
@@ -56,41 +56,115 @@ def imports(file: Path) -> list[list[str]]:
             base = package[: len(package) + 1 - node.level] if node.level else ()
             module = node.module.split(".") if node.module else []
             names += [[*base, *module, alias.name] for alias in node.names]
-    return [name[1:] or [""] for name in names if name[0] == "lr_relax"]
+    found = set()
+    for name in names:
+        path = (ROOT / "python").joinpath(*name)
+        candidates = [
+            candidate
+            for place in (path, path.parent)
+            for candidate in (place.with_suffix(".py"), place / "__init__.py", place.with_suffix(".pyi"))
+        ]
+        if name[0] == "lr_relax":
+            found.add(next(candidate for candidate in candidates if candidate.is_file()))
+    return found - {file}
+
+
+def use_paths(tree: str) -> Iterator[list[str]]:
+    """The paths of a `use` tree, such as `a::{b, c::d}`."""
+    head, brace, rest = tree.partition("{")
+    if not brace:
+        yield [part.strip() for part in re.sub(r"\bas \w+", "", head).split("::") if part.strip()]
+        return
+    depth, start = 0, 0
+    inner = rest[: rest.rindex("}")]
+    for i, character in enumerate([*inner, ","]):
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            for path in use_paths(inner[start:i]):
+                yield [part.strip() for part in head.split("::") if part.strip()] + path
+            start = i + 1
+
+
+def rust_imports(file: Path) -> set[Path]:
+    """The files of the crate that a file names, outside its unit tests and `mod` declarations."""
+    source = file.read_text().partition("#[cfg(test)]\nmod tests")[0]
+    source = re.sub(r"//.*", "", source)
+    # Inside a module that the file itself holds, `super` is the file.
+    inline = re.compile(r"\bmod \w+ \{.*?^\}", re.DOTALL | re.MULTILINE)
+    source = inline.sub(lambda found: found[0].replace("super::", "self::"), source)
+    uses = re.findall(r"\buse\s+([^;]+);", source)
+    paths = [path for tree in uses for path in use_paths(" ".join(tree.split()))]
+    paths += [path.split("::") for path in re.findall(r"\b(?:crate|super)(?:::\w+)+", source)]
+    module = file.parent if file.name in ("mod.rs", "lib.rs") else file.with_suffix("")
+    found = set()
+    for path in paths:
+        place, rest = module, list(path)
+        while rest and rest[0] in ("crate", "super", "self"):
+            first = rest.pop(0)
+            place = {"crate": CRATE, "super": place.parent, "self": place}[first]
+        if place == CRATE and rest[:1] in (["losses"], ["metrics"]):
+            place = CRATE / "kernels"  # the names that lib.rs gives them
+        if path[0] not in ("crate", "super", "self") and not is_module(place / path[0]):
+            continue  # of another crate
+        while rest and is_module(place / rest[0]):
+            place = place / rest.pop(0)
+        found.add(file_of(place))
+    return found - {file}
+
+
+def is_module(path: Path) -> bool:
+    return path.with_suffix(".rs").is_file() or (path / "mod.rs").is_file()
+
+
+def file_of(module: Path) -> Path:
+    if module == CRATE:
+        return CRATE / "lib.rs"
+    return module.with_suffix(".rs") if module.with_suffix(".rs").is_file() else module / "mod.rs"
+
+
+IMPORTS = {
+    "python": {file: python_imports(file) for file in sorted(PACKAGE.rglob("*.py"))},
+    "rust": {file: rust_imports(file) for file in sorted(CRATE.rglob("*.rs"))},
+}
+
+
+@pytest.mark.parametrize("language", IMPORTS)
+def test_no_files_import_each_other(language: str) -> None:
+    try:
+        graphlib.TopologicalSorter(IMPORTS[language]).prepare()
+    except graphlib.CycleError as error:
+        circle = " <- ".join(str(file.relative_to(ROOT)) for file in error.args[1])
+        pytest.fail(f"imports in a circle: {circle}")
+
+
+def test_imports_are_read_from_the_source() -> None:
+    # Samples of every form that an import has, so that the tests above cannot pass by finding nothing.
+    def names(language: str, root: Path, file: str) -> set[str]:
+        return {str(path.relative_to(root)) for path in IMPORTS[language][root / file]}
+
+    assert {"_native.pyi", "_reference.py", "_arguments.py"} <= names("python", PACKAGE, "_autograd.py")
+    losses = names("rust", CRATE, "kernels/losses/label_relaxation/mod.rs")
+    assert {"kernels/losses/batch.rs", "kernels/losses/label_relaxation/class.rs", "simd/mod.rs"} <= losses
+    assert "kernels/losses/mod.rs" in names("rust", CRATE, "untyped/losses.rs")
+    assert "memory.rs" in names("rust", CRATE, "python/mod.rs")  # named in an expression
 
 
 @pytest.mark.parametrize("layer", PYTHON)
 def test_python_imports_point_down(layer: str) -> None:
-    package = ROOT / "python" / "lr_relax"
-    folder = package / layer
-    files = sorted(folder.rglob("*.py")) if folder.is_dir() else [package / f"{layer}.py"]
+    files = [file for file in IMPORTS["python"] if layer_of(file, PACKAGE) == layer]
     assert files
     for file in files:
-        imported = {name[0] if name[0] in {*PYTHON, "_native"} else "_root" for name in imports(file)}
+        imported = {layer_of(path, PACKAGE) for path in IMPORTS["python"][file]}
+        imported = {"_root" if name == "__init__" else name for name in imported}
         assert imported <= {*PYTHON[layer]}, (file, imported)
-
-
-def test_imports_within_the_study_point_down() -> None:
-    folder = ROOT / "python" / "lr_relax" / "study"
-    modules = [path for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
-    assert {path.stem for path in modules} - {"__init__"} == {*STUDY}
-    for path in modules:
-        for file in path.rglob("*.py") if path.is_dir() else [path]:
-            imported = {name[1] for name in imports(file) if name[0] == "study"} - {path.stem}
-            known = STUDY[: STUDY.index(path.stem)] if path.stem in STUDY else []
-            assert imported <= {*known}, (file, imported)
 
 
 @pytest.mark.parametrize("layer", RUST)
 def test_rust_imports_point_down(layer: str) -> None:
-    source = ROOT / "src"
-    files = sorted((source / layer).rglob("*.rs")) if (source / layer).is_dir() else [source / f"{layer}.rs"]
+    files = [file for file in IMPORTS["rust"] if layer_of(file, CRATE) == layer]
     assert files
     for file in files:
-        imported = {
-            "kernels" if name in ("losses", "metrics") else name
-            for name in re.findall(r"\bcrate::(\w+)", file.read_text())
-        }
+        imported = {layer_of(path, CRATE) for path in IMPORTS["rust"][file]}
         assert imported <= {*RUST[layer]}, (file, imported)
 
 
