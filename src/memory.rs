@@ -85,7 +85,7 @@ impl Drop for CachedBuffer {
 }
 
 /// A buffer of at least `size` bytes, or `None` if `size` is so small that malloc is as fast.
-pub(crate) fn lend(size: usize) -> Result<Option<CachedBuffer>, Error> {
+pub(crate) fn cached_buffer(size: usize) -> Result<Option<CachedBuffer>, Error> {
     if size < MIN_SIZE {
         return Ok(None);
     }

@@ -56,7 +56,7 @@ impl Tiles {
 }
 
 /// Calls `work`, on several threads if possible, with disjoint ranges that cover `0..n`.
-pub fn share(n: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
+pub fn parallel_for(n: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
     if n <= 1 || forked() {
         work(0..n);
     } else if let Some(torch) = TORCH.get() {
@@ -72,16 +72,16 @@ pub fn share(n: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
     }
 }
 
-/// As [`share`], where `work` also gets the slots of its range in the returned vector, initially `empty`.
-pub fn collect<T: Send + Clone>(
+/// As [`parallel_for`], where `work` also gets the slots of its range in the returned vector, initially `empty`.
+pub fn parallel_collect<T: Send + Clone>(
     n: usize,
     empty: T,
     work: &(dyn Fn(Range<usize>, &mut [T]) + Sync),
 ) -> Vec<T> {
     let mut out = vec![empty; n];
     let parts = Disjoint::new(&mut out);
-    share(n, &|range| {
-        // SAFETY: the ranges of `share` are disjoint.
+    parallel_for(n, &|range| {
+        // SAFETY: the ranges of `parallel_for` are disjoint.
         work(range.clone(), unsafe { parts.part(range) });
     });
     out
@@ -223,9 +223,9 @@ mod tests {
     }
 
     #[test]
-    fn collect_visits_every_index_once() {
+    fn parallel_collect_visits_every_index_once() {
         for n in [0, 1, 2, 63, 1000] {
-            let out = collect(n, 0, &|range, part: &mut [usize]| {
+            let out = parallel_collect(n, 0, &|range, part: &mut [usize]| {
                 for (i, slot) in range.zip(part) {
                     *slot += i + 1;
                 }

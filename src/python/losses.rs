@@ -69,10 +69,12 @@ pub(super) fn check_loss<'py>(
     Ok(())
 }
 
-/// The hyperparameter of each loss by the loss's name: its own name, its range in words, the end of the range, and
-/// whether the end belongs to the range.
+/// A hyperparameter's name, its range in words, the end of the range, and whether the end belongs to the range.
+type Range = (&'static str, String, f64, bool);
+
+/// The names of the losses with their hyperparameters.
 #[pyfunction]
-pub(super) fn hyperparameters() -> Vec<(&'static str, (&'static str, String, f64, bool))> {
+pub(super) fn hyperparameters() -> Vec<(&'static str, Range)> {
     Loss::ALL.iter().map(|&(loss, h)| (loss, (h.name, h.expected(), h.end, h.is_closed))).collect()
 }
 
@@ -91,21 +93,26 @@ pub(super) struct Options<'py> {
     share: Option<Share>,
 }
 
+type Any<'py> = Bound<'py, PyAny>;
+/// As Python names them: loss, parameter, reduction, dim, ignore_index, weight, from_logits, inplace, target_b, lam.
+type Fields<'py> = (
+    Any<'py>,
+    Any<'py>,
+    Any<'py>,
+    Any<'py>,
+    Any<'py>,
+    Option<Any<'py>>,
+    Any<'py>,
+    Any<'py>,
+    Option<Any<'py>>,
+    Option<Any<'py>>,
+);
+
 impl<'py> FromPyObject<'py> for Options<'py> {
     fn extract_bound(options: &Bound<'py, PyAny>) -> PyResult<Self> {
-        type Any<'py> = Bound<'py, PyAny>;
-        let (loss, parameter, reduction, dim, ignore_index, weight, from_logits, inplace, target_b, lam): (
-            Any<'py>,
-            Any<'py>,
-            Any<'py>,
-            Any<'py>,
-            Any<'py>,
-            Option<Any<'py>>,
-            Any<'py>,
-            Any<'py>,
-            Option<Any<'py>>,
-            Option<Any<'py>>,
-        ) = options.extract()?;
+        let fields: Fields<'py> = options.extract()?;
+        let (loss, parameter, reduction, dim, ignore_index, weight, from_logits, inplace, target_b, lam) =
+            fields;
         let (loss, alpha) = parse_loss(&loss, parameter, &from_logits)?;
         Ok(Options {
             loss,
@@ -152,7 +159,7 @@ impl Options<'_> {
 
 /// A new tensor for the gradient with respect to `input`, which `view` describes; not initialised.
 fn gradient<'py>(input: &Tensor<'py>, view: &View) -> PyResult<(Tensor<'py>, View)> {
-    match memory::lend(view.len().saturating_mul(view.dtype.size()))? {
+    match memory::cached_buffer(view.len().saturating_mul(view.dtype.size()))? {
         Some(block) => tensors::adopt(input.py(), block, view.dtype, &view.shape),
         None => tensors::empty_like(input, view.dtype, &view.shape),
     }

@@ -231,7 +231,7 @@ impl Criterion {
 
 /// A new tensor for the gradient with respect to `input`, of which `view` is a view; not initialized.
 fn gradient(input: &Tensor, view: &View) -> Result<Tensor, Error> {
-    match memory::lend(view.len().saturating_mul(view.dtype.size()))? {
+    match memory::cached_buffer(view.len().saturating_mul(view.dtype.size()))? {
         Some(buffer) => torch::adopt(buffer, view.dtype, &view.shape),
         None => torch::empty_like(input),
     }

@@ -39,7 +39,7 @@ pub(super) fn reduce<E: Element>(
     let tiles = tiles(batch);
     let batch = Shared(batch.upstream(factor * batch.factor));
     let invalid_row = AtomicUsize::new(usize::MAX);
-    let sums = threads::collect(tiles.len(), 0.0_f64, &|range, sums| {
+    let sums = threads::parallel_collect(tiles.len(), 0.0_f64, &|range, sums| {
         let batch = *batch.get();
         let task = Task { batch, tiles, range, out: Out::Sums(sums) };
         invalid_row.fetch_min(simd::run(batch.isa, LossKernel { loss, task }), Ordering::Relaxed);
@@ -62,9 +62,9 @@ pub(super) fn per_row<E: Element>(
     }
     let (tiles, invalid_row) = (tiles(batch), AtomicUsize::new(usize::MAX));
     let (out, batch) = (threads::Disjoint::new(losses), Shared(*batch));
-    threads::share(tiles.len(), &|range| {
+    threads::parallel_for(tiles.len(), &|range| {
         let batch = *batch.get();
-        // SAFETY: `share` gives every tile to one call only, and tiles do not share rows.
+        // SAFETY: `parallel_for` gives every tile to one call only, and tiles do not share rows.
         let losses = unsafe { out.part(tiles.rows(range.clone())) };
         let task = Task { batch, tiles, range, out: Out::Each(losses) };
         invalid_row.fetch_min(simd::run(batch.isa, LossKernel { loss, task }), Ordering::Relaxed);
@@ -110,7 +110,7 @@ fn total_weight<E: Element>(batch: &Batch<'_, E>) -> f64 {
         (Target::Sets(_) | Target::Distributions(_), None) => batch.rows.len() as f64,
         _ => {
             let (tiles, batch) = (tiles(batch), Shared(*batch));
-            let sums = threads::collect(tiles.len(), 0.0_f64, &|range, sums| {
+            let sums = threads::parallel_collect(tiles.len(), 0.0_f64, &|range, sums| {
                 let batch = *batch.get();
                 simd::run(batch.isa, WeightKernel { batch, tiles, range, sums });
             });

@@ -39,9 +39,9 @@ pub fn bootstrap(
     let n = n_groups.saturating_mul(n_resamples);
     let mut out: Vec<Resampled> = zeros(n)?;
     let parts = threads::Disjoint::new(&mut out);
-    threads::share(n_resamples, &|range| {
+    threads::parallel_for(n_resamples, &|range| {
         for resample in range {
-            // SAFETY: `share` passes every resample to one call only.
+            // SAFETY: `parallel_for` passes every resample to one call only.
             let out = unsafe { parts.part(resample * n_groups..(resample + 1) * n_groups) };
             let random = &mut Random::new(seed, resample as u64);
             // With few rows, a resample may be empty; it is drawn again.

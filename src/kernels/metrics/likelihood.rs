@@ -36,7 +36,7 @@ pub(super) fn derivatives<E: Element, F: Real>(
     let tiles = Tiles::new(rows.len(), rows.n_classes());
     let empty = (Derivatives::default(), usize::MAX);
     // Tiles are summed in their order, so that the result does not depend on the number of threads.
-    let parts = threads::collect(tiles.len(), empty, &|range, parts| {
+    let parts = threads::parallel_collect(tiles.len(), empty, &|range, parts| {
         for (tile, part) in range.zip(parts) {
             let range = tiles.rows(tile..tile + 1);
             *part = simd::run(

@@ -116,7 +116,7 @@ impl<'a> Predictions<'a> {
         let (mut confidence, mut outcome) = (zeros(self.len())?, zeros(self.len())?);
         let (confidences, outcomes) = (Disjoint::new(&mut confidence), Disjoint::new(&mut outcome));
         self.share(1, &|range| {
-            // SAFETY: `share` passes every row to one call only.
+            // SAFETY: `parallel_for` passes every row to one call only.
             let (confidence, outcome) =
                 unsafe { (confidences.part(range.clone()), outcomes.part(range.clone())) };
             self.top_labels_of(range, confidence, outcome)
@@ -130,7 +130,7 @@ impl<'a> Predictions<'a> {
         let mut out = zeros(self.len().saturating_mul(n_classes))?;
         let parts = Disjoint::new(&mut out);
         self.share(1, &|range| {
-            // SAFETY: `share` passes every row to one call only.
+            // SAFETY: `parallel_for` passes every row to one call only.
             let out = unsafe { parts.part(range.start * n_classes..range.end * n_classes) };
             self.probabilities_of(range, out)
         })?;
@@ -165,7 +165,7 @@ impl<'a> Predictions<'a> {
     ) -> Result<(), Error> {
         let tiles = Tiles::new(self.len(), self.n_classes());
         let invalid = AtomicUsize::new(usize::MAX);
-        threads::share(tiles.len().div_ceil(least), &|groups| {
+        threads::parallel_for(tiles.len().div_ceil(least), &|groups| {
             let tiles_of_groups = groups.start * least..(groups.end * least).min(tiles.len());
             if let Some(row) = work(tiles.rows(tiles_of_groups)) {
                 invalid.fetch_min(row, Ordering::Relaxed);

@@ -22,7 +22,7 @@ pub(super) fn of_confidences(
 pub(super) fn of_classes(predictions: &Predictions<'_>, n_bins: usize) -> Result<Vec<f64>, Error> {
     let rows = Counted::new(predictions);
     let (p, n_classes) = (predictions.probabilities()?, predictions.n_classes());
-    let of_classes = threads::collect(n_classes, Ok(Vec::new()), &|classes, out| {
+    let of_classes = threads::parallel_collect(n_classes, Ok(Vec::new()), &|classes, out| {
         for (k, out) in classes.zip(out) {
             let column: Vec<f64> = rows.rows.iter().map(|&i| p[i * n_classes + k]).collect();
             *out = quantile_edges(&column, rows.weights.as_deref(), n_bins);

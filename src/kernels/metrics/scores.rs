@@ -28,7 +28,7 @@ impl Predictions<'_> {
         let mut out = zeros(self.len())?;
         let parts = Disjoint::new(&mut out);
         self.share(1, &|range| {
-            // SAFETY: `share` passes every row to one call only.
+            // SAFETY: `parallel_for` passes every row to one call only.
             let out = unsafe { parts.part(range.clone()) };
             let (targets, scores) = (&self.targets, self.scores);
             typed!(&self.rows, rows => simd::run(self.isa, ScoreRows { rows, targets, scores, score, range, out }))

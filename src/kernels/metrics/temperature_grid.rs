@@ -54,7 +54,7 @@ fn grid<E: Element>(
             *failure = Some((row, error));
         }
     };
-    threads::share(tiles.len(), &|range| {
+    threads::parallel_for(tiles.len(), &|range| {
         let range = tiles.rows(range);
         let mut own = match empty() {
             Ok(own) => own,
