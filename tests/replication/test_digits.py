@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from lr_relax.study import compare, data
-from lr_relax.study.results import Result
+from lr_relax.study.folder import Result, Statistic
 from lr_relax.study.run import run
-from lr_relax.study.summary import Statistic
 
 Summaries = dict[str, dict[str, Statistic]]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from lr_relax.study.resources import load_json
-from lr_relax.study.results import Result
+from lr_relax.study.files import load_json
+from lr_relax.study.folder import Result
 
 ORIGINAL = Path(__file__).parents[1] / "oracle" / "training.json"
 RESULTS = Path(__file__).parents[2] / "misc" / "results" / "fashion_mnist-10-epochs.json"

@@ -1,27 +1,22 @@
-"""The job ``lr-relax compare``: the same training with each loss over several seeds, and what became of it.
+"""The runs of ``lr-relax compare``: the same training with three losses over several seeds.
 
-Within a seed all losses share the split, the initial weights and the order of the mini-batches, so that a
-difference between them comes from the loss alone. Every finished run goes to the results file at once.
+For each seed all losses share the split, the initial weights and the order of the batches: only the loss
+differs.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from .atomic import replaced
 from .config import RunConfig
-from .results import Result
-from .summary import Statistic
+from .folder import Result, Statistic
 
 METRICS = ("accuracy", "ece", "nll")
 
 
-@dataclass(frozen=True)
-class Preset:
-    """The hyperparameters to compare with on a data set, and the number of seeds."""
+class Preset(NamedTuple):
+    """Hyperparameters of the comparison on a data set."""
 
     seeds: int
     epochs: int
@@ -30,94 +25,57 @@ class Preset:
     smoothing: float
 
 
-# All losses share the epochs and the learning rate. Those of Fashion-MNIST are the paper's, but for 10 epochs
-# instead of 50, one alpha for both losses. Those of the digits were chosen on validation data (10 seeds).
-# The rate, of .05 .1 .2 .3 .4, has cross-entropy's best accuracy (.9622 .9618 .9640 .9636 .9631, though
-# seeds differ by .01); the alphas, of the paper's .01 .025 .05 .1 .2 .3 .4, have the lowest mean ECE:
+# All losses share the epochs and the learning rate. Those of Fashion-MNIST are the paper's, except for 10
+# epochs instead of 50 and one alpha for both losses. Those of the digits were chosen on validation data (10
+# seeds): of the rates .05 .1 .2 .3 .4 the one with cross-entropy's best accuracy (.9622 .9618 .9640 .9636
+# .9631, with a standard deviation of .01 over seeds); of the paper's alphas .01 .025 .05 .1 .2 .3 .4 those
+# with the lowest mean ECE:
 #
 #   cross-entropy      .0289
-#   label relaxation   .0289 .0270 .0255 .0270 .0340, higher from there on
-#   label smoothing    .0360 .0559 .0863, higher from there on
+#   label relaxation   .0289 .0270 .0255 .0270 .0340, increasing from there on
+#   label smoothing    .0360 .0559 .0863, increasing from there on
 #
-# Relaxation helps where cross-entropy is overconfident. With smaller rates it is less so after 20 epochs (ECE
-# .0261 at a rate of .05, .0266 at .1), and there is less to gain.
+# Label relaxation helps where cross-entropy is overconfident. With smaller rates it is less so after 20
+# epochs (ECE .0261 at a rate of .05, .0266 at .1).
 PRESETS = {
     "digits": Preset(seeds=10, epochs=20, learning_rate=0.2, alpha=0.05, smoothing=0.01),
     "fashion_mnist": Preset(seeds=3, epochs=10, learning_rate=0.05, alpha=0.1, smoothing=0.1),
 }
 
 
-class Results:
-    """The runs in a results file. One of the same configuration replaces the former, all others are kept."""
-
-    def __init__(self, path: Path) -> None:
-        """Read the file, if there is one; ValueError if it holds anything else than runs."""
-        self.path = path
-        self.runs: list[Result] = []
-        if path.exists():
-            try:
-                records = json.loads(path.read_text(encoding="utf-8"))["runs"]
-                self.runs = [Result.from_dict(record) for record in records]
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(f"{path} is not a results file of lr-relax compare") from error
-
-    def find(self, config: RunConfig) -> Result | None:
-        return next((run for run in self.runs if run.config == config), None)
-
-    def add(self, run: Result) -> None:
-        self.runs = [other for other in self.runs if other.config != run.config] + [run]
-        self.save()
-
-    def save(self) -> None:
-        """Write the file anew, a line per run."""
-        lines = ",\n".join(json.dumps(run.to_dict(), allow_nan=False) for run in self.runs)
-        with replaced(self.path) as temporary:
-            temporary.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
-
-
 def plan(
     dataset: str,
     *,
-    seeds: int,
+    seeds: int | Iterable[int],
     epochs: int,
     batch_size: int,
     learning_rate: float,
     alpha: float,
     smoothing: float,
-    n_bins: int = 15,
-    validation: bool = False,
+    **options: Any,
 ) -> list[RunConfig]:
-    """The runs of a comparison, seed by seed: an interrupted job has compared some seeds in full.
+    """The runs of a comparison, seed by seed; label smoothing by 0 is cross-entropy, which is not run twice.
 
-    Label smoothing by 0 is cross-entropy, which is not run twice.
+    ``seeds`` is a number of seeds or the seeds; the remaining options are those of `RunConfig`.
     """
+    fixed: dict[str, Any] = {"model_name": "simple_dense", "dataset_name": dataset, "steps": ()}
+    fixed |= {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "initial_lr": learning_rate,
+        "data_augmentation": False,
+    }
+    losses = (("cross_entropy", 0.0), ("cross_entropy", smoothing), ("label_relaxation", alpha))
     configs = [
-        RunConfig(
-            model_name="simple_dense",
-            dataset_name=dataset,
-            loss_name=loss,
-            alpha=of_loss,
-            seed=seed,
-            epochs=epochs,
-            batch_size=batch_size,
-            initial_lr=learning_rate,
-            steps=(),
-            data_augmentation=False,
-            test_run=not validation,
-            n_bins=n_bins,
-        )
-        for seed in range(seeds)
-        for loss, of_loss in (
-            ("cross_entropy", 0.0),
-            ("cross_entropy", smoothing),
-            ("label_relaxation", alpha),
-        )
+        RunConfig(loss_name=loss, alpha=value, seed=seed, **{"test_run": True, **fixed, **options})
+        for seed in (range(seeds) if isinstance(seeds, int) else seeds)
+        for loss, value in losses
     ]
     return list(dict.fromkeys(configs))
 
 
 def by_loss(runs: Sequence[Result]) -> dict[str, list[Result]]:
-    """The runs of each loss, by its title, losses and runs in the order in which they come."""
+    """The runs of each loss, by its title, in their order."""
     groups: dict[str, list[Result]] = {}
     for each in runs:
         groups.setdefault(each.config.title, []).append(each)
@@ -125,5 +83,5 @@ def by_loss(runs: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def summarize(runs: Sequence[Result]) -> dict[str, Statistic]:
-    """Each metric over runs that differ in their seed."""
+    """Mean and standard deviation of each metric over runs that differ only in their seed."""
     return {metric: Statistic.of([getattr(each, metric) for each in runs]) for metric in METRICS}

@@ -1,7 +1,8 @@
-"""What determines a run: its options, their ranges, and the paper's hyperparameters for them.
+"""The configuration of a run: its options with their ranges and help texts, and the paper's hyperparameters.
 
-Options have the names that the paper's code gives them (Lienen and Hüllermeier, AAAI 2021,
-https://github.com/julilien/LabelRelaxation), "multipler" included.
+The options have the names of the paper's code (Lienen and Hüllermeier, AAAI 2021,
+https://github.com/julilien/LabelRelaxation), "multipler" included. The command line is made from these
+fields.
 """
 
 from __future__ import annotations
@@ -11,110 +12,106 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from . import data, models
-from .resources import load_json
+from .files import load_json
 
 LOSSES = ("label_relaxation", "cross_entropy", "focal", "confidence_penalty")
-TEMPERATURES = ("grid", "nll")
+LEGACY = ("confidence-penalty", "clip", "temp-scaling", "grid", "hyperparams", "schedule", "checkpoints")
+"""What `--legacy` names: the behavior of the paper's code where it differs from the paper or fails."""
 
-# How the files name the losses and the networks.
+_SHORT = "hyperparams_short.json"
 _FILES = {
     "label_relaxation": "hyperparams_lr.json",
     "cross_entropy": "hyperparams_ce.json",
     "focal": "hyperparams_focal.json",
     "confidence_penalty": "hyperparams_conf_pen.json",
 }
-_SHORT = "hyperparams_short.json"
-_NETWORKS = {"vgg": "VGG16", "resnet": "ResNet56V2", "densenet": "DenseNetBC"}
+_NETWORKS = {"vgg": "VGG16", "resnet": "ResNet56V2", "densenet": "DenseNetBC"}  # in the keys of the files
 
 
 class ConfigError(ValueError):
-    """An option that no run can have; the message says why in one line."""
+    """An option or a hyperparameter file is invalid; the message is one line."""
+
+
+def _option(
+    default: Any, help: str, group: str = "Training", *, low: float = 0, high: float = math.inf, **more: Any
+) -> Any:
+    """A field with its help and range: integers include high, floats do not; ``above`` excludes low."""
+    return field(default=default, metadata={"help": help, "group": group, "low": low, "high": high, **more})
+
+
+_MILLION = 1_000_000
+_ALPHA = "Imprecision of label relaxation, weight of label smoothing, focal loss's gamma, "
+_CHECKPOINTS = (
+    "Keep the network with the best validation accuracy and evaluate it; in test runs the last network."
+)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that determines the outcome of a run; runs of equal configurations have equal results.
+    """All options that determine the result of a run; equal configurations give equal results.
 
-    Wrong values raise `ConfigError`, a ValueError, that names the option.
+    Raises ConfigError if an option is outside its range.
     """
 
-    model_name: str = "vgg"
-    """One of `models.NAMES`."""
-    dataset_name: str = "cifar100"
-    """One of `data.DATASETS`."""
-    loss_name: str = "label_relaxation"
-    """One of `LOSSES`; label smoothing is cross-entropy with an alpha."""
-    alpha: float = 0.0
-    """Of the loss, which the paper's code calls so for all: the imprecision, or the weight of the smoothing,
-    in [0, 1); for the focal loss gamma, for the confidence penalty beta, at least 0."""
-    seed: int = 0
-    """Of the split, the initial weights, the order of the batches, dropout and augmentation; at least 0."""
-    epochs: int = 200
-    batch_size: int = 64
-    initial_lr: float = 1e-3
-    """The learning rate; `optimiser.Schedule` says what becomes of it."""
-    steps: tuple[int, ...] = (80, 120, 160, 180)
-    """The epochs after which it drops, rising."""
-    lr_sched_multipler: float = 0.1
-    """The factor of each drop."""
-    decay: float = 0.0
-    """By which it falls with each batch."""
-    warmup: int = 0
-    """The epochs in which it rises to `initial_lr` instead."""
-    gradient_clipping: float = 0.0
-    """The greatest absolute value of an element of the gradient; 0 for none."""
-    reduce_on_plateau: bool = False
-    """Whether the learning rate drops, too, when the loss of ten epochs is no improvement."""
-    data_augmentation: bool = True
-    """Whether training images are shifted and mirrored at random."""
-    subtract_pixel_mean: bool = True
-    model_checkpoints: bool = False
-    """Whether the network with the best validation accuracy is kept and evaluated, not the last one; in test
-    runs, which validate nothing, it is the last one."""
-    test_run: bool = False
-    """Whether to evaluate on test data, not on validation data."""
-    temp_scaling: bool = False
-    """Whether to set data aside and scale predictions with a temperature chosen on them."""
-    temperature: str = "grid"
-    """How: of the paper's 16 the one with the least ECE in 15 bins ("grid"), or by the likelihood ("nll")."""
-    validation_share: float = 0.25
-    """How much of what is not test data is for validation; the paper says 1/6."""
-    n_bins: int = 15
-    """Of the calibration error."""
-    legacy_clip: bool = False
-    """As in the paper's code, probabilities are clipped to [1e-7, 1 - 1e-7] (not for cross-entropy), so that
-    saturated wrong predictions have no gradient."""
-    legacy_confidence_penalty: bool = False
-    """As in the paper's code, the confidence penalty adds entropy where the paper's subtracts it."""
-    legacy_temp_scaling: bool = False
-    """As in the paper's code, under `temp_scaling` losses but cross-entropy take logits for probabilities,
-    and so does ResNet's penalty of its outputs."""
-    legacy_schedule: bool = False
-    """As in the paper's code, `warmup` and `reduce_on_plateau` have no effect."""
-    legacy_checkpoints: bool = False
-    """As in the paper's code, `model_checkpoints` are kept but not evaluated."""
+    model_name: str = _option("vgg", "The network.", "Task", choices=models.NAMES)
+    dataset_name: str = _option("cifar100", "The data set.", "Task", choices=data.DATASETS)
+    loss_name: str = _option(
+        "label_relaxation", "The loss; smoothing is cross_entropy with alpha.", "Task", choices=LOSSES
+    )
+    alpha: float = _option(0.0, _ALPHA + "confidence penalty's beta.", "Task")
+    seed: int = _option(
+        0, "Seed of split, weights, batches, dropout and augmentation.", "Task", high=2**32 - 1
+    )
+    epochs: int = _option(200, "Number of epochs.", low=1, high=_MILLION)
+    batch_size: int = _option(64, "Images per batch.", low=1, high=_MILLION)
+    initial_lr: float = _option(1e-3, "Learning rate.", above=True)
+    steps: tuple[int, ...] = _option(
+        (80, 120, 160, 180), "Epochs after which the learning rate drops, as 30,50.", high=_MILLION
+    )
+    lr_sched_multipler: float = _option(0.1, "Factor of each drop of the learning rate.", above=True)
+    decay: float = _option(0.0, "Decay of the learning rate per batch: rate / (1 + decay * batches).")
+    warmup: int = _option(0, "Epochs in which the learning rate rises to its initial value.", high=_MILLION)
+    gradient_clipping: float = _option(0.0, "Maximum absolute value of a gradient's elements; 0 for none.")
+    reduce_on_plateau: bool = _option(
+        False, "Reduce the learning rate after ten epochs without a better loss."
+    )
+    data_augmentation: bool = _option(True, "Shift and flip the training images at random.")
+    subtract_pixel_mean: bool = _option(True, "Subtract the mean of the training images.")
+    model_checkpoints: bool = _option(False, _CHECKPOINTS, "Evaluation")
+    test_run: bool = _option(False, "Evaluate on test data instead of validation data.", "Evaluation")
+    temp_scaling: bool = _option(
+        False, "Scale predictions with a temperature of held-out data.", "Evaluation"
+    )
+    temperature: str = _option(
+        "grid", "Choose it by ECE in the paper's grid, or by NLL.", "Evaluation", choices=("grid", "nll")
+    )
+    validation_share: float = _option(
+        0.25, "Validation data's share; the paper says 1/6.", "Evaluation", high=1, above=True
+    )
+    n_bins: int = _option(15, "Number of bins of the calibration error.", "Evaluation", low=1, high=1000)
+    # The behavior of the paper's code, by the names in LEGACY:
+    legacy_clip: bool = False  # clip probabilities (not of cross-entropy): saturated errors have no gradient
+    legacy_confidence_penalty: bool = False  # add the entropy to the loss instead of subtracting it
+    legacy_temp_scaling: bool = False  # losses and ResNet's penalty take logits for probabilities
+    legacy_schedule: bool = False  # ignore warmup and reduce_on_plateau
+    legacy_checkpoints: bool = False  # keep the best network but evaluate the last one
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps) if isinstance(self.steps, list) else self.steps)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-                with suppress(OverflowError):  # of an integer, which is then refused below
-                    object.__setattr__(self, field.name, float(value) + 0.0)  # -0 is 0, and named so
-        _one_of("model_name", self.model_name, models.NAMES)
-        _one_of("dataset_name", self.dataset_name, data.DATASETS)
-        _one_of("loss_name", self.loss_name, LOSSES)
-        _one_of("temperature", self.temperature, TEMPERATURES)
-        self._check_numbers()
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "bool" and not isinstance(value, bool):
-                raise ConfigError(f"Expected `{field.name}` to be True or False, but got {value!r}.")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+                with suppress(OverflowError):  # of an integer, which is refused below
+                    object.__setattr__(self, each.name, float(value) + 0.0)  # -0 becomes 0
+        for each in fields(self):
+            _check(each.name, getattr(self, each.name), str(each.type), **dict(each.metadata))
+        if self.loss_name in ("label_relaxation", "cross_entropy") and self.alpha >= 1:
+            raise _error("alpha", f"a number in [0, 1) for {self.loss_name}", self.alpha)
         size, least = data.image_shape(self.dataset_name)[1], models.least_size(self.model_name)
         if size < least:
             raise ConfigError(
@@ -122,73 +119,52 @@ class RunConfig:
                 f"but those of {self.dataset_name} have {size}."
             )
 
-    def _check_numbers(self) -> None:
-        below_one = self.loss_name in ("label_relaxation", "cross_entropy")
-        _number("alpha", self.alpha, 0, 1 if below_one else math.inf, f" for {self.loss_name}")
-        _integer("seed", self.seed, 0, 2**32 - 1)
-        for name in ("epochs", "batch_size"):
-            _integer(name, getattr(self, name), 1, 1_000_000)
-        _integer("warmup", self.warmup, 0, 1_000_000)
-        _integer("n_bins", self.n_bins, 1, 1000)  # the diagram shows each
-        _number("initial_lr", self.initial_lr, 0, math.inf, above=True)
-        _number("lr_sched_multipler", self.lr_sched_multipler, 0, math.inf, above=True)
-        _number("decay", self.decay, 0, math.inf)
-        _number("gradient_clipping", self.gradient_clipping, 0, math.inf)
-        _number("validation_share", self.validation_share, 0, 1, above=True)
-        if not isinstance(self.steps, tuple):
-            raise ConfigError(f"Expected `steps` to be rising epochs, but got {self.steps!r}.")
-        for step in self.steps:
-            _integer("steps", step, 0, 1_000_000)
-        if list(self.steps) != sorted(set(self.steps)):
-            raise ConfigError(f"Expected `steps` to be rising epochs, but got {self.steps!r}.")
-
     def to_dict(self) -> dict[str, Any]:
-        """All options, as JSON has them."""
+        """All options, as JSON stores them."""
         return {**asdict(self), "steps": list(self.steps)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The inverse of :meth:`to_dict`; options that are not there have their defaults."""
-        unknown = [name for name in values if name not in cls.__dataclass_fields__]
-        if unknown:
-            raise ConfigError(f"Expected options of a run, but got {unknown[0]!r}.")
+        """The inverse of :meth:`to_dict`; missing options have their defaults."""
+        for name in values:
+            if name not in cls.__dataclass_fields__:
+                raise ConfigError(f"Expected options of a run, but got {name!r}.")
         return cls(**values)
 
     def effective(self) -> RunConfig:
-        """The same run, with the options that do nothing in it at their defaults.
-
-        So a grid's runs of one loss keep their keys, whatever is asked of another.
-        """
-        scaled = self.temp_scaling
-        plain = self.loss_name == "cross_entropy"
+        """The same run with options that have no effect at their defaults, so that its key ignores them."""
+        scaled, plain = self.temp_scaling, self.loss_name == "cross_entropy"
+        penalty = self.legacy_confidence_penalty and self.loss_name == "confidence_penalty"
+        outputs = not plain or self.model_name == "resnet"  # which has a penalty of its outputs
         return replace(
             self,
             temperature=self.temperature if scaled else "grid",
             legacy_clip=self.legacy_clip and not plain,
-            legacy_confidence_penalty=self.legacy_confidence_penalty
-            and self.loss_name == "confidence_penalty",
-            legacy_temp_scaling=self.legacy_temp_scaling
-            and scaled
-            and (not plain or self.model_name == "resnet"),  # which has a penalty of its outputs
+            legacy_confidence_penalty=penalty,
+            legacy_temp_scaling=self.legacy_temp_scaling and scaled and outputs,
             legacy_schedule=self.legacy_schedule and bool(self.warmup or self.reduce_on_plateau),
             legacy_checkpoints=self.legacy_checkpoints and self.model_checkpoints,
         )
 
     @property
     def key(self) -> str:
-        """A name for the run, equal for equal configurations.
+        """The name of the run's folder, equal for equal configurations.
 
-        Options at their defaults do not count: a new option leaves older runs their names.
+        Options at their defaults do not count, so that a new option does not rename older runs.
         """
         changed = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
-        part = "test" if self.test_run else "validation"
         names = f"{self.model_name}-{self.dataset_name}-{self.loss_name}"
-        return f"{names}-{self.alpha:g}-seed{self.seed}-{part}-{digest}"
+        return f"{names}-{self.alpha:g}-seed{self.seed}-{self.part}-{digest}"
+
+    @property
+    def part(self) -> str:
+        """The data that the run is evaluated on: "test" or "validation"."""
+        return "test" if self.test_run else "validation"
 
     @property
     def loss_title(self) -> str:
-        """The loss as a reader names it: "label relaxation", "cross-entropy", "label smoothing"."""
+        """The name of the loss in tables: "label relaxation", "cross-entropy", "label smoothing"."""
         if self.loss_name == "cross_entropy":
             return "label smoothing" if self.alpha else "cross-entropy"
         return self.loss_name.replace("_", " ")
@@ -200,25 +176,50 @@ class RunConfig:
         return f"{self.loss_title}{alpha}{' + temperature' if self.temp_scaling else ''}"
 
 
+def _check(name: str, value: Any, type: str, low: float = 0, high: float = 0, **about: Any) -> None:
+    """Check a value against the type and the metadata of its field."""
+    above, choices = about.get("above", False), about.get("choices", ())
+    if type == "bool":
+        if not isinstance(value, bool):
+            raise _error(name, "True or False", value)
+    elif type == "str":
+        if value not in choices:
+            raise _error(name, f"one of {', '.join(choices)}", value)
+    elif type == "float":
+        if not (isinstance(value, float) and (low < value if above else low <= value) and value < high):
+            bounds = f"above {low:g}" if above else f"at least {low:g}"
+            bounds = bounds if math.isinf(high) else f"in {'(' if above else '['}{low:g}, {high:g})"
+            raise _error(name, f"a number {bounds}", value)
+    elif type == "int":
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise _error(name, f"an integer in [{low}, {high}]", value)
+    else:
+        for element in value if isinstance(value, tuple) else ():
+            _check(name, element, "int", low, high)
+        if not isinstance(value, tuple) or list(value) != sorted(set(value)):
+            raise _error(name, "increasing epochs", value)
+
+
+def _error(name: str, expected: str, value: Any) -> ConfigError:
+    return ConfigError(f"Expected argument `{name}` to be {expected}, but got {value!r}.")
+
+
 def hyperparameters(
     loss_name: str,
     model_name: str,
     dataset_name: str,
-    *,
     path: Path | None = None,
     short: bool = False,
     legacy: bool = False,
 ) -> dict[str, Any]:
     """The paper's hyperparameters, as options of :class:`RunConfig`.
 
-    Args:
-        loss_name, model_name, dataset_name: As in `RunConfig`.
-        path: A file of one's own, in the format of those in misc/, instead of theirs.
-        short: A schedule for machines without a GPU, the same for all losses, instead of the paper's.
-        legacy: What the paper's code has, where the supplement says otherwise: VGG16's row for the focal loss
-            and the confidence penalty, and none for DenseNetBC.
+    ``path`` is another file in their format; ``short`` selects a schedule for machines without a GPU;
+    ``legacy`` selects the rows of the paper's code where its supplement differs (VGG16 with the focal loss or
+    the confidence penalty; DenseNetBC has none).
     """
-    _one_of("loss_name", loss_name, LOSSES)
+    if loss_name not in LOSSES:
+        raise _error("loss_name", f"one of {', '.join(LOSSES)}", loss_name)
     file = str(path) if path else _SHORT if short else _FILES[loss_name]
     rows = _read(path) if path else load_json(file)
     key = f"{_NETWORKS.get(model_name, model_name)}_{dataset_name}"
@@ -227,25 +228,21 @@ def hyperparameters(
             raise ConfigError(f"{file} of the paper's code has no row {key}")
         key = f"legacy_{key}" if f"legacy_{key}" in rows else key
     if key not in rows:
-        hint = "; the short schedules have one" if file != _SHORT and key in load_json(_SHORT) else ""
+        hint = "; --short has one" if file != _SHORT and key in load_json(_SHORT) else ""
         raise ConfigError(f"{file} has no row {key}{hint}")
-    row = rows[key]
-    if not isinstance(row, dict):
+    if not isinstance(rows[key], dict):
         raise ConfigError(f"{file} has no options in its row {key}")
-    # The paper's files have strings for truth values.
-    truths = {"True": True, "true": True, "False": False, "false": False}
-    options = {
-        name: truths.get(value, value) if isinstance(value, str) else value for name, value in row.items()
-    }
+    # The paper's files store booleans as strings.
+    booleans = {"True": True, "true": True, "False": False, "false": False}
+    row = {name: booleans.get(v, v) if isinstance(v, str) else v for name, v in rows[key].items()}
     names = {"model_name": model_name, "dataset_name": dataset_name, "loss_name": loss_name}
-    for name in names:
-        if name in options:
-            raise ConfigError(f"{file}, row {key}: `{name}` cannot be set in a row")
+    for name in names.keys() & row.keys():
+        raise ConfigError(f"{file}, row {key}: `{name}` cannot be set in a row")
     try:
-        RunConfig.from_dict({**options, **names})
+        RunConfig.from_dict({**row, **names})
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{file}, row {key}: {error}") from error
-    return options
+    return row
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -258,26 +255,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(rows, dict):
         raise ConfigError(f"{path} is not an object of rows")
     return rows
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"Expected `{name}` to be one of {', '.join(known)}, but got {value!r}.")
-
-
-def _integer(name: str, value: Any, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ConfigError(f"Expected `{name}` to be an integer in [{least}, {most}], but got {value!r}.")
-
-
-def _number(
-    name: str, value: Any, least: float, below: float, where: str = "", *, above: bool = False
-) -> None:
-    inside = isinstance(value, float) and (least < value if above else least <= value) and value < below
-    if not inside:
-        upper = "" if math.isinf(below) else f", {below:g}"
-        opening = "(" if above else "["
-        wanted = (
-            f"in {opening}{least:g}{upper})" if upper else f"{'above' if above else 'at least'} {least:g}"
-        )
-        raise ConfigError(f"Expected `{name}` to be a number {wanted}{where}, but got {value!r}.")

@@ -1,8 +1,8 @@
-"""The data sets: where their files are, how they get there, and all images of one in memory.
+"""The data sets: digits from scikit-learn, the others from torchvision's files, in memory.
 
-Files, checksums and downloads are those of torchvision, in the folders where it looks for them; Debian's
-package ``dataset-fashion-mnist`` is found by itself. A file is unpacked whole or not at all, so that a full
-disk or an interrupted download leaves nothing that a later run would take for data.
+Files, checksums and downloads are torchvision's, in its folders; Debian's package ``dataset-fashion-mnist``
+is used where it is installed. Files are unpacked atomically, so that a full disk or an interrupted download
+leaves no partial file.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import replaced
+from .files import replaced
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 class DataError(Exception):
-    """A data set cannot be had; the message says why in one line."""
+    """A data set cannot be loaded; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Dataset:
 
 
 class _Files(NamedTuple):
-    """What torchvision calls a data set, what its images are, and the paper's share of test images."""
+    """A data set's torchvision class, image shape, number of classes and share of test images."""
 
     kind: str
     shape: tuple[int, int, int]
@@ -65,7 +65,7 @@ def image_shape(name: str) -> tuple[int, int, int]:
     return (1, 8, 8) if name == "digits" else _FILES[name].shape
 
 
-# What reading such files raises if their content is something else.
+# What readers raise for files of another format.
 _NOT_IDX = (AssertionError, KeyError, TypeError, ValueError, RuntimeError)
 _NOT_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
@@ -73,14 +73,9 @@ _Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def load(name: str, data_dir: Path) -> Dataset:
-    """Load a data set by name; ``data_dir`` is where files that do not come with a package are kept.
-
-    Files that are not there are copied from Debian's package or downloaded, with a progress bar on stderr.
-    """
-    if name == "imagenet":
-        raise DataError("imagenet cannot be loaded, as in the paper's code, which names and refuses it")
+    """Load a data set; missing files are copied from Debian's package or downloaded to ``data_dir``."""
     if name not in DATASETS:
-        raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
+        raise ValueError(f"Expected argument `name` to be one of {', '.join(DATASETS)}, but got {name!r}.")
     if name == "digits":
         return _digits()
     pixels, labels = _from_files(name, data_dir)
@@ -93,14 +88,14 @@ def _digits() -> Dataset:
 
     digits = load_digits()
     pixels, labels = digits.images[:, np.newaxis].astype(np.uint8), digits.target.astype(np.int64)
-    # Half for testing: on few images even a perfectly calibrated network has an ECE far from 0, here .010
-    # to .015 on a fifth of the digits (360 images) and .007 to .010 on half of them.
+    # Half for testing: the ECE is biased upwards on few images. A perfectly calibrated network has an ECE of
+    # .010 to .015 on a fifth of the digits (360 images) and of .007 to .010 on half of them.
     return Dataset("digits", pixels, labels, white=16, classes=10, test_share=Fraction(1, 2))
 
 
 def _from_files(name: str, data_dir: Path) -> _Arrays:
     try:
-        from torchvision import datasets  # takes seconds to import, and the digits do without
+        from torchvision import datasets  # slow to import, and not needed for the digits
     except ModuleNotFoundError as missing:
         raise DataError(f'{name} needs {missing.name}: pip install "lr-relax[study]"') from missing
 
@@ -119,9 +114,8 @@ def _from_files(name: str, data_dir: Path) -> _Arrays:
         if len(outside := labels[(labels < 0) | (labels >= files.classes)]):
             raise ValueError(f"expected labels from 0 to {files.classes - 1}, got {outside[0]}")
     except Exception as error:  # torchvision's readers raise whatever they stumble over
-        raise DataError(
-            f"{name} cannot be read from {folder} or downloaded to it: {_reason(error)}"
-        ) from error
+        reason = f"{name} cannot be read from {folder} or downloaded to it: {_reason(error)}"
+        raise DataError(reason) from error
     return pixels, labels
 
 
@@ -171,21 +165,17 @@ def _fetch_idx(torchvision_class: Any, archive: str, md5: str, path: Path) -> No
 
 
 def _cifar(torchvision_class: Any, folder: Path) -> _Arrays:
-    """Read the pickles, whose checksums torchvision knows: one that is missing or damaged is fetched anew."""
+    """Read the pickles; missing or damaged ones, by torchvision's checksums, are downloaded again."""
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
     meta = torchvision_class.meta
     pickles = [*torchvision_class.train_list, *torchvision_class.test_list, (meta["filename"], meta["md5"])]
     bad = [name for name, md5 in pickles if not check_integrity(folder / name, md5)]
     if bad:
-        folder.mkdir(parents=True, exist_ok=True)  # where that is forbidden, a download would be in vain
+        folder.mkdir(parents=True, exist_ok=True)
         with _about(f"{bad[0]} is missing or damaged, {torchvision_class.filename}", Exception):
-            download_and_extract_archive(
-                torchvision_class.url,
-                folder.parent,
-                filename=torchvision_class.filename,
-                md5=torchvision_class.tgz_md5,
-            )
+            archive = {"filename": torchvision_class.filename, "md5": torchvision_class.tgz_md5}
+            download_and_extract_archive(torchvision_class.url, folder.parent, **archive)
     parts = [torchvision_class(folder.parent, train=train) for train in (True, False)]
     channels_last = np.concatenate([part.data for part in parts])
     labels = np.concatenate([np.asarray(part.targets, dtype=np.int64) for part in parts])
@@ -193,22 +183,22 @@ def _cifar(torchvision_class: Any, folder: Path) -> _Arrays:
 
 
 class _Explained(Exception):
-    """An error whose message names the file that it is about."""
+    """An error whose message names the file."""
 
 
 @contextmanager
 def _about(what: str, *errors: type[Exception]) -> Iterator[None]:
-    """Have ``errors`` say what they are about."""
+    """Add ``what`` to the message of ``errors``."""
     try:
         yield
     except errors as error:
         if isinstance(error, HTTPError):
-            error.close()  # it is the server's answer, too
+            error.close()  # it holds the connection
         raise _Explained(f"{what}: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
-    """Why, in one line, without the numbers and brackets that only programs need."""
+    """The reason of an error in one line."""
     if isinstance(error, URLError) and isinstance(error.reason, OSError):
         error = error.reason
     if isinstance(error, OSError) and error.strerror:

@@ -1,75 +1,47 @@
-"""Pictures of tracked runs: reliability diagrams, and accuracy and ECE against alpha.
+"""Figures of results: reliability diagrams, and accuracy and ECE against alpha.
 
-The ending of the path tells the format. Matplotlib is only imported to draw.
+The suffix of the path selects the format. Matplotlib is imported when it is needed.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..plots import reliability_diagram
 from ..plots.reliability import GRID, MARKERS, MODELS
-from .atomic import replaced
-from .results import Result, pooled_curve
-from .summary import (
-    METRICS,
-    Configured,
-    Method,
-    Setting,
-    Statistic,
-    by_method,
-    by_setting,
-    counted,
-    usable,
-    value,
-)
+from .files import replaced
+from .folder import Result, Statistic, pooled_curve
+from .report import METRICS, Method, Setting, by_method, by_setting, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-    from .tracked import Record
-
 ENDINGS = (".png", ".pdf", ".svg")
 COLUMNS = 4  # of reliability diagrams
 
 
-T = TypeVar("T", bound=Configured)
-
-
 def reliability(results: Iterable[Result], path: Path) -> None:
-    """Save what :func:`draw_reliability` draws.
-
-    Raises:
-        ValueError: no results, or a path that does not end in .png, .pdf or .svg.
-        OSError: the path cannot be written to.
-    """
-    _check(path)
-    _save(draw_reliability(results), path)
+    """Save the figure of :func:`draw_reliability` as .png, .pdf or .svg."""
+    _save(draw_reliability, results, path)
 
 
-def against_alpha(records: Iterable[Record], path: Path) -> None:
-    """Save what :func:`draw_against_alpha` draws.
-
-    Raises:
-        ValueError: no runs of a loss with an alpha, or a path that does not end in .png, .pdf or .svg.
-        OSError: the path cannot be written to.
-    """
-    _check(path)
-    _save(draw_against_alpha(records), path)
+def against_alpha(results: Iterable[Result], path: Path) -> None:
+    """Save the figure of :func:`draw_against_alpha` as .png, .pdf or .svg."""
+    _save(draw_against_alpha, results, path)
 
 
 def draw_reliability(results: Iterable[Result]) -> Figure:
-    """Draw a reliability diagram per loss, over the predictions of all seeds pooled.
+    """Draw a reliability diagram per loss, of the pooled predictions of all seeds.
 
-    A loss with several results of one seed gets one per alpha. Settings stand below each other, and test data
-    below validation data.
+    A loss with several results of one seed gets one diagram per alpha. Settings, and validation and test
+    data, are drawn below each other.
     """
     from matplotlib.figure import Figure
 
@@ -95,19 +67,19 @@ def draw_reliability(results: Iterable[Result]) -> Figure:
     return figure
 
 
-def draw_against_alpha(records: Iterable[Record]) -> Figure:
+def draw_against_alpha(results: Iterable[Result]) -> Figure:
     """Draw accuracy and ECE against alpha: a line per loss, in a band of ± one standard deviation over seeds.
 
-    Alphas that lack some of the seeds, as alphas do that were tested only where they were the best, are
-    hollow and off the line, which would go from some seeds to others. Cross-entropy, which has no alpha, is a
-    level line. Settings stand below each other, and test data below validation data.
+    Alphas without results of some seeds are hollow markers off the line, because only the best alpha of each
+    seed may have been tested. Cross-entropy, which has no alpha, is a horizontal line. Settings, and
+    validation and test data, are drawn below each other.
     """
     from matplotlib.figure import Figure
 
     rows = [
         (f"{setting.title}: {data} data", by_method(group))
-        for setting, data, group in _by_setting_and_data(filter(usable, records))
-        if any(Method.of(record.config).has_alpha for record in group)
+        for setting, data, group in _by_setting_and_data(results)
+        if any(Method.of(result.config).has_alpha for result in group)
     ]
     if not rows:
         raise ValueError("There are no finished runs of a loss with an alpha to draw.")
@@ -122,20 +94,17 @@ def draw_against_alpha(records: Iterable[Record]) -> Figure:
                 which = everyone.index(method)
                 look = {"color": MODELS[which % len(MODELS)], "marker": MARKERS[which % len(MARKERS)]}
                 _draw_method(ax, method, *_statistics(runs, metric), look)
-            _draw_axes(
-                ax, metric, [run.config.alpha for m, runs in methods.items() if m.has_alpha for run in runs]
-            )
-        part.legend(
-            handles=[line for line in panels[0].get_lines() if not line.get_label().startswith("_")],
-            loc="outside lower center",
-            ncols=min(len(methods), 3),
-            frameon=False,
-            fontsize="small",
-        )
+            alphas = [
+                run.config.alpha for method, runs in methods.items() if method.has_alpha for run in runs
+            ]
+            _draw_axes(ax, metric, alphas)
+        lines = [line for line in panels[0].get_lines() if not line.get_label().startswith("_")]
+        place = {"loc": "outside lower center", "ncols": min(len(methods), 3)}
+        part.legend(handles=lines, frameon=False, fontsize="small", **place)
     return figure
 
 
-def _by_setting_and_data(items: Iterable[T]) -> Iterator[tuple[Setting, str, list[T]]]:
+def _by_setting_and_data(items: Iterable[Result]) -> Iterator[tuple[Setting, str, list[Result]]]:
     for setting, group in by_setting(items).items():
         for data in ("validation", "test"):
             if on_these := [item for item in group if item.config.test_run == (data == "test")]:
@@ -143,7 +112,7 @@ def _by_setting_and_data(items: Iterable[T]) -> Iterator[tuple[Setting, str, lis
 
 
 def _panels(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """What to pool, by its title."""
+    """The results to pool, by the title of their diagram."""
     panels: dict[str, list[Result]] = {}
     for method, group in by_method(results).items():
         seeds = [each.config.seed for each in group]
@@ -159,11 +128,11 @@ def _panels(results: Iterable[Result]) -> dict[str, list[Result]]:
 Statistics = dict[float, Statistic]  # by alpha, in ascending order
 
 
-def _statistics(runs: Iterable[Record], metric: str) -> tuple[Statistics, Statistics]:
-    """Over the seeds: of the alphas that have all of them, and of the others."""
+def _statistics(runs: Iterable[Result], metric: str) -> tuple[Statistics, Statistics]:
+    """Statistics over seeds: of the alphas with results of all seeds, and of the others."""
     values: dict[float, dict[int, float]] = {}
     for run in sorted(runs, key=lambda run: run.config.alpha):
-        values.setdefault(run.config.alpha, {})[run.config.seed] = value(run, metric)
+        values.setdefault(run.config.alpha, {})[run.config.seed] = getattr(run, metric)
     seeds = {seed for of_alpha in values.values() for seed in of_alpha}
     whole: Statistics = {}
     others: Statistics = {}
@@ -196,7 +165,7 @@ def _draw_method(
 
 
 def _draw_axes(ax: Axes, metric: str, alphas: Sequence[float]) -> None:
-    """On a logarithmic scale, as the grids are; if 0 is among them, linear up to the smallest other alpha."""
+    """A logarithmic scale, linear between 0 and the smallest other alpha if 0 is among them."""
     first, last = min((alpha for alpha in alphas if alpha > 0), default=1.0), max(alphas)
     if min(alphas) > 0:
         ax.set_xscale("log")
@@ -219,11 +188,9 @@ def _head(part: SubFigure, title: str, width: float) -> None:
     part.suptitle(textwrap.fill(title, int(11 * width)), fontsize="medium")
 
 
-def _check(path: Path) -> None:
+def _save(draw: Callable[[Iterable[Result]], Figure], results: Iterable[Result], path: Path) -> None:
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"Expected argument `path` to end in {', '.join(ENDINGS)}, but got {path}.")
-
-
-def _save(figure: Figure, path: Path) -> None:
+    figure = draw(results)
     with replaced(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)

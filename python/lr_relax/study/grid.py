@@ -1,7 +1,7 @@
-"""Many runs: networks x data sets x losses x alphas x seeds, on an engine; then tests of the best alphas.
+"""Many runs: the paper's grids of alpha, the choice of the best, and runs on an engine.
 
-Every run has a folder of its own. A grid that is started again skips what has finished and goes on with the
-rest.
+Every run has a folder of its own. A grid that is started again skips finished runs and resumes the others.
+Source of the grids: the code of Lienen and Hüllermeier, AAAI 2021.
 """
 
 from __future__ import annotations
@@ -11,45 +11,38 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from . import results, search
 from .config import RunConfig
 from .engines import Job, Outcome
-from .results import Result, ResultError
+from .folder import FolderError, Result, load_result
 
 Engine = Callable[[Sequence[Job]], Iterator[Outcome]]
-"""Runs jobs somewhere and gives their outcomes as they come."""
+"""Runs jobs somewhere and yields their outcomes as they finish."""
 
+_WEIGHTS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4)
+GRIDS = {
+    "label_relaxation": _WEIGHTS,
+    "cross_entropy": (0.0, *_WEIGHTS),
+    "focal": (0.1, 0.2, 0.5, 1.0, 2.0, 3.5, 5.0),
+    "confidence_penalty": (0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0),
+}
+"""The alphas to choose from, by loss."""
+LEGACY_GRIDS = {**GRIDS, "cross_entropy": _WEIGHTS}
+"""The same without plain cross-entropy, which the paper's code omits."""
 CRITERIA = ("accuracy", "ece")
-"""What the best alpha can be chosen by."""
+"""The metrics by which an alpha can be chosen."""
 
 
-def jobs(configs: Iterable[RunConfig], out: Path, data_dir: Path, command: str) -> list[Job]:
-    """A job for each different run, in a folder of ``out``; workers may have another working folder."""
-    distinct = {config.key: config for config in configs}
-    out, data_dir = out.absolute(), data_dir.absolute()
-    return [Job(config, out / key, data_dir, command) for key, config in distinct.items()]
-
-
-def run(todo: Sequence[Job], engine: Engine) -> Iterator[Outcome]:
-    """The outcomes of all jobs: first of those that have finished before, then the others' as they come."""
-    open_jobs = []
-    for job in todo:
-        result = None
-        with suppress(ResultError, OSError):  # the worker will tell
-            result = results.load(job.folder)
-        if result is None:
-            open_jobs.append(job)
-        else:
-            yield Outcome(job, result, "")
-    if open_jobs:
-        yield from engine(open_jobs)
+def best(results: Iterable[Result], criterion: str) -> Result:
+    """The result with the highest accuracy or the lowest ECE; of ties, the one with the smallest alpha."""
+    sign = -1 if criterion == "accuracy" else 1
+    return min(results, key=lambda result: (sign * getattr(result, criterion), result.config.alpha))
 
 
 def best_tested(finished: Iterable[Result], criteria: Sequence[str]) -> list[RunConfig]:
-    """The test runs of what validation runs show to be the best alphas, by each criterion.
+    """The test runs of the alphas that are best on validation data, by each criterion.
 
-    Runs that differ in their alpha only are compared, plain cross-entropy not with label smoothing, as the
-    paper's tables have a line for each.
+    Only runs that differ in nothing but alpha are compared, and plain cross-entropy not with label smoothing,
+    because the paper's tables have a row for each.
     """
     groups: dict[tuple[RunConfig, str], list[Result]] = {}
     for result in finished:
@@ -57,8 +50,30 @@ def best_tested(finished: Iterable[Result], criteria: Sequence[str]) -> list[Run
         if not config.test_run:
             groups.setdefault((replace(config, alpha=0.0), config.loss_title), []).append(result)
     chosen = [
-        search.final(search.best(group, by_ece=by == "ece").config)
+        replace(best(group, criterion).config, test_run=True)
         for group in groups.values()
-        for by in criteria
+        for criterion in criteria
     ]
     return list(dict.fromkeys(chosen))
+
+
+def jobs(configs: Iterable[RunConfig], out: Path, data_dir: Path, command: str) -> list[Job]:
+    """A job for each distinct run, with absolute paths, because workers may have another working folder."""
+    distinct = {config.key: config for config in configs}
+    out, data_dir = out.absolute(), data_dir.absolute()
+    return [Job(config, out / key, data_dir, command) for key, config in distinct.items()]
+
+
+def run(todo: Sequence[Job], engine: Engine) -> Iterator[Outcome]:
+    """The outcomes of all jobs: first those that have finished before, then the others as they finish."""
+    remaining = []
+    for job in todo:
+        result = None
+        with suppress(FolderError, OSError):  # the worker reports them
+            result = load_result(job.folder)
+        if result is None:
+            remaining.append(job)
+        else:
+            yield Outcome(job, result, "")
+    if remaining:
+        yield from engine(remaining)

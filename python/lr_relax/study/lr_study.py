@@ -1,4 +1,4 @@
-"""``python -m lr_relax.study.lr_study``: the paper's script, which is ``lr-relax study``."""
+"""``python -m lr_relax.study.lr_study``: the paper's script."""
 
 from .cli.study import study
 

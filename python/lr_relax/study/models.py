@@ -1,10 +1,10 @@
-"""The networks of the study, layer by layer as the paper's code has them, by the names that it gives them.
+"""The networks of the study, layer by layer as in the paper's code.
 
-All take images with their channels first and give logits, where the paper's code ends with a softmax; their
-values, initial weights and penalties are otherwise its own (Lienen and Hüllermeier, AAAI 2021,
+They take images with channels first and return logits, where the paper's code ends with a softmax; their
+values, initial weights and penalties are those of the paper's code (Lienen and Hüllermeier, AAAI 2021,
 https://github.com/julilien/LabelRelaxation). TensorFlow pads images asymmetrically under a stride, but only
-1x1 convolutions have one here, which pad nothing. ReLU is in place everywhere, as no backward pass asks for
-what it overwrites: DenseNet takes a fifth less time.
+1x1 convolutions have one here, which pad nothing. ReLU is in place
+everywhere, as no backward pass needs its input: this saves a fifth of DenseNet's time.
 """
 
 from __future__ import annotations
@@ -15,42 +15,32 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .network import ImageNorm, Network, RowNorm, glorot_uniform, he_normal, initialise
+from .network import ImageNorm, Network, RowNorm, glorot_uniform, he_normal, initialize
 
 
 def build(name: str, input_shape: Sequence[int], n_classes: int) -> Network:
-    """A network of that name with new weights, drawn from torch's global generator.
-
-    Args:
-        name: "simple_dense", "vgg" (VGG16), "resnet" (ResNet56V2) or "densenet" (DenseNet-BC of 100 layers).
-        input_shape: Channels, height and width of an image; for simple_dense any shape.
-        n_classes: The number of logits, at least 2.
-    """
+    """A network with new weights from torch's global generator; ``input_shape`` is (C, H, W) of an image."""
     if name not in NAMES:
         names = ", ".join(repr(known) for known in NAMES[:-1])
         raise ValueError(f"Expected argument `name` to be {names} or {NAMES[-1]!r}, but got {name!r}.")
     shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(
-            f"Expected argument `input_shape` to be a sequence of positive integers, but got {input_shape!r}."
-        )
+        expected = "a sequence of positive integers"
+        raise ValueError(f"Expected argument `input_shape` to be {expected}, but got {input_shape!r}.")
     if not isinstance(n_classes, int) or n_classes < 2:
-        raise ValueError(
-            f"Expected argument `n_classes` to be an integer of at least 2, but got {n_classes!r}."
-        )
+        expected = "an integer of at least 2"
+        raise ValueError(f"Expected argument `n_classes` to be {expected}, but got {n_classes!r}.")
     if name == "simple_dense":
         return simple_dense(math.prod(shape), n_classes)
     make, least = _OF_IMAGES[name]
     if len(shape) != 3 or min(shape[1:]) < least:
-        raise ValueError(
-            f"Expected argument `input_shape` to be channels, height and width, of at least {least} pixels, "
-            f"for {name!r}, but got {shape}."
-        )
+        expected = f"channels, height and width, of at least {least} pixels, for {name!r}"
+        raise ValueError(f"Expected argument `input_shape` to be {expected}, but got {shape}.")
     return make(*shape, n_classes)
 
 
 def simple_dense(n_inputs: int, n_classes: int) -> Network:
-    """Two hidden layers of 1024 ReLU units, initialised as in Keras: Glorot-uniform weights, zero biases."""
+    """Two hidden layers of 1024 ReLU units, initialized as in Keras: Glorot-uniform weights, zero biases."""
     network = Network(
         nn.Flatten(),
         nn.Linear(n_inputs, 1024),
@@ -59,14 +49,14 @@ def simple_dense(n_inputs: int, n_classes: int) -> Network:
         nn.ReLU(inplace=True),
         nn.Linear(1024, n_classes),
     )
-    initialise(network, glorot_uniform)
+    initialize(network, glorot_uniform)
     return network
 
 
 def vgg(channels: int, height: int, width: int, n_classes: int) -> Network:
     """VGG16 (Simonyan and Zisserman, 2015) for small images, with batch norm after each ReLU, and dropout.
 
-    Of the three dense layers are left one of 512 units and the last. All weights but its have an L2 penalty.
+    It has one hidden dense layer of 512 units. All weights except the last layer's have an L2 penalty.
     """
     layers: list[nn.Module] = []
     n_in = channels
@@ -80,7 +70,7 @@ def vgg(channels: int, height: int, width: int, n_classes: int) -> Network:
     layers += [nn.Dropout(0.5), nn.Flatten(), nn.Linear(512 * (height // 32) * (width // 32), 512)]
     layers += [nn.ReLU(inplace=True), RowNorm(512), nn.Dropout(0.5), nn.Linear(512, n_classes)]
     network = Network(*layers, l2=5e-4)
-    initialise(network, glorot_uniform)
+    initialize(network, glorot_uniform)
     return network
 
 
@@ -100,7 +90,7 @@ def resnet(channels: int, height: int, width: int, n_classes: int) -> Network:
     pooled = [math.ceil(size / 4) // 8 for size in (height, width)]
     layers.append(nn.Linear(n_in * math.prod(pooled), n_classes))
     network = Network(*layers, l2=1e-4, last_l2=1e-2, activity_l2=1e-2)
-    initialise(network, he_normal)
+    initialize(network, he_normal)
     return network
 
 
@@ -108,7 +98,7 @@ class _Bottleneck(nn.Module):
     """Adds a 1x1, a 3x3 and a 1x1 convolution, each after norm and ReLU, to the input.
 
     Where the number of channels changes, the input goes through a 1x1 convolution of its own. An input that
-    is already normalised and ``activated`` is not so again.
+    is already normalized and ``activated`` is not so again.
     """
 
     def __init__(self, n_in: int, n_inner: int, n_out: int, stride: int, *, activated: bool) -> None:
@@ -150,7 +140,7 @@ def densenet(channels: int, height: int, width: int, n_classes: int) -> Network:
     layers += [ImageNorm(n_out), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     layers.append(nn.Linear(n_out, n_classes))
     network = Network(*layers)
-    initialise(network, glorot_uniform)
+    initialize(network, glorot_uniform)
     return network
 
 

@@ -1,6 +1,6 @@
-"""What the study's networks share: Keras's regularisers, initial weights and batch normalisation.
+"""Parts of the study's networks: Keras's regularizers, initializers and batch normalization.
 
-The paper's code is Keras; where its layers differ from PyTorch's, these are Keras's (Lienen and Hüllermeier,
+Where Keras, which the paper's code uses, differs from PyTorch, these follow Keras (Lienen and Hüllermeier,
 AAAI 2021, https://github.com/julilien/LabelRelaxation).
 """
 
@@ -16,22 +16,16 @@ NORM_EPS, NORM_MOMENTUM = 1e-3, 0.01  # the share of the new batch; Keras counts
 
 
 class Network(nn.Sequential):
-    """Layers in a row that give logits, and the penalties that belong to the loss in training.
+    """A sequence of layers that returns logits, and the penalties that training adds to the loss.
 
-    The penalty of the weights is wanted in one of two places:
+    The weight penalty belongs either in the loss, ``loss(logits, labels) + network.weight_penalty()``, as in
+    Keras, or as weight decay in the optimizer, ``SGD(network.parameter_groups(), ...)``: the same steps, and
+    faster, unless gradients are clipped, because Keras clips the sum. The activity penalty always belongs in
+    the loss.
 
-    - In the loss, ``loss(logits, labels) + network.weight_penalty() + network.activity_penalty(logits)``.
-      This is what Keras does and reports.
-    - In the optimiser, ``SGD(network.parameter_groups(), ...)``, as weight decay. `torch.optim.SGD` adds the
-      penalty's gradient to the loss's before momentum, so that the steps are the same, and faster. They are
-      not if gradients are clipped: Keras clips the sum. The activity penalty stays in the loss.
-
-    Args:
-        layers: As for `torch.nn.Sequential`.
-        l2: Factor of the sum of squares of the weights of each convolution and linear layer but the last.
-            Biases and batch normalisation have no penalty.
-        last_l2: The same for the last.
-        activity_l2: Factor of the mean over rows of the sum of squares of the probabilities.
+    ``l2`` is the factor of the sum of squares of each convolution's and linear layer's weights, ``last_l2``
+    that of the last one; ``activity_l2`` is the factor of the mean over rows of the probabilities' sum of
+    squares.
     """
 
     def __init__(self, *layers: Any, l2: float = 0.0, last_l2: float = 0.0, activity_l2: float = 0.0) -> None:
@@ -44,18 +38,14 @@ class Network(nn.Sequential):
         return sum(terms, next(self.parameters()).new_zeros(()))
 
     def activity_penalty(self, logits: Tensor, *, of_logits: bool = False) -> Tensor:
-        """The penalty of a batch's probabilities: it is the greater, the more certain they are.
-
-        ``of_logits=True`` is for logits instead, which the paper's code penalises where it is to choose a
-        temperature, as its network then ends without a softmax.
-        """
+        """The penalty of a batch's probabilities, or of logits where the paper's code has no softmax."""
         if not self.activity_l2:
             return logits.new_zeros(())
         outputs = logits if of_logits else logits.softmax(1)
         return self.activity_l2 * outputs.square().sum() / len(logits)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """All parameters for an optimiser; a weight decay of 2 l2 has the gradient of the weight penalty."""
+        """All parameters for an optimizer; a weight decay of 2 l2 has the gradient of the weight penalty."""
         factors = dict(self._factors())
         groups: dict[float, list[nn.Parameter]] = {}
         for parameter in self.parameters():
@@ -69,17 +59,15 @@ class Network(nn.Sequential):
         yield last.weight, self.last_l2
 
 
-def initialise(model: nn.Module, weights: Callable[[Tensor], Tensor]) -> None:
+glorot_uniform = nn.init.xavier_uniform_  # Keras's default
+
+
+def initialize(model: nn.Module, weights: Callable[[Tensor], Tensor]) -> None:
     """Give every convolution and linear layer new weights, and biases of zero."""
     for layer in _weighted_layers(model):
         weights(layer.weight)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-
-
-def glorot_uniform(weight: Tensor) -> Tensor:
-    """Keras's default, uniform within sqrt(6 / (fan in + fan out)) (Glorot and Bengio, 2010); in place."""
-    return nn.init.xavier_uniform_(weight)
 
 
 def he_normal(weight: Tensor) -> Tensor:
@@ -93,14 +81,14 @@ def he_normal(weight: Tensor) -> Tensor:
 
 
 class ImageNorm(nn.BatchNorm2d):
-    """Batch normalisation of images; the moving variance is of unbiased variances, in Keras as in PyTorch."""
+    """Batch normalization of images; the moving variance is of unbiased variances, in Keras as in PyTorch."""
 
     def __init__(self, n_channels: int) -> None:
         super().__init__(n_channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
 
 
 class RowNorm(nn.BatchNorm1d):
-    """Batch normalisation of rows; the moving variance is of biased variances, in Keras but not in PyTorch.
+    """Batch normalization of rows; the moving variance is of biased variances, in Keras but not in PyTorch.
 
     A batch may be a single row.
     """

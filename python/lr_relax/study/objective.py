@@ -1,6 +1,6 @@
-"""What a run minimises: its loss, by default the paper's, by option as the paper's code computes it.
+"""The loss that a run minimizes: the paper's, or with the legacy options as the paper's code computes it.
 
-The functions take logits (rows, classes) and class indices (rows,) and give the mean over the rows.
+Criteria map logits (N, C) and class indices (N,) to the mean over the rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CLIP = 1e-7  # Keras's epsilon
 
 
 def criterion(config: RunConfig) -> Criterion:
-    """The loss that the configuration names."""
+    """The loss of a configuration."""
     name, alpha = config.loss_name, config.alpha
     if name == "cross_entropy":
         return CrossEntropyLoss(label_smoothing=alpha)
@@ -40,16 +40,16 @@ def criterion(config: RunConfig) -> Criterion:
         return LabelRelaxationLoss(alpha)
     if name == "focal":
         return FocalLoss(alpha)
-    penalised = ConfidencePenaltyLoss(alpha)
+    penalized = ConfidencePenaltyLoss(alpha)
     if not config.legacy_confidence_penalty:
-        return penalised
+        return penalized
     cross_entropy = CrossEntropyLoss()
     # CE + beta H = 2 CE - (CE - beta H)
-    return lambda logits, target: 2 * cross_entropy(logits, target) - penalised(logits, target)
+    return lambda logits, target: 2 * cross_entropy(logits, target) - penalized(logits, target)
 
 
 def clipped_label_relaxation(outputs: Tensor, target: Tensor, alpha: float) -> Tensor:
-    """Label relaxation of each row as the paper's code has it: clipped, and zero from ``1 - alpha`` on."""
+    """Label relaxation of each row in the paper's code: clipped, and zero for p[target] >= 1 - alpha."""
     p = (outputs / outputs.sum(1, keepdim=True)).clamp(CLIP, 1 - CLIP)
     is_target = torch.nn.functional.one_hot(target, p.shape[1]).bool()
     others = p.masked_fill(is_target, 0).sum(1, keepdim=True)
@@ -59,13 +59,13 @@ def clipped_label_relaxation(outputs: Tensor, target: Tensor, alpha: float) -> T
 
 
 def clipped_focal(outputs: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """The focal loss of each row as the paper's code has it."""
+    """The focal loss of each row in the paper's code."""
     p = outputs.clamp(CLIP, 1 - CLIP).gather(1, target[:, None])[:, 0]
     return -((1 - p) ** gamma) * p.log()
 
 
 def clipped_confidence_penalty(outputs: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Cross-entropy plus beta times the entropy, of each row; the paper's penalty has a negative beta."""
+    """Cross-entropy plus beta times the entropy of each row; the paper's penalty has a negative beta."""
     p = outputs.clamp(CLIP, 1 - CLIP)
     entropy = -(p * p.log()).sum(1)
     return -p.gather(1, target[:, None])[:, 0].log() + beta * entropy

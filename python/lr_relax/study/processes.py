@@ -1,9 +1,9 @@
-"""The processes that train one network together, under torchrun; without it, one process.
+"""Distributed training of one network under torchrun; without it there is one process.
 
 torchrun --standalone --nproc-per-node 2 -m lr_relax.study.lr_study --model_name resnet ...
 
-Only the first process touches files and tells anything. What it reads it gives to the others, and so it does
-with its errors, so that all end where one cannot go on.
+Only the first process (rank 0) reads and writes files and prints. It broadcasts what it reads, and its
+errors, so that all processes end when one cannot continue.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class ProcessesError(Exception):
-    """The processes cannot work together; the message says why in one line."""
+    """The processes cannot train together; the message is one line."""
 
 
 def start(device: torch.device) -> torch.device:
-    """Join the other processes, if torchrun has started several; the device of this one."""
+    """Join the process group if torchrun has started several processes; return this process's device."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return device
@@ -40,7 +40,7 @@ def start(device: torch.device) -> torch.device:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     elif os.environ.get("LOCAL_WORLD_SIZE") == str(size):
-        # All are on this machine. Left alone, gloo asks for the host's name, which may lead nowhere.
+        # All are on this machine. By default gloo resolves the host name, which may fail.
         for loopback in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     try:
@@ -52,24 +52,24 @@ def start(device: torch.device) -> torch.device:
     return device
 
 
-def let_the_first_tell(seconds: float = 30) -> None:
-    """Wait, in the other processes, for the first to tell what is wrong and to end; torchrun then ends all.
+def wait_for_the_first(seconds: float = 30) -> None:
+    """In other processes than the first, wait for it to report the error and exit; torchrun then ends all.
 
-    An error of this process alone is told after that time.
+    After that time this process reports its own error.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
         time.sleep(seconds)
 
 
-def is_loss_of_another(error: BaseException) -> bool:
-    """Whether this is what torch raises where another process has ended."""
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether torch raised this error because another process has ended."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo/transport" in str(error)
     )
 
 
 class Processes:
-    """Who of how many this one is, and what they do together."""
+    """The rank of this process, the number of processes, and their collective operations."""
 
     def __init__(self) -> None:
         together = dist.is_available() and dist.is_initialized()
@@ -79,8 +79,8 @@ class Processes:
     def share(self, rows: int) -> tuple[slice, float]:
         """This process's rows of a batch, and the factor of their mean.
 
-        With the factor, the average over the processes is the mean over the batch. Where there are fewer
-        rows than processes, some get one that does not count.
+        The average over the processes, with the factors, is the mean over the batch. If there are fewer rows
+        than processes, the others get one row with factor 0.
         """
         if self.rank >= rows:
             return slice(1), 0.0
@@ -94,7 +94,7 @@ class Processes:
         return values
 
     def first(self, compute: Callable[[], T]) -> T:
-        """What the first process computes, for all, or raises, in all."""
+        """Return the first process's result in all processes, or raise its error in all."""
         if self.size == 1:
             return compute()
         outcome: list[tuple[T | None, Exception | None]] = [(None, None)]

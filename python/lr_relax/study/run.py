@@ -1,13 +1,11 @@
-"""One run: from its configuration to a result, through a folder that it can be resumed from.
+"""One run: from its configuration to a result, in a folder from which it can be resumed.
 
-The folder has the checkpoint of the last whole epoch, and in the end, in its place, the result. A run that
-was killed goes on when it is started again, to the same result bit for bit; one that has a result is not
-repeated.
+A run that was killed resumes from the checkpoint of the last complete epoch and gives the same bits as an
+uninterrupted one; a finished run is not repeated.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -26,23 +24,23 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..metrics import ReliabilityCurve, TemperatureScaling, brier_score, reliability_curve
-from . import checkpoint, data, models, results, splits
-from .atomic import occupied, replaced
-from .checkpoint import CheckpointError
+from . import data, files, models, splits
+from . import folder as store
 from .config import RunConfig
+from .folder import CHECKPOINT, DIAGRAM, MODEL, Metrics, Result
 from .processes import Processes
-from .results import Metrics, Result
 from .training import Batch, DivergedError, Epoch, Training, predict
-
-CHECKPOINT, CONFIG, MODEL, DIAGRAM = "checkpoint.pt", "config.json", "model.pt", "reliability.png"
 
 
 class RunError(Exception):
-    """A run cannot go on; the message says why in one line."""
+    """A run cannot continue; the message is one line."""
 
 
 class RunDivergedError(RunError):
-    """The loss or the predictions are no longer finite, in all processes."""
+    """The loss or the predictions are not finite."""
+
+
+ERRORS = (RunError, store.FolderError, files.CheckpointError, OSError)
 
 
 def run(
@@ -56,24 +54,13 @@ def run(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_batch: Callable[[Batch], None] = lambda batch: None,
 ) -> Result:
-    """Train and evaluate as ``config`` says. Seeds torch's global generator.
+    """Train and evaluate a network, resuming from ``folder``. Seeds torch's global generator.
 
-    Args:
-        config: All that determines the result.
-        dataset: What `data.load` returned, if it is there already.
-        folder: Of this run alone, made if need be; without one nothing is written.
-        data_dir: Where the data set's files are, or are put.
-        device: Where to train.
-        command: What the result says that it came from.
-        on_epoch: Gets every epoch, those before a resumed checkpoint too.
-        on_batch: Gets every batch.
+    Without a folder nothing is written. ``dataset`` is the data set if it is loaded, ``command`` the command
+    line to record. ``on_epoch`` gets every epoch, those before a resumed checkpoint included.
 
-    Raises:
-        ValueError: `model_checkpoints` without a folder, or another data set than that of the configuration.
-        DataError: The data set cannot be had.
-        RunError: The loss is no longer finite, or the folder holds something else; likewise ResultError and
-            CheckpointError.
-        OSError: The folder cannot be written, or another process trains the same run in it.
+    Raises ValueError for arguments that contradict each other, DataError if the data cannot be loaded,
+    `ERRORS` if the training diverges or the folder is in use, damaged, of another run, or cannot be written.
     """
     if config.model_checkpoints and folder is None:
         raise ValueError("Expected argument `folder` to be a path for `model_checkpoints`, but got None.")
@@ -82,14 +69,14 @@ def run(
     device, processes = torch.device(device), Processes()
     with ExitStack() as stack:
         if folder is not None:
-            processes.first(lambda: stack.enter_context(occupied(folder)))
-            if (finished := processes.first(lambda: results.load(folder))) is not None:
+            processes.first(lambda: stack.enter_context(files.locked(folder)))
+            if (finished := processes.first(lambda: store.load_result(folder))) is not None:
                 if finished.config != config:
-                    raise RunError(f"{folder} is the folder of another run")
+                    raise store.FolderError(f"{folder} is the folder of another run")
                 for epoch in finished.history:
                     on_epoch(epoch)
                 return finished
-            processes.first(lambda: _begin(folder, config))
+            processes.first(lambda: store.claim(folder, config))
         start = time.perf_counter()
         if dataset is None:
             dataset = processes.first(lambda: data.load(config.dataset_name, data_dir))
@@ -102,7 +89,7 @@ def run(
                 subtract_mean=config.subtract_pixel_mean,
                 validation_share=config.validation_share,
             )
-        except ValueError as error:  # of a part that would be empty
+        except ValueError as error:  # of an empty part
             raise RunError(f"{config.dataset_name} cannot be split: {error}") from error
         torch.manual_seed(config.seed)
         network = models.build(config.model_name, split.mean_image.shape, dataset.classes)
@@ -117,84 +104,72 @@ def run(
         def evaluated() -> dict[str, Any]:
             if folder is not None and config.model_checkpoints and not config.legacy_checkpoints:
                 _load_best(network, folder / MODEL)
-            return _evaluate(config, network, split)
+            return _evaluate(config, network, split, folder)
 
         try:
             while len(training.epochs) < config.epochs:
                 epoch = training.epoch(on_batch)
                 if folder is not None:
-                    processes.first(lambda: _keep(training, seconds(), folder))
+                    processes.first(lambda: _save(training, seconds(), folder))
                 on_epoch(epoch)
             evaluation = processes.first(evaluated)
         except DivergedError as error:
             raise RunDivergedError(str(error)) from error
 
-        result = Result(
-            config=config,
-            n_train=len(split.train_labels),
-            n_eval=len(split.eval_labels),
-            **evaluation,
-            history=training.epochs,
-            seconds=seconds(),
-            environment=environment(device),
-            command=command,
-        )
+        about: dict[str, Any] = {"seconds": seconds(), "environment": environment(device), "command": command}
+        sizes: dict[str, Any] = {"n_train": len(split.train_labels), "n_eval": len(split.eval_labels)}
+        result = Result(config=config, history=training.epochs, **sizes, **evaluation, **about)
         if folder is not None:
             processes.first(lambda: _finish(folder, result))
         return result
 
 
-def _begin(folder: Path, config: RunConfig) -> None:
-    """Write down whose folder it is; RunError if it is another run's."""
-    path = folder / CONFIG
-    if path.exists():
-        try:
-            former = RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise RunError(f"{path} is not the configuration of a run, delete it to go on") from error
-        if former != config:
-            raise RunError(f"{folder} is the folder of another run")
-        return
-    with replaced(path) as temporary:
-        temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
-
-
 def _resume(training: Training, path: Path) -> float:
-    """Go on from the checkpoint, if there is one; the seconds that it took."""
-    processes, cpu = training.processes, torch.device("cpu")  # each process has its own device
-    state = processes.first(lambda: checkpoint.load(path, cpu) if path.exists() else None)
+    """Load the checkpoint, if there is one; return the time that it took."""
+    state = training.processes.first(lambda: files.load_checkpoint(path) if path.exists() else None)
     if state is None:
         return 0.0
     try:
         training.load_state_dict(state)
         return float(state["seconds"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise RunError(f"{path} is not a checkpoint of this run, delete it to start anew") from error
+        raise RunError(f"{path} is not a checkpoint of this run, delete it to start over") from error
 
 
 def _load_best(network: torch.nn.Module, path: Path) -> None:
     try:
-        network.load_state_dict(checkpoint.load(path, torch.device("cpu"))["network"])
-    except (FileNotFoundError, CheckpointError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise RunError(f"{path} is no longer the best network: delete {path.parent} to start anew") from error
+        network.load_state_dict(files.load_checkpoint(path)["network"])
+    except (
+        FileNotFoundError,
+        files.CheckpointError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        raise RunError(f"{path} is not the best network, delete {path.parent} to start over") from error
 
 
-def _keep(training: Training, seconds: float, folder: Path) -> None:
-    """Write the checkpoint, and the model if it is the best so far."""
-    if training.config.model_checkpoints and _is_best(training):
-        checkpoint.save({"network": training.network.state_dict()}, folder / MODEL)
-    checkpoint.save({**training.state_dict(), "seconds": seconds}, folder / CHECKPOINT)
+def _save(training: Training, seconds: float, folder: Path) -> None:
+    """Write the checkpoint, and the network if it is the best so far."""
+    if training.config.model_checkpoints and _is_best(training.epochs):
+        files.save_checkpoint({"network": training.network.state_dict()}, folder / MODEL)
+    files.save_checkpoint({**training.state_dict(), "seconds": seconds}, folder / CHECKPOINT)
 
 
-def _is_best(training: Training) -> bool:
-    """Whether the last epoch has the first best validation accuracy; without validation the last is kept."""
-    *before, last = [epoch.val_accuracy for epoch in training.epochs]
+def _is_best(epochs: list[Epoch]) -> bool:
+    """Whether the last epoch has the first best validation accuracy; True without validation data."""
+    *before, last = [epoch.val_accuracy for epoch in epochs]
     return last is None or all(accuracy is None or last > accuracy for accuracy in before)
 
 
-def _evaluate(config: RunConfig, network: torch.nn.Module, split: splits.Split) -> dict[str, Any]:
-    """The fields of a result that tell how good the network is."""
+def _evaluate(
+    config: RunConfig, network: torch.nn.Module, split: splits.Split, folder: Path | None
+) -> dict[str, Any]:
+    """The fields of the result that depend on the predictions, which are saved."""
     logits, labels = predict(network, split.eval_images), split.eval_labels
+    if folder is not None:
+        store.save_predictions(logits, labels, folder)
     temperature = unscaled = None
     if config.temp_scaling:
         unscaled = _metrics(logits, labels, config.n_bins)[0]
@@ -225,28 +200,27 @@ def _metrics(logits: Tensor, labels: Tensor, n_bins: int) -> tuple[Metrics, Reli
 
 
 def _finish(folder: Path, result: Result) -> None:
-    """Put the result in the place of the checkpoint."""
+    """Draw the diagram, write the result and remove the checkpoint."""
     from matplotlib.figure import Figure
 
     from ..plots import reliability_diagram
 
     figure = Figure(figsize=(3.6, 4.4), layout="constrained")
-    reliability_diagram(results.pooled_curve([result]), ax=figure.subplots(), title=result.config.title)
-    with replaced(folder / DIAGRAM) as temporary:
+    reliability_diagram(store.pooled_curve([result]), ax=figure.subplots(), title=result.config.title)
+    with files.replaced(folder / DIAGRAM) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-    results.save(result, folder)
+    store.save_result(result, folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What a result should say about where it comes from."""
-    cuda = device.type == "cuda"
+    """Versions and hardware to record in a result."""
     return {
         "lr_relax": version("lr-relax"),
         "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": str(torch.get_num_threads()),
         "processes": str(Processes().size),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -255,13 +229,13 @@ def environment(device: torch.device) -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """The commit of the checkout that the package is in, "" if it is installed otherwise."""
+    """The commit of the checkout that contains the package, "" if it is installed otherwise."""
     root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
-        return ""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        asked = subprocess.run(describe, cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        known: dict[str, Any] = {"cwd": root, "capture_output": True, "text": True, "timeout": 10}
+        return (
+            subprocess.run(describe, check=True, **known).stdout.strip() if (root / ".git").exists() else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return asked.stdout.strip()

@@ -1,8 +1,8 @@
-"""The paper's protocol: what of a data set one run is trained and evaluated on.
+"""The paper's protocol: how a run splits a data set into training, evaluation and held-out data.
 
-The paper's code merges a data set's train and test files and splits them anew for every seed: first the test
-part is drawn, then, for temperature scaling, 15 % of the rest, then, to choose hyperparameters, a quarter of
-what remains for validation. Pixels are scaled to [0, 1] and lose the mean image of what is trained on.
+The paper's code merges a data set's train and test files and splits them again for every seed: first the test
+part is drawn, then, for temperature scaling, 15 % of the rest, then, for validation runs, a quarter of what
+remains. Pixels are scaled to [0, 1], and the mean image of the training part is subtracted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from .data import Dataset
 
 SCALING_SHARE = 0.15  # of what is not test data
-VALIDATION_SHARE = 0.25  # of what is left then; the paper says 1/6
+VALIDATION_SHARE = 0.25  # of what remains; the paper says 1/6
 
 
 class Rows(NamedTuple):
@@ -32,15 +32,15 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """What one run is trained and evaluated on: pixels in [0, 1] minus the mean image, and class indices."""
+    """The data of a run: pixels (N, C, H, W) in [0, 1] minus the mean image, and class indices (N,)."""
 
-    train_images: Tensor  # (images, channels, height, width)
+    train_images: Tensor
     train_labels: Tensor
     eval_images: Tensor
     eval_labels: Tensor
-    scaling_images: Tensor  # to fit the temperature to; no rows without temperature scaling
+    scaling_images: Tensor  # to fit the temperature to; empty without temperature scaling
     scaling_labels: Tensor
-    mean_image: Tensor  # of the training part; zeros if it was not to be subtracted
+    mean_image: Tensor  # of the training part, or zeros
 
 
 def split_rows(
@@ -77,25 +77,18 @@ def split(
     subtract_mean: bool = True,
     validation_share: float = VALIDATION_SHARE,
 ) -> Split:
-    """Split as the paper's code does: the rows are the same, in the same order, for the same seed.
+    """Split as the paper's code does: the same rows in the same order for the same seed.
 
-    Args:
-        dataset: What :func:`data.load` returned.
-        seed: The random state of the split.
-        validation: Set the test part aside and evaluate on a part of the rest, to choose hyperparameters.
-        temperature: Set a part aside to fit a temperature to.
-        subtract_mean: Subtract the mean image of the training part from all images.
-        validation_share: How much of what is not for the test nor the temperature is for validation.
+    ``validation`` evaluates on a part of the training data instead of the test data, ``temperature`` holds
+    out a part to fit a temperature to.
     """
+    which = {"validation": validation, "temperature": temperature}
     rows = split_rows(
-        len(dataset.labels),
-        dataset.test_share,
-        seed,
-        validation=validation,
-        temperature=temperature,
-        validation_share=validation_share,
+        len(dataset.labels), dataset.test_share, seed, validation_share=validation_share, **which
     )
-    images = [_scaled(dataset, part) for part in rows]
+    images = [dataset.pixels[part].astype(np.float32) for part in rows]
+    for part in images:
+        part /= dataset.white
     mean_image = np.zeros_like(images[0][0])
     if subtract_mean:
         # NumPy's float32 mean, rounding included: what the paper's code subtracts.
@@ -104,19 +97,5 @@ def split(
             part -= mean_image
     train_images, eval_images, scaling_images = map(torch.from_numpy, images)
     train_labels, eval_labels, scaling_labels = (torch.from_numpy(dataset.labels[part]) for part in rows)
-    return Split(
-        train_images=train_images,
-        train_labels=train_labels,
-        eval_images=eval_images,
-        eval_labels=eval_labels,
-        scaling_images=scaling_images,
-        scaling_labels=scaling_labels,
-        mean_image=torch.from_numpy(mean_image),
-    )
-
-
-def _scaled(dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The images of some rows, in [0, 1]; only these are ever in memory as floats."""
-    images = dataset.pixels[rows].astype(np.float32)
-    images /= dataset.white
-    return images
+    evaluation = (eval_images, eval_labels, scaling_images, scaling_labels)
+    return Split(train_images, train_labels, *evaluation, torch.from_numpy(mean_image))

@@ -1,68 +1,98 @@
-"""What a run tells while it runs and when it is over: to MLflow and, on request, to TensorBoard.
+"""Tracking: runs are sent to MLflow, where it is installed, and on request to TensorBoard.
 
-Both get the epochs one by one, each epoch once however often the run is resumed. Tracking never costs a
-result: if MLflow fails, there is one warning, the run goes on, and what is missing is sent later.
+Tracking never costs a result: if a store fails there is one warning, this process sends nothing more to it,
+and the run continues. The same command started again sends everything again under the same run id.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import re
+import sqlite3
+import textwrap
 import time
-import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from .atomic import replaced
-from .mlflow_store import TrackingError, absolute, calls, connect, without_password
+from .config import RunConfig
+from .files import replaced
+from .folder import DIAGRAM, PREDICTIONS, RESULT, Result
+from .training import Epoch
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
-    from .config import RunConfig
-    from .results import Result
-    from .training import Epoch
-
+EXPERIMENT = "LabelRelaxationStudy"
 CURVES = ("loss", "accuracy", "lr", "val_loss", "val_accuracy", "val_ece")
-ARTIFACTS = ("result.json", "reliability.png")
-BATCH = 100  # epochs
-PARENT, REASON = "mlflow.parentRunId", "lr_relax.reason"  # tags
+# MLflow's defaults wait for two minutes and retry seven times. Variables that are set are not changed.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_SHORT = {
+    "label relaxation": "LR",
+    "cross-entropy": "CE",
+    "label smoothing": "LS",
+    "confidence penalty": "CP",
+}
 LOGGER = logging.getLogger(__name__)
 
-# When a store that failed may be tried again, by URI; it is shared, as the next run would find the same.
-_failed: dict[str, float] = {}
-RETRY_AFTER = 60.0  # seconds
+_failed: set[str] = set()  # stores that failed in this process
+
+
+class TrackingError(Exception):
+    """A store cannot be used; the message is one line."""
+
+
+def default_uri() -> str:
+    """MLflow's own default, a file in the working folder; "none" where MLflow is not installed."""
+    if find_spec("mlflow") is None:
+        return "none"
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+def run_name(config: RunConfig, *, search: bool = False) -> str:
+    """The name of a run or of the search for its alpha: "LR 0.05 · digits · seed 0 · test"."""
+    loss = [_SHORT.get(config.loss_title, config.loss_title)]
+    loss += [f"{config.alpha:g}"] * (not search and config.loss_title != "cross-entropy")
+    loss += ["+ T"] * config.temp_scaling
+    network = [config.model_name] * (config.model_name != "simple_dense")
+    part = "search" if search else config.part
+    return " · ".join([" ".join(loss), *network, config.dataset_name, f"seed {config.seed}", part])
 
 
 def curves(epoch: Epoch) -> dict[str, float]:
-    """What is drawn over the epochs: what is known of them."""
+    """The metrics of an epoch that are known."""
     values = {name: getattr(epoch, name) for name in CURVES}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def final_metrics(result: Result) -> dict[str, float]:
-    """The metrics of a finished run, by the names that they have in MLflow."""
-    accuracy = "test_accuracy" if result.config.test_run else "validation_accuracy"
-    metrics = {
-        accuracy: result.accuracy,
-        **{name: getattr(result, name) for name in ("ece", "nll", "brier", "seconds")},
-    }
+    """The metrics of a finished run, by their names in MLflow."""
+    metrics = {f"{result.config.part}_accuracy": result.accuracy}
+    metrics |= {name: getattr(result, name) for name in ("ece", "nll", "brier", "seconds")}
     if result.unscaled is not None:
         metrics |= {"unscaled_ece": result.unscaled.ece, "unscaled_nll": result.unscaled.nll}
     return metrics
 
 
 class Tracker:
-    """A run in MLflow, or one with further runs below it, as a search or a grid is.
+    """A run in MLflow, or a search or grid with nested runs. ``uri`` "none" tracks nothing; no method raises.
 
-    Its folder's ``tracking.json`` says which of MLflow's runs it is, so that a resumed run goes on in it; in
-    another store or experiment, or after a deletion, it starts anew there. Where MLflow fails, no method
-    raises. An interrupted run stays RUNNING in MLflow until it is resumed.
+    The folder's ``tracking.json`` stores MLflow's run id, so that a resumed run continues there; in another
+    store or experiment, or after a deletion, a new run is created. An interrupted run stays RUNNING until it
+    is resumed. ``every`` tracks every nth epoch and the last one; ``parent`` is the ``run_id`` of a search or
+    grid.
     """
 
     def __init__(
@@ -71,267 +101,254 @@ class Tracker:
         experiment: str,
         *,
         folder: Path,
-        params: Mapping[str, Any],
         name: str,
-        kind: str = "run",
-        parent: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        started: float | None = None,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        parent: str = "",
         every: int = 1,
     ) -> None:
-        """Create the run in MLflow, or find it again.
-
-        Args:
-            uri: Of the store; see MLflow's ``--tracking-uri``.
-            experiment: Its name.
-            folder: Of the run; it gets ``tracking.json``, and in the end ``result.json`` and
-                ``reliability.png`` are taken from it.
-            params: The run's parameters.
-            name: The run's name.
-            kind: "run", "search" or "grid".
-            parent: The ``run_id`` of the search or grid that the run belongs to.
-            tags: Further tags.
-            started: When the run was started if not now, as :func:`time.time` says it.
-            every: Of so many epochs the first is tracked, as is the last of a finished run.
-        """
-        self.uri, self.experiment, self.run_id = absolute(uri), experiment, ""
-        self._path = folder / "tracking.json"
-        self._folder, self._name = folder, name
-        self._started = time.time() if started is None else started
-        self._params = _texts(params)
-        self._tags = {"lr_relax.kind": kind, "lr_relax.version": version("lr-relax"), **(tags or {})}
-        if parent:
-            self._tags[PARENT] = parent
-        self._mlflow: MlflowClient | None = None  # None: not connected
-        self._epochs: dict[int, tuple[int, dict[str, float]]] = {}  # their times and curves
-        self._sent: set[int] = set()
-        self._every = every
-        self._complete = False
-        if not self._waiting():
-            with self._at_no_cost():
-                self._connect()
+        self.uri, self.experiment, self.run_id = uri, experiment, ""
+        self._folder, self._every, self._elapsed, self._done = folder, every, 0.0, False
+        tags = {**tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        self._send(lambda mlflow: self._start(mlflow, name, params, tags))
 
     @classmethod
     def of_run(
-        cls,
-        config: RunConfig,
-        uri: str,
-        experiment: str,
-        *,
-        folder: Path,
-        command: str = "",
-        parent: str | None = None,
-        started: float | None = None,
-        every: int = 1,
+        cls, config: RunConfig, uri: str, experiment: str, *, folder: Path, command: str = "", **options: Any
     ) -> Tracker:
-        """The tracker of a single run, with the parameters and tags that tables and figures look for."""
-        return cls(
-            uri,
-            experiment,
-            folder=folder,
-            params=config.to_dict(),
-            name=config.key,
-            parent=parent,
-            tags={"lr_relax.key": config.key, "lr_relax.command": command},
-            started=started,
-            every=every,
-        )
+        """The tracker of a single run."""
+        about = {"lr_relax.kind": "run", "lr_relax.key": config.key, "lr_relax.command": command}
+        name, params = run_name(config), config.to_dict()
+        return cls(uri, experiment, folder=folder, name=name, params=params, tags=about, **options)
+
+    def _start(
+        self, mlflow: MlflowClient, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> None:
+        """Find MLflow's run or create it."""
+        from mlflow.exceptions import MlflowException
+
+        path = self._folder / "tracking.json"
+        store = {"uri": _shown(self.uri), "experiment": self.experiment}
+        run = None
+        with suppress(OSError, ValueError, KeyError, TypeError, MlflowException):
+            state = json.loads(path.read_text(encoding="utf-8"))
+            run = mlflow.get_run(state["run_id"]) if {**state, **store} == state else None
+        if run is None or run.info.lifecycle_stage != "active":
+            experiment = _experiment(mlflow, self.uri, self.experiment)
+            run = mlflow.create_run(experiment, tags=dict(tags), run_name=name)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with replaced(path) as temporary:
+                temporary.write_text(json.dumps({**store, "run_id": run.info.run_id}), encoding="utf-8")
+        self.run_id, self._started = run.info.run_id, run.info.start_time
+        for tag in [tag for tag, value in tags.items() if run.data.tags.get(tag) != value]:
+            mlflow.set_tag(self.run_id, tag, tags[tag])
+        # A finished run is complete, but a search or a grid may have become larger.
+        self._done = run.info.status == "FINISHED" and tags["lr_relax.kind"] == "run"
+        if not self._done:
+            mlflow.update_run(self.run_id, "RUNNING")
+            self._log(mlflow, {n: v for n, v in params.items() if n not in run.data.params}, {})
 
     def epoch(self, epoch: Epoch) -> None:
-        """Track an epoch; one that MLflow has already is not sent again."""
-        if epoch.epoch % self._every:
-            return
-        self._epochs.setdefault(epoch.epoch, (_milliseconds(time.time()), curves(epoch)))
-        if not self._waiting():
-            with self._at_no_cost():
-                self._send_epochs(self._connect())
+        """Log the curves of an epoch."""
+        self._elapsed += epoch.seconds
+        if epoch.epoch % self._every == 0:
+            self._log_epoch(epoch)
+
+    def _log_epoch(self, epoch: Epoch) -> None:
+        def send(mlflow: MlflowClient) -> None:
+            when = self._started + round(
+                1000 * self._elapsed
+            )  # an epoch that is logged again is the same point
+            self._log(mlflow, {}, curves(epoch), when, epoch.epoch)
+
+        self._send(send)
 
     def finished(
         self,
         result: Result | None = None,
-        *,
         params: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Send whatever is missing and end the run.
-
-        Args:
-            result: Of a run. A search or a grid has none.
-            params: What has only become known now, such as the chosen alpha of a search.
-            metrics: Further metrics; see :func:`final_metrics`.
-        """
-        final, found, tags = dict(metrics or {}), dict(params or {}), {}
+        """Log the final metrics and the folder's files and end the run; searches and grids have no result."""
+        final, found = dict(metrics or {}), dict(params or {})
         if result is not None:
-            final = final_metrics(result) | final
-            if result.temperature is not None:
-                found["T"] = result.temperature
-            if commit := result.environment.get("commit"):
-                tags["mlflow.source.git.commit"] = commit
-            ended = time.time()
-            for epoch in reversed(result.history):
-                if epoch.epoch % self._every == 0 or epoch is result.history[-1]:
-                    self._epochs.setdefault(epoch.epoch, (_milliseconds(ended), curves(epoch)))
-                ended -= epoch.seconds
-        with self._at_no_cost():
-            mlflow = self._connect()
-            if self._complete:
-                return
-            self._send_epochs(mlflow)
-            run = mlflow.get_run(self.run_id)
-            self._send(mlflow, run, _texts(found), tags, final)
-            if REASON in run.data.tags:
-                mlflow.delete_tag(self.run_id, REASON)
-            for artifact in ARTIFACTS:
-                if (self._folder / artifact).is_file():
-                    mlflow.log_artifact(self.run_id, self._folder / artifact)
+            final |= final_metrics(result)
+            found |= {"T": result.temperature} if result.temperature is not None else {}
+            if (last := result.history[-1]).epoch % self._every:
+                self._log_epoch(last)
+
+        def send(mlflow: MlflowClient) -> None:
+            self._log(mlflow, found, final)
+            if result is not None:
+                mlflow.set_tag(self.run_id, "mlflow.source.git.commit", result.environment.get("commit", ""))
+                for name in (RESULT, DIAGRAM, PREDICTIONS):
+                    if (self._folder / name).is_file():
+                        mlflow.log_artifact(self.run_id, self._folder / name)
+            mlflow.set_tag(self.run_id, "lr_relax.reason", "")
             mlflow.set_terminated(self.run_id, "FINISHED")
-            self._complete = True
+            self._done = True
+
+        self._send(send)
 
     def failed(self, reason: str) -> None:
-        """Send the epochs that are missing and end the run as failed. It may be resumed nevertheless."""
-        with self._at_no_cost():
-            mlflow = self._connect()
-            if self._complete:
-                return
-            self._send_epochs(mlflow)
-            mlflow.set_tag(self.run_id, REASON, reason)
+        """End the run as failed, with the reason as a tag. It can be resumed."""
+
+        def send(mlflow: MlflowClient) -> None:
+            mlflow.set_tag(self.run_id, "lr_relax.reason", reason)
             mlflow.set_terminated(self.run_id, "FAILED")
 
-    def _connect(self) -> MlflowClient:
-        """Find MLflow's run or create it, and learn what it has already."""
-        if self._mlflow is not None:
-            return self._mlflow
-        mlflow, experiment_id = connect(self.uri, self.experiment)
-        run = self._find(mlflow, experiment_id) or self._create(mlflow, experiment_id)
-        self.run_id = run.info.run_id
-        self._save({**self._state(), "run_id": self.run_id})
-        # A run that is over is left alone, but a search or a grid may have become larger.
-        self._complete = run.info.status == "FINISHED" and self._tags["lr_relax.kind"] == "run"
-        if not self._complete:
-            if run.info.status != "RUNNING":
-                mlflow.update_run(self.run_id, "RUNNING")
-            if REASON in run.data.tags:
-                mlflow.delete_tag(self.run_id, REASON)
-            self._send(mlflow, run, self._params, self._tags, {})
-        elif PARENT in self._tags and PARENT not in run.data.tags:  # it was trained before, on its own
-            mlflow.set_tag(self.run_id, PARENT, self._tags[PARENT])
-        self._sent = {metric.step for metric in mlflow.get_metric_history(self.run_id, "loss")}
-        self._mlflow = mlflow
-        return mlflow
+        self._send(send)
 
-    def _find(self, mlflow: MlflowClient, experiment_id: str) -> Run | None:
-        """MLflow's run, unless it is in another store or deleted."""
-        state = self._state()
-        if (state.get("uri"), state.get("experiment")) != (without_password(self.uri), self.experiment):
-            return None
-        found = mlflow.search_runs(
-            [experiment_id], f"tags.`lr_relax.token` = '{state['token']}'", max_results=1
-        )
-        return found[0] if found else None
-
-    def _create(self, mlflow: MlflowClient, experiment_id: str) -> Run:
-        # The token is kept first: if the answer with the run's id is lost, the run is found nevertheless.
-        token = uuid.uuid4().hex
-        self._save({"uri": without_password(self.uri), "experiment": self.experiment, "token": token})
-        return mlflow.create_run(
-            experiment_id,
-            start_time=_milliseconds(self._started),
-            tags={**self._tags, "lr_relax.token": token},
-            run_name=self._name,
-        )
-
-    def _send_epochs(self, mlflow: MlflowClient) -> None:
-        """Send the epochs that MLflow lacks. A batch, of 1000 values at most, arrives whole or not at all."""
-        from mlflow.entities import Metric
-
-        if self._complete:
-            return
-        missing = sorted(self._epochs.keys() - self._sent)
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
-            metrics = [
-                Metric(name, value, self._epochs[step][0], step)
-                for step in batch
-                for name, value in self._epochs[step][1].items()
-            ]
-            mlflow.log_batch(self.run_id, metrics)
-            self._sent.update(batch)
-
-    def _send(
+    def _log(
         self,
         mlflow: MlflowClient,
-        run: Run,
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
+        params: Mapping[str, Any],
         metrics: Mapping[str, float],
+        when: int | None = None,
+        step: int = 0,
     ) -> None:
-        """Send what the run lacks of these; parameters cannot be changed, in MLflow."""
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Metric, Param
 
-        now, there = _milliseconds(time.time()), run.data.metrics
-        mlflow.log_batch(
-            self.run_id,
-            [Metric(name, value, now, 0) for name, value in metrics.items() if there.get(name) != value],
-            [Param(name, value) for name, value in params.items() if name not in run.data.params],
-            [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value],
-        )
+        when = round(1000 * time.time()) if when is None else when
+        points = [Metric(name, value, when, step) for name, value in metrics.items()]
+        mlflow.log_batch(self.run_id, points, [Param(name, str(value)) for name, value in params.items()])
 
-    def _state(self) -> dict[str, str]:
+    def _send(self, action: Callable[[MlflowClient], None]) -> None:
+        """Call MLflow, unless there is nothing to send; an error costs one warning for all runs."""
+        if self.uri == "none" or self.uri in _failed or self._done:
+            return
         try:
-            state = json.loads(self._path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return state if isinstance(state, dict) and "token" in state else {}
-
-    def _save(self, state: Mapping[str, str]) -> None:
-        if state != self._state():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with replaced(self._path) as temporary:
-                temporary.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-
-    def _waiting(self) -> bool:
-        return time.monotonic() < _failed.get(self.uri, 0)
-
-    @contextmanager
-    def _at_no_cost(self) -> Iterator[None]:
-        """Whatever fails is told once and sent by a later call, which asks what has arrived."""
-        try:
-            with calls(self.uri):
-                yield
+            with _calls(self.uri):
+                action(_client(self.uri))
         except TrackingError as error:
-            self._mlflow = None
-            if self.uri not in _failed:
-                LOGGER.warning("tracking is interrupted; the run goes on, the rest is sent later: %s", error)
-            _failed[self.uri] = time.monotonic() + RETRY_AFTER
-        else:
-            _failed.pop(self.uri, None)
+            _failed.add(self.uri)
+            LOGGER.warning("%s; the run continues without tracking, the same command sends it later", error)
+
+
+def check(uri: str, experiment: str = EXPERIMENT) -> None:
+    """Raise TrackingError unless runs can be tracked there; a missing store or experiment is created."""
+    if find_spec("mlflow") is None:
+        raise TrackingError('MLflow is not installed: pip install "lr-relax[mlflow]"')
+    with _calls(uri):
+        mlflow = _client(uri)
+        mlflow.set_experiment_tag(_experiment(mlflow, uri, experiment), "lr_relax.checked", str(time.time()))
+
+
+def absolute(uri: str) -> str:
+    """The URI of the same store from every working folder."""
+    database = _database(uri)
+    return uri if database is None else f"sqlite:///{database}"
+
+
+def _experiment(mlflow: MlflowClient, uri: str, name: str) -> str:
+    """The id of the experiment, which is created if needed."""
+    found = mlflow.get_experiment_by_name(name)
+    if found is None:
+        database = _database(uri)  # whose folder gets the artifacts, not the working folder
+        artifacts = None if database is None else (database.parent / "mlruns").as_uri()
+        with suppress(Exception):  # if another process is faster
+            return str(mlflow.create_experiment(name, artifacts))
+        found = mlflow.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(f"the experiment {name} cannot be created or is deleted: choose another name")
+    return str(found.experiment_id)
+
+
+def _client(uri: str) -> MlflowClient:
+    """A client; databases are opened first, because MLflow would retry for minutes."""
+    from mlflow import MlflowClient
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    scheme = uri.partition(":")[0]
+    if (database := _database(uri)) is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        if not database.exists():
+            _create(database)
+        with closing(sqlite3.connect(database, timeout=5)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+    elif scheme.partition("+")[0] in DATABASE_ENGINES:
+        import sqlalchemy
+
+        sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
+    with suppress(UnsupportedModelRegistryStoreURIException):
+        return MlflowClient(uri)
+    raise TrackingError(f"{scheme!r} is no kind of store; use sqlite:///mlflow.db or http://host:port")
+
+
+def _database(uri: str) -> Path | None:
+    """The file of an SQLite store."""
+    if not uri.startswith("sqlite:"):
+        return None
+    path = uri.removeprefix("sqlite:///")
+    if path in (uri, "", ":memory:") or re.search(r"\?|%[0-9A-Fa-f]{2}", path):
+        raise TrackingError(f"expected a file without ? and %XX, as sqlite:///mlflow.db, but got {uri!r}")
+    return Path(path).absolute()
+
+
+def _create(database: Path) -> None:
+    """Create MLflow's tables in another place first, because a second process may start at the same time."""
+    from mlflow import MlflowClient
+
+    with TemporaryDirectory(dir=database.parent, prefix=f".{database.name}.") as folder:
+        aside = Path(folder) / database.name
+        MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
+        try:
+            os.link(aside, database)  # unlike renaming, this never replaces a file
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(aside, database)
+
+
+@contextmanager
+def _calls(uri: str) -> Iterator[None]:
+    """Call MLflow quietly and with bounded waits; errors become a TrackingError of one line."""
+    ours = {name: value for name, value in SETTINGS.items() if name not in os.environ}
+    os.environ.update(ours)
+    disabled = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        text = str(error).partition("\n[SQL")[0]  # without the statement, nested causes, or a page of HTML
+        if "Max retries exceeded" in text:
+            text = f"no server answers ({text.rpartition(': ')[2].rstrip(')')})"
+        reason = textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__
+        raise TrackingError(f"MLflow at {_shown(uri)}: {reason}") from error
+    finally:
+        logging.disable(disabled)
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _shown(uri: str) -> str:
+    """The URI without a password."""
+    return re.sub(r"(?<=://)[^/@]+@", "", uri)
 
 
 class TensorBoard:
-    """The same curves in TensorBoard's files; a resumed run tells all its epochs again, and these count.
-
-    Where they can no longer be written, there is a warning, and no more of them.
-    """
+    """The curves as TensorBoard logs; a resumed run replaces its former ones. A failure costs one warning."""
 
     def __init__(self, folder: Path) -> None:
-        """TrackingError if TensorBoard is missing; the folder is made with the first epoch."""
+        """TrackingError if TensorBoard is missing; the folder is created with the first epoch."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as missing:
-            raise TrackingError(
-                'the logs for TensorBoard need tensorboard: pip install "lr-relax[tensorboard]"'
-            ) from missing
-        self._new, self._folder = SummaryWriter, folder
+            reason = '--tensorboard needs tensorboard: pip install "lr-relax[tensorboard]"'
+            raise TrackingError(reason) from missing
+        self._new, self._folder, self._failed = SummaryWriter, folder, False
         self._writer: SummaryWriter | None = None
-        self._failed = False
 
     def epoch(self, epoch: Epoch) -> None:
-        """Write the curves' values of an epoch; the first call hides what the folder has from there on."""
+        """Write the curves of an epoch; the first call hides what the folder has from there on."""
         if self._failed:
             return
-        with self._at_no_cost():
+        with self._warning():
             if self._writer is None:
                 self._writer = self._new(str(self._folder), purge_step=epoch.epoch)
             for name, value in curves(epoch).items():
@@ -339,23 +356,14 @@ class TensorBoard:
             self._writer.flush()
 
     def close(self) -> None:
-        if self._writer is None or self._failed:
-            return
-        with self._at_no_cost():
-            self._writer.close()
+        if self._writer is not None and not self._failed:
+            with self._warning():
+                self._writer.close()
 
     @contextmanager
-    def _at_no_cost(self) -> Iterator[None]:
+    def _warning(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self._failed = True
             LOGGER.warning("%s has no logs for TensorBoard from here on: %s", self._folder, error)
-
-
-def _texts(params: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in params.items()}
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(1000 * seconds)

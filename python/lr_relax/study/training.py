@@ -1,9 +1,9 @@
-"""Trains a network, epoch by epoch, and predicts with it.
+"""Training of a network, epoch by epoch, and prediction.
 
-An epoch draws its batches, dropout and augmentation from generators that the run's seed and the number of the
-epoch alone determine: a run that goes on from a checkpoint sees what the uninterrupted one would have seen,
-bit for bit. Under torchrun each process takes its share of every batch; gradients are averaged over the
-batch, so that the steps are those of one process but for rounding, dropout, and batch norm over a share.
+Batches, dropout and augmentation of an epoch come from generators that are seeded with the run's seed and the
+number of the epoch only: a run that resumes from a checkpoint gives the same bits as an uninterrupted one.
+Under torchrun each process takes its share of every batch, and gradients are averaged over the batch: the
+steps equal those of one process except for rounding, dropout, and batch norm over a share.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .augmentation import augmented
 from .config import RunConfig
 from .network import Network
 from .objective import criterion
-from .optimiser import KerasSGD, Plateau, Schedule
+from .optimizer import KerasSGD, Plateau, Schedule
 from .processes import Processes
 from .splits import Split
 
@@ -34,23 +34,19 @@ CHANNELS_LAST = ("vgg", "resnet")
 
 
 class DivergedError(Exception):
-    """The loss, or what the network gives, is no longer finite; the message says so in one line."""
+    """The loss or the predictions are not finite; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is known after an epoch; the validation's numbers are None in test runs."""
+    """Metrics of an epoch; those on validation data are None in test runs."""
 
-    epoch: int
-    """Counted from 0."""
+    epoch: int  # from 0
     loss: float
-    """The mean over the batches, each before its step, without the penalty of the weights."""
+    """Mean over the batches, each before its step, without the penalty of the weights."""
     accuracy: float
-    """Likewise."""
-    lr: float
-    """The learning rate of the last step."""
-    val_loss: float | None
-    """Cross-entropy."""
+    lr: float  # of the last step
+    val_loss: float | None  # cross-entropy
     val_accuracy: float | None
     val_ece: float | None
     seconds: float
@@ -58,35 +54,28 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Batch:
-    """How far an epoch is."""
+    """Progress within an epoch."""
 
-    epoch: int
-    """Counted from 0."""
+    epoch: int  # from 0
     done: int
     batches: int
-    totals: Tensor
-    """Of the loss and of the hits; a reader on another device has to wait for them."""
+    totals: Tensor  # sums of the losses and of correct predictions; reading them waits for the device
     rows: int
 
     @property
-    def loss(self) -> float:
-        """The mean so far."""
-        return float(self.totals[0]) / self.rows
-
-    @property
-    def accuracy(self) -> float:
-        """The mean so far."""
-        return float(self.totals[1]) / self.rows
+    def means(self) -> tuple[float, float]:
+        """Loss and accuracy so far."""
+        return float(self.totals[0]) / self.rows, float(self.totals[1]) / self.rows
 
 
 class Training:
-    """A network in training; its state_dict is all that a later process needs to go on.
+    """A network in training; its state_dict is all that a later process needs to resume.
 
     Args:
-        config: Of the run.
-        split: What to train on, and to validate on after each epoch unless the run is a test run.
-        network: What to train; it is moved to the device.
-        device: Where to train.
+        config: The run's configuration.
+        split: The training data, and the validation data unless the run is a test run.
+        network: The network to train; it is moved to the device.
+        device: The device to train on.
     """
 
     def __init__(self, config: RunConfig, split: Split, network: Network, *, device: torch.device) -> None:
@@ -100,7 +89,7 @@ class Training:
         clipped = config.gradient_clipping > 0
         # Keras clips the gradient of loss and penalty together.
         parameters = self.network.parameters() if clipped else self.network.parameter_groups()
-        self.optimiser = KerasSGD(parameters, config.initial_lr)
+        self.optimizer = KerasSGD(parameters, config.initial_lr)
         self.schedule = Schedule(
             config.initial_lr,
             config.steps,
@@ -115,28 +104,28 @@ class Training:
             self.parallel = DistributedDataParallel(
                 self.network, device_ids=[device] if device.type == "cuda" else None
             )
-            # After its first backward pass DDP orders the gradients anew, and with them the terms of their
-            # sums. With that behind it, a resumed run adds as the uninterrupted one does.
+            # DDP reorders its gradient buckets, and so the terms of sums, after the first backward pass. A
+            # backward pass now makes a resumed run add in the same order as an uninterrupted one.
             self.parallel.eval()
             self.parallel(self.images[:1]).sum().backward()
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "plateau": asdict(self.plateau),
             "epochs": [asdict(epoch) for epoch in self.epochs],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.plateau = Plateau(**state["plateau"])
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
 
     def epoch(self, on_batch: Callable[[Batch], None] = lambda batch: None) -> Epoch:
-        """Train for an epoch, on every row once. Seeds torch's global generator, from which dropout draws."""
+        """Train for an epoch, once on every row. Seeds torch's global generator, which dropout uses."""
         config, processes = self.config, self.processes
         start, number = time.perf_counter(), len(self.epochs)
         order = torch.Generator().manual_seed(_seed(config.seed, number, 0, 0))
@@ -144,17 +133,15 @@ class Training:
         torch.manual_seed(_seed(config.seed, number, processes.rank, 2))
         self.parallel.train()
         n = len(self.labels)
-        # The data are one tensor that a permutation indexes: a DataLoader collates it image by image.
+        # Indexing one tensor with a permutation is faster than a DataLoader, which collates single images.
         batches = torch.randperm(n, generator=order).to(self.device).split(config.batch_size)  # type: ignore[no-untyped-call]
-        totals = torch.zeros(
-            2, dtype=torch.float64, device=self.device
-        )  # loss, hits; read only when asked for
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # losses, correct predictions
         seen = 0
         for index, batch in enumerate(batches):
             rate = self.plateau.rate(self.schedule.rate(number, number * len(batches) + index))
             if not rate > 0:
                 raise DivergedError(f"the learning rate is {rate} in epoch {number + 1}: it falls too fast")
-            self.optimiser.set_rate(rate)
+            self.optimizer.set_rate(rate)
             mine, share = processes.share(len(batch))
             rows = batch[mine]
             images, labels = self.images[rows], self.labels[rows]
@@ -162,14 +149,14 @@ class Training:
                 images = augmented(images, noise, batch=len(batch), share=mine)
             logits = self.parallel(images)
             loss = self._loss(logits, labels)
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
             (loss * share if share != 1 else loss).backward()  # type: ignore[no-untyped-call]
             if config.gradient_clipping > 0:
                 self._clip()
-            self.optimiser.step()
+            self.optimizer.step()
             with torch.no_grad():
-                hits = (logits.argmax(1) == labels).sum()
-                totals += torch.stack([loss.double() * len(rows), hits]) * (share > 0)
+                correct = (logits.argmax(1) == labels).sum()
+                totals += torch.stack([loss.double() * len(rows), correct]) * (share > 0)
             seen += len(rows) if share else 0
             on_batch(Batch(number, index + 1, len(batches), totals, max(seen, 1)))
         mean_loss, accuracy = (processes.sum(totals) / n).tolist()
@@ -192,14 +179,14 @@ class Training:
         return loss
 
     def _clip(self) -> None:
-        """Clip the whole gradient, that of the penalty of the weights with it."""
+        """Clip the gradient of loss and weight penalty together, as Keras does."""
         penalty = self.network.weight_penalty()
         if penalty.requires_grad:
             penalty.backward()
         nn.utils.clip_grad_value_(self.network.parameters(), self.config.gradient_clipping)
 
     def _validate(self) -> tuple[float, float, float] | tuple[None, None, None]:
-        """Cross-entropy, accuracy and calibration error."""
+        """Cross-entropy, accuracy and calibration error on the validation data."""
         if self.validation is None:
             return None, None, None
         images, labels = self.validation
@@ -213,19 +200,19 @@ class Training:
 
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """The logits of all images, in float64; DivergedError if one of them is not finite.
+    """The logits of all images, in float64; DivergedError if one is not finite.
 
-    In portions, so that the activations of large sets fit in memory.
+    Images are processed in chunks to limit memory.
     """
     network.eval()
     device = next(network.parameters()).device
-    portions = images.split(1000)  # type: ignore[no-untyped-call]
-    logits = torch.cat([network(portion.to(device)).cpu() for portion in portions]).double()
+    chunks = images.split(1000)  # type: ignore[no-untyped-call]
+    logits = torch.cat([network(chunk.to(device)).cpu() for chunk in chunks]).double()
     if not logits.isfinite().all():
         raise DivergedError("the network's logits are no longer finite; a smaller learning rate may help")
     return logits
 
 
 def _seed(run: int, epoch: int, rank: int, use: int) -> int:
-    """A seed that has nothing in common with those of other numbers."""
+    """An independent seed for each combination of numbers."""
     return int(np.random.SeedSequence((run, epoch, rank, use)).generate_state(1, np.uint64)[0])

@@ -1,11 +1,10 @@
-"""What the tests of the study share."""
+"""Fixtures that the tests of the study share."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from lr_relax.study import data
-from lr_relax.study.mlflow_store import check
+from lr_relax.study import data, tracking
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
 NOBODY_ANSWERS = "http://127.0.0.1:9/"
@@ -14,6 +13,11 @@ NOBODY_ANSWERS = "http://127.0.0.1:9/"
 @pytest.fixture(scope="session")
 def digits() -> data.Dataset:
     return data.load("digits", Path("unused"))
+
+
+@pytest.fixture(autouse=True)
+def no_failed_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_failed", set())
 
 
 @pytest.fixture
@@ -28,9 +32,9 @@ def no_other_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store; to copy it is faster than to make one for each test."""
+    """An empty store; copying it is faster than creating one for each test."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    check(f"sqlite:///{path}", "another study")
+    tracking.check(f"sqlite:///{path}", "another study")
     return path
 
 

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import md5
 from importlib import import_module
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
-from lr_relax.study import cli, tracked
-from lr_relax.study.atomic import occupied
-from lr_relax.study.cli.grid import KeyValue
+from lr_relax.metrics import expected_calibration_error
+from lr_relax.study import cli, engines, figures
+from lr_relax.study.cli import execution
 from lr_relax.study.cli.options import read_config
 from lr_relax.study.config import RunConfig
+from lr_relax.study.files import locked
+from lr_relax.study.folder import load_predictions, load_result
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from torchvision.datasets import CIFAR10, FashionMNIST
@@ -87,14 +91,9 @@ def write_cifar10(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("model", "dataset"),
-    [
-        ("simple_dense", "fashion_mnist"),
-        ("vgg", "cifar10"),
-        ("resnet", "cifar10"),
-        ("densenet", "cifar10"),
-    ],
+    [("simple_dense", "fashion_mnist"), ("vgg", "cifar10"), ("resnet", "cifar10"), ("densenet", "cifar10")],
 )
-def test_an_epoch_of_each_network_on_files_of_the_real_format(
+def test_each_network_trains_on_real_file_formats(
     model: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = write_cifar10 if dataset == "cifar10" else write_fashion_mnist
@@ -112,35 +111,105 @@ def test_an_epoch_of_each_network_on_files_of_the_real_format(
 
 
 def test_study_tracks_what_it_prints_and_is_not_repeated(sqlite: str) -> None:
-    ran = lr_relax("study", *DIGITS, "--alpha", "0.1", "--temp_scaling", "True", "--test-run", "True")
+    options = ["study", *DIGITS, "--alpha", "0.1", "--temp_scaling", "True", "--test-run", "True"]
+    ran = lr_relax(*options, "--autolog_freq", "2", "--tensorboard", "logs")
     assert ran.exit_code == 0, ran.output
+    assert ran.stderr.splitlines()[0] == "LR 0.1 + T · digits · seed 0 · test: preparing"
     assert "epoch 1/1" in ran.stderr
-    [record] = tracked.records(sqlite)
-    assert f"ECE {record.metrics['ece']:.4f}" in ran.stdout
-    assert record.config.temp_scaling
-    assert record.config.test_run
+    [run] = runs_of_kind(sqlite, "run")
+    assert f"ECE {run.data.metrics['ece']:.4f}" in ran.stdout
+    assert len([*Path("logs").glob("*/events.*")]) == 1
     again = lr_relax("study", *DIGITS, "--alpha", "0.1", "--temp_scaling", "--test_run")
     assert again.stdout == ran.stdout
-    assert len(tracked.records(sqlite)) == 1
+    assert len(runs_of_kind(sqlite, "run")) == 1
     [first] = results()
     anew = lr_relax("study", *DIGITS, "--alpha", "0.1", "--temp_scaling", "--test_run", "--restart")
     assert anew.stdout.splitlines()[:2] == ran.stdout.splitlines()[:2]
     assert results()[0]["seconds"] != first["seconds"]
 
 
-@pytest.mark.parametrize(("every", "steps"), [("1", [0, 1, 2, 3]), ("2", [0, 2, 3]), ("10", [0, 3])])
-def test_every_nth_epoch_and_the_last_are_tracked(every: str, steps: list[int], sqlite: str) -> None:
-    options = ["--epochs", "4", "--autolog_freq", every, "--cluster_job"]
-    ran = lr_relax("study", *DIGITS, *options, "--tensorboard", "logs")
+def test_predictions_reproduce_the_reported_metrics() -> None:
+    """The logits are not scaled; the temperature is in the result."""
+    assert lr_relax("study", *DIGITS, "--temp_scaling", "--tracking_uri", "none").exit_code == 0
+    [path] = Path("runs/study").glob("*/predictions.npz")
+    result = load_result(path.parent)
+    assert result is not None
+    assert result.temperature is not None
+    assert result.unscaled is not None
+    logits, labels = load_predictions(path.parent)
+    assert (logits.dtype, labels.dtype) == (torch.float32, torch.int64)
+    assert len(logits) == len(labels) == result.n_eval
+    for metrics, temperature in ((result, result.temperature), (result.unscaled, 1)):
+        scaled = logits.double() / temperature
+        known = {"from_logits": True, "n_bins": 15, "binning": "paper"}
+        assert float(expected_calibration_error(scaled, labels, **known)) == metrics.ece
+        assert torch.nn.functional.cross_entropy(scaled, labels).item() == metrics.nll
+
+
+def test_cluster_job_is_silent() -> None:
+    ran = lr_relax("study", *DIGITS, "--cluster_job", "--tensorboard", "logs", "--tracking_uri", "none")
     assert ran.exit_code == 0, ran.output
     assert ran.stderr == ""
     assert not Path("logs").exists()
-    [record] = tracked.records(sqlite)
-    history = MlflowClient(sqlite).get_metric_history(record.run_id, "loss")
-    assert sorted(metric.step for metric in history) == steps
 
 
-def test_what_is_given_wins_over_the_file_and_that_over_the_defaults() -> None:
+def test_ctrl_c_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["study", *DIGITS, "--tracking_uri", "none", "--restart"]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["lr-relax", *words])
+    monkeypatch.setattr(execution.runs, "run", interrupt)
+    ran = lr_relax(*words)
+    assert ran.exit_code == 130
+    assert ran.stderr.splitlines()[-1] == (
+        f"Interrupted. To resume from the last complete epoch, run: lr-relax {shlex.join(words[:-1])}"
+    )
+
+
+def imported_until(words: list[str], what: str) -> set[str]:
+    """The slow packages that are imported before something is called."""
+    slow = ("torchvision", "sklearn", "matplotlib", "mlflow", "ray", "submitit", "tensorboard", "pandas")
+    program = (
+        "import sys, lr_relax.study.cli as cli\n"
+        "from lr_relax.study.cli import execution, grid\n"
+        f"def stop(*_, **__): print(*[m for m in {slow} if m in sys.modules]); raise SystemExit\n"
+        f"{what} = stop\n"
+        f"cli.main({words!r})\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize("words", [["study", *DIGITS], ["study-ho", *DIGITS], ["compare"]])
+def test_first_line_comes_before_slow_imports(words: list[str]) -> None:
+    assert imported_until(words, "execution.announce") == set()
+
+
+def test_help_imports_nothing_slow() -> None:
+    assert imported_until(["--help"], "cli.main.format_help") == set()
+
+
+def test_help_has_headings() -> None:
+    text = lr_relax("study", "--help").stdout
+    headings = re.findall(r"^([A-Z]\w+):$", text, flags=re.M)
+    assert headings == [
+        "Task",
+        "Training",
+        "Evaluation",
+        "Hyperparameters",
+        "Files",
+        "Execution",
+        "Tracking",
+        "Options",
+    ]
+    assert "imagenet" not in text
+
+
+def test_precedence_of_options() -> None:
     file = Path("own.json")
     file.write_text('{"simple_dense_digits": {"epochs": 2, "batch_size": 100, "data_augmentation": "False"}}')
     ran = lr_relax(*("study", *DIGITS[:4], "--hyperparams", "own.json", "--batch-size", "50"))
@@ -159,27 +228,31 @@ def runs_of_kind(sqlite: str, kind: str) -> list[Run]:
 
 
 def test_study_ho_tests_the_best_alpha(sqlite: str) -> None:
-    """By accuracy another one than by ECE, and each search is one of its own in MLflow."""
+    """By accuracy another one than by ECE, and each search is a run in MLflow."""
     search = ["study-ho", *DIGITS, "--loss_name", "focal", "--alphas", "1,5"]
-    for words, by_ece, alpha in (([], False, 5.0), (["--optimize_ece"], True, 1.0)):
+    for words, metric, alpha in (([], "accuracy", 5.0), (["--optimize_ece"], "ece", 1.0)):
         ran = lr_relax(*search, *words)
         assert ran.exit_code == 0, ran.output
         assert f"focal {alpha:g}, seed 0" in ran.stdout
-        validated = [each for each in tracked.records(sqlite) if not each.config.test_run]
-        by = [(each.metrics["ece" if by_ece else "validation_accuracy"], each) for each in validated]
-        assert len(by) == 2
-        assert (min if by_ece else max)(by, key=lambda each: each[0])[1].config.alpha == alpha
-        [tested] = [r for r in tracked.records(sqlite) if r.config.test_run and r.config.alpha == alpha]
+        validated = [each for each in results() if not each["config"]["test_run"]]
+        assert len(validated) == 2
+        best = (min if metric == "ece" else max)(validated, key=lambda each: each[metric])
+        assert best["config"]["alpha"] == alpha
+        by_ece = str(metric == "ece")
         [parent] = [
-            run for run in runs_of_kind(sqlite, "search") if run.data.params["optimize_ece"] == str(by_ece)
+            run for run in runs_of_kind(sqlite, "search") if run.data.params["optimize_ece"] == by_ece
         ]
-        assert tested.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert parent.info.run_name == "focal · digits · seed 0 · search"
+        nested = [
+            r for r in runs_of_kind(sqlite, "run") if r.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        ]
+        assert f"focal {alpha:g} · digits · seed 0 · test" in {run.info.run_name for run in nested}
         assert parent.data.params["alpha"] == str(alpha)
-        assert parent.data.metrics["test_accuracy"] == tested.metrics["test_accuracy"]
+        assert "test_accuracy" in parent.data.metrics
     assert len(runs_of_kind(sqlite, "search")) == 2
 
 
-def test_an_alpha_that_diverges_does_not_end_the_search(sqlite: str) -> None:
+def test_search_skips_alphas_that_diverge(sqlite: str) -> None:
     search = ["study-ho", *DIGITS, "--cluster_job", "--loss_name", "confidence_penalty"]
     ran = lr_relax(*search, "--alphas", "0.1,1e38,0.3")
     assert ran.exit_code == 0, ran.output
@@ -189,23 +262,25 @@ def test_an_alpha_that_diverges_does_not_end_the_search(sqlite: str) -> None:
     assert parent.info.status == "FINISHED"
 
 
-def test_a_search_without_any_result_fails(sqlite: str) -> None:
+def test_search_without_results_fails(sqlite: str) -> None:
     ran = lr_relax(
         "study-ho", *DIGITS, "--cluster_job", "--loss_name", "confidence_penalty", "--alphas", "1e38"
     )
     assert ran.exit_code == 1
-    assert ran.stderr.endswith("Error: none of the alphas has a result to choose by\n")
+    assert ran.stderr.endswith("Error: no alpha has a result to choose by\n")
     assert ran.stderr.count("\n") == 2
     [parent] = runs_of_kind(sqlite, "search")
     assert parent.info.status == "FAILED"
 
 
-def test_a_run_that_fails_costs_the_grid_only_itself(sqlite: str) -> None:
+def test_failed_run_does_not_affect_the_grid(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = ["grid", "--datasets", "digits", "--short", "--epochs", "1", "--workers", "1", "--seeds", "0"]
     ran = lr_relax(*grid, "--losses", "confidence_penalty:1e38,cross_entropy:0")
     assert ran.exit_code == 1
     assert ran.stdout == "1 run in runs/study, 1 failed\n"
-    diverged, done, failed = ran.stderr.splitlines()
+    _, *lines, failed = ran.stderr.splitlines()
+    [done] = [line for line in lines if "cross_entropy" in line]
+    [diverged] = [line for line in lines if line != done]
     assert re.fullmatch(
         r"simple_dense-.*-confidence_penalty-1e\+38-.*: the loss is .* in epoch 1; .*", diverged
     )
@@ -218,71 +293,27 @@ def test_a_run_that_fails_costs_the_grid_only_itself(sqlite: str) -> None:
     [path] = [path.parent for path in Path("runs/study").glob("*/result.json")]
     shutil.rmtree(path)
     path.touch()
+    monkeypatch.setattr(engines, "local", lambda jobs, **_: map(engines.work, jobs))
     ran = lr_relax(*grid, "--losses", "focal:1,cross_entropy:0")
     assert ran.exit_code == 1
     assert f"{path.name}: [Errno 17] File exists" in ran.stderr
     assert ran.stdout == "1 run in runs/study, 1 failed\n"
 
 
-def test_legacy_grid_leaves_plain_cross_entropy_out() -> None:
-    grid = ["grid", "--datasets", "digits", "--losses", "cross_entropy", "--seeds", "0", "--short"]
-    options = ["--epochs", "1", "--legacy_grid", "--tracking_uri", "none", "--workers", "2"]
-    ran = lr_relax(*grid, *options)
-    assert ran.exit_code == 0, ran.output
-    alphas = [result["config"]["alpha"] for result in results()]
-    assert sorted(alphas) == [0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4]
-
-
-@pytest.mark.parametrize(
-    "engine",
-    [
-        ["slurm", "--slurm", "cluster=local", "--slurm", "timeout_min=5", "--slurm", "slurm_setup=true"],
-        ["ray"],
-    ],
-    ids=lambda engine: engine[0],
-)
-def test_a_grid_on_another_engine(engine: list[str], sqlite: str) -> None:
-    grid = ["grid", "--datasets", "digits", "--losses", "lr:0.1,focal:1", "--seeds", "0", "--short"]
-    ran = lr_relax(*grid, "--epochs", "1", "--workers", "2", "--engine", *engine)
-    assert ran.exit_code == 0, ran.output
-    assert ran.stdout == "2 runs in runs/study\n"
-    assert len(tracked.records(sqlite)) == len(results()) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("mem_gb=1.5", 1.5),
-        ("timeout_min=90", 90),
-        ("slurm_use_srun=False", False),
-        ("slurm_account=007", "007"),
-        ("slurm_partition=nan", "nan"),
-        ("slurm_time=1:00:00", "1:00:00"),
-        ("slurm_setup=true", "true"),
-        ("slurm_comment=a=b", "a=b"),
-    ],
-)
-def test_parameters_of_submitit_have_their_types(text: str, value: object) -> None:
-    key, converted = KeyValue().convert(text, None, None)
-    assert key == text.partition("=")[0]
-    assert converted == value
-    assert type(converted) is type(value)
-
-
-def test_a_run_that_another_process_trains_stays_its_own(sqlite: str) -> None:
+def test_run_of_another_process_is_left_alone(sqlite: str) -> None:
     """The command is refused, and nothing of it is told to MLflow."""
     words = [*DIGITS, "--alpha", "0.1"]
-    with occupied(Path("runs/study") / read_config_of(words).key):
+    with locked(Path("runs/study") / read_config_of(words).key):
         ran = lr_relax("study", *words)
         assert ran.exit_code == 1
-        assert ran.stderr.endswith(": another process is at work there\n")
+        assert ran.stderr.endswith(": another process is using it\n")
         [run] = runs_of_kind(sqlite, "run")
         assert run.info.status == "RUNNING"
         again = lr_relax("study", *words, "--restart")
         assert again.exit_code == 1
-        assert again.stderr.endswith("cannot be removed: another process is at work there\n")
+        assert again.stderr.endswith("cannot be removed: another process is using it\n")
         grid = ["grid", "--datasets", "digits", "--losses", "lr:0.1", "--seeds", "0", *DIGITS[-3:]]
-        assert "another process is at work there" in lr_relax(*grid).stderr
+        assert "another process is using it" in lr_relax(*grid).stderr
         [run] = runs_of_kind(sqlite, "run")
         assert run.info.status == "RUNNING"
     assert lr_relax("study", *words).exit_code == 0
@@ -292,7 +323,7 @@ def test_a_run_that_another_process_trains_stays_its_own(sqlite: str) -> None:
 
 def read_config_of(words: list[str]) -> RunConfig:
     """The run that the command would train."""
-    return read_config(study.study.make_context("study", [*words]).params)
+    return read_config(cli.study.make_context("study", [*words]).params)
 
 
 @pytest.mark.parametrize(
@@ -319,30 +350,30 @@ def read_config_of(words: list[str]) -> RunConfig:
         ("--temp_scaling --temperature nll", "temperature", "nll"),
         ("--validation_share 1/6", "validation_share", 1 / 6),
         ("--n_bins 10", "n_bins", 10),
-        ("--legacy_clip", "legacy_clip", True),
-        ("--loss_name confidence_penalty --legacy_confidence_penalty", "legacy_confidence_penalty", True),
-        ("--temp_scaling --legacy_temp_scaling", "legacy_temp_scaling", True),
-        ("--warmup 3 --legacy_schedule", "legacy_schedule", True),
-        ("--model_checkpoints --legacy_checkpoints", "legacy_checkpoints", True),
+        ("--legacy clip", "legacy_clip", True),
+        ("--loss_name confidence_penalty --legacy confidence-penalty", "legacy_confidence_penalty", True),
+        ("--temp_scaling --legacy temp-scaling", "legacy_temp_scaling", True),
+        ("--warmup 3 --legacy schedule", "legacy_schedule", True),
+        ("--model_checkpoints --legacy checkpoints", "legacy_checkpoints", True),
         ("--load_ext_params", "steps", (150, 225)),
         ("--short", "epochs", 3),
-        ("--loss_name focal --legacy_hyperparams", "batch_size", 32),
+        ("--loss_name focal --load_ext_params --legacy hyperparams", "batch_size", 32),
     ],
 )
-def test_every_option_of_a_run_reaches_it(
+def test_every_option_reaches_the_config(
     words: str, field: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In both spellings; each value is none of the defaults."""
     asked: list[RunConfig] = []
 
-    def stop(dataset_name: str, options: dict[str, object]) -> None:
+    def stop(*_: object) -> None:
         raise click.ClickException("stopped")
 
     def read(options: dict[str, object], **fixed: object) -> RunConfig:
         asked.append(read_config(options, **fixed))
         return asked[-1]
 
-    monkeypatch.setattr(study.Execution, "prepare", stop)
+    monkeypatch.setattr(study, "Execution", stop)
     monkeypatch.setattr(study, "read_config", read)
     for spelling in (words, re.sub(r"--\w+", lambda name: name[0].replace("_", "-"), words)):
         assert "stopped" in lr_relax("study", *spelling.split()).stderr
@@ -350,23 +381,7 @@ def test_every_option_of_a_run_reaches_it(
     assert getattr(RunConfig(), field) != value
 
 
-def test_runs_of_an_experiment_of_its_own(sqlite: str) -> None:
-    ran = lr_relax("study", *DIGITS, "--alpha", "0.1", "--experiment", "mine")
-    assert ran.exit_code == 0, ran.output
-    assert len(tracked.records(sqlite, "mine")) == 1
-    assert "label relaxation" in lr_relax("table", "--experiment", "mine").stdout
-    assert "Of this network alone.  [default: (all)]" in lr_relax("table", "--help").stdout
-    written = lr_relax("table", "--experiment", "mine", "--out", "a/new/folder/table.md")
-    assert written.stdout == "a/new/folder/table.md\n"
-
-
-def test_logs_for_tensorboard() -> None:
-    ran = lr_relax("study", *DIGITS, "--alpha", "0.1", "--tensorboard", "logs")
-    assert ran.exit_code == 0, ran.output
-    assert len([*Path("logs").glob("*/events.*")]) == 1
-
-
-def test_a_result_has_the_command_that_gives_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_records_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["study", *DIGITS, "--alpha", "0.1", "--out", "with a space"]
     monkeypatch.setattr(sys, "argv", ["lr-relax", *words])
     assert lr_relax(*words).exit_code == 0
@@ -387,28 +402,104 @@ def test_a_result_has_the_command_that_gives_it_again(monkeypatch: pytest.Monkey
     assert shlex.split(json.loads(result.read_text())["command"]) == ["python", *script[1:]]
 
 
-def test_a_grid_its_tables_and_its_figures() -> None:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], Result]:
+    """The folder of a finished grid with tests of the best alphas, its command and what that printed."""
+    out = tmp_path_factory.mktemp("grid") / "runs"
     arguments = ["grid", "--datasets", "digits", "--losses", "lr:0.05,lr:0.1,cross_entropy:0", "--seeds", "0"]
     arguments += ["--short", "--epochs", "1", "--test_best", "accuracy,ece", "--workers", "2"]
-    ran = lr_relax(*arguments)
+    arguments += ["--tracking_uri", "none", "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch:  # the workers are tested with the engines
+        patch.setattr(engines, "local", lambda jobs, **_: map(engines.work, jobs))
+        ran = lr_relax(*arguments)
     assert ran.exit_code == 0, ran.output
-    runs = results()
-    assert 5 <= len(runs) <= 6  # three validated, two or three tested
+    return out, arguments, ran
+
+
+Finished = tuple[Path, list[str], Result]
+
+
+def test_grid_is_not_repeated(finished: Finished) -> None:
+    out, arguments, ran = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert 5 <= len(before) <= 6  # three validated, two or three tested
     assert lr_relax(*arguments).stdout == ran.stdout
-    assert results() == runs
-    table = lr_relax("table")
-    assert table.exit_code == 0, table.output
-    assert "alpha optimised for ECE" in table.stdout
-    written = lr_relax("table", "--format", "csv", "--out", "table.csv")
-    assert written.exit_code == 0, written.output
-    assert Path("table.csv").read_text().count("label relaxation") == 2
-    refused = lr_relax("figure", "alpha", "--out", "alpha.txt")
-    assert refused.exit_code == 2
-    assert "to end in .png, .pdf, .svg, but got alpha.txt" in refused.stderr
-    for figure in ("reliability", "alpha"):
-        drawn = lr_relax("figure", figure)
-        assert drawn.exit_code == 0, drawn.output
-        assert Path(f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("table", "alpha optimized for ECE"),
+        ("table --dataset digits --model_name simple_dense", "alpha optimized for accuracy"),
+        ("table --save a/new/folder/table.md", "a/new/folder/table.md"),
+        ("figure reliability", "reliability.png"),
+        ("figure reliability --loss lr --alpha 0.05,0.1 --dataset digits --save lr.svg", "lr.svg"),
+        ("figure alpha --loss lr,cross_entropy", "alpha.png"),
+    ],
+)
+def test_reports_come_from_folders_alone(words: str, shown: str, finished: Finished) -> None:
+    """They read no tracker: none of these runs was tracked."""
+    ran = lr_relax(*words.split(), "--out", str(finished[0]))
+    assert ran.exit_code == 0, ran.output
+    assert shown in ran.stdout
+    if "table" not in words:
+        assert Path(ran.stdout.strip()).stat().st_size > 1000
+
+
+def test_figure_draws_the_selection_only(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "reliability", lambda results, path: drawn.extend(results))
+    options = ["--loss", "lr", "--alpha", "0.1", "--dataset", "digits", "--model_name", "simple_dense"]
+    assert lr_relax("figure", "reliability", *options, "--out", str(finished[0])).exit_code == 0
+    assert {(each.config.loss_name, each.config.alpha) for each in drawn} == {("label_relaxation", 0.1)}
+
+
+def test_unreadable_results_cost_a_warning(finished: Finished, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(finished[0], "copy")
+    next(Path("copy").glob("*cross_entropy*test*/result.json")).write_text("{}")
+    ran = lr_relax("table", "--out", "copy")
+    assert ran.exit_code == 0, ran.output
+    assert "cross-entropy: no test run of seed 0" in ran.stdout
+    [warning] = caplog.messages
+    assert "is not the result of a run" in warning
+
+
+def test_legacy_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, in a run where each has an effect; those that have none do not count."""
+    options = ["--model_name", "vgg", "--dataset_name", "cifar10", "--loss_name", "confidence_penalty"]
+    options += ["--warmup", "1", "--model_checkpoints", "--temp_scaling"]
+    config = read_config_of([*options, "--legacy", "all"])
+    names = ["clip", "confidence_penalty", "temp_scaling", "schedule", "checkpoints"]
+    assert [getattr(config, f"legacy_{name}") for name in names] == [True] * 5
+    some = read_config_of([*options, "--legacy", "clip, schedule"])
+    assert [getattr(some, f"legacy_{name}") for name in names] == [True, False, False, True, False]
+    assert read_config_of(["--legacy", "all"]) == replace(RunConfig(), legacy_clip=True)
+    assert read_config_of(["--short", "--legacy", "all"]).epochs == read_config_of(["--short"]).epochs
+
+
+def test_legacy_grid_omits_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, first in (([], 0.0), (["--legacy", "grid"], 0.01)):
+        context = cli.grid.make_context("grid", ["--losses", "cross_entropy", "--seeds", "0", *words])
+        configs = import_module("lr_relax.study.cli.grid")._configs(context.params)
+        assert configs[0].alpha == first
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("mem_gb=1.5", 1.5),
+        ("timeout_min=90", 90),
+        ("slurm_use_srun=False", False),
+        ("slurm_account=007", "007"),
+        ("slurm_partition=nan", "nan"),
+        ("slurm_setup=true", "true"),
+        ("slurm_comment=a=b", "a=b"),
+    ],
+)
+def test_types_of_submitits_parameters(text: str, value: object) -> None:
+    key, converted = import_module("lr_relax.study.cli.grid")._parameter(text)
+    assert (key, converted, type(converted)) == (text.partition("=")[0], value, type(value))
 
 
 @pytest.mark.parametrize(
@@ -418,35 +509,37 @@ def test_a_grid_its_tables_and_its_figures() -> None:
         ("study --loss_name hinge", "'hinge' is not one of"),
         ("study --dataset_name imagenet", "imagenet is not provided"),
         ("study --dataset_name svhn", "'svhn' is not one of"),
-        ("study --alpha 1", "Expected `alpha` to be a number in [0, 1) for label_relaxation, but got 1.0"),
-        ("study --loss_name focal --alpha -1", "-1.0 is not in the range x>=0"),
-        ("study --steps 3,2", "Expected `steps` to be rising epochs"),
-        ("study --steps x", "'x' is not a valid integer"),
-        ("study --epochs 0", "0 is not in the range"),
-        ("study --batch_size 0", "0 is not in the range"),
-        ("study --seed -1", "-1 is not in the range"),
-        ("study --initial_lr nan", "nan is not a finite number"),
-        ("study --decay -1", "-1.0 is not in the range"),
-        ("study --warmup -1", "-1 is not in the range"),
-        ("study --gradient_clipping -1", "-1.0 is not in the range"),
+        (
+            "study --alpha 1",
+            "Expected argument `alpha` to be a number in [0, 1) for label_relaxation, but got 1.0",
+        ),
+        ("study --loss_name focal --alpha -1", "`alpha` to be a number at least 0"),
+        ("study --steps 3,2", "Expected argument `steps` to be increasing epochs"),
+        ("study --steps x", "'x' is not an integer"),
+        ("study --epochs 0", "`epochs` to be an integer in [1, 1000000], but got 0"),
+        ("study --batch_size 0", "`batch_size` to be an integer"),
+        ("study --seed -1", "`seed` to be an integer"),
+        ("study --initial_lr nan", "`initial_lr` to be a number above 0, but got nan"),
+        ("study --decay -1", "`decay` to be a number at least 0"),
+        ("study --warmup -1", "`warmup` to be an integer"),
+        ("study --gradient_clipping -1", "`gradient_clipping` to be"),
         ("study --validation_share 1/0", "'1/0' is not a number or a fraction"),
-        ("study --validation_share 2", "Expected `validation_share` to be a number in (0, 1)"),
+        ("study --validation_share 2", "Expected argument `validation_share` to be a number in (0, 1)"),
         ("study --temperature newton", "'newton' is not one of"),
         ("study --test_run perhaps", "'perhaps' is not a valid boolean"),
-        ("study --n_bins 0", "0 is not in the range"),
+        ("study --n_bins 0", "`n_bins` to be an integer in [1, 1000]"),
         ("study --device tpu", "tpu is not a device of this machine"),
         ("study --threads 0", "0 is not in the range"),
         ("study {digits} --device meta", "meta is not a device of this machine"),
         ("study {digits} --experiment ''", "'--experiment': a name is needed"),
-        ("study --n_bins 1001", "1001 is not in the range"),
         ("study --autolog_freq 0", "0 is not in the range"),
         ("study --hyperparams nowhere.json", "'nowhere.json' does not exist"),
         ("study --hyperparams {text}", "is not JSON"),
-        ("study --hyperparams {text} --short", "only one can be given"),
+        ("study --hyperparams {text} --short", "--hyperparams and --short cannot be combined"),
         ("study --model_name vgg --dataset_name mnist", "Expected images of at least 32 pixels"),
         ("study --load_ext_params --model_name simple_dense", "has no row simple_dense_cifar100"),
         (
-            "study --legacy_hyperparams --model_name densenet --loss_name focal",
+            "study --load_ext_params --legacy hyperparams --model_name densenet --loss_name focal",
             "has no row DenseNetBC_",
         ),
         ("study --dataset_name cifar10 --data_dir {text}", "cifar10 cannot be read from"),
@@ -454,19 +547,19 @@ def test_a_grid_its_tables_and_its_figures() -> None:
         ("study {digits} --tensorboard {text}", "'--tensorboard': {text} cannot be written to"),
         ("study {digits} --tracking_uri http://127.0.0.1:9", "no server answers"),
         ("study {digits} --tracking_uri sqlite:///{text}", "file is not a database"),
-        ("study-ho --alphas 1", "Expected `alpha` to be a number in [0, 1)"),
-        ("study-ho --alphas x", "'x' is not a valid float"),
+        ("study-ho --alphas 1", "Expected argument `alpha` to be a number in [0, 1)"),
+        ("study-ho --alphas x", "'x' is not a number"),
         ("study-ho --alpha 0.1", "No such option"),
         ("grid --losses hinge", "'hinge' is not one of"),
         ("grid --losses lr:x", "'x' is not a number"),
-        ("grid --losses lr:1", "Expected `alpha` to be a number in [0, 1)"),
+        ("grid --losses lr:1", "Expected argument `alpha` to be a number in [0, 1)"),
         ("grid --models lenet", "'lenet' is not one of"),
         ("grid --datasets svhn", "'svhn' is not one of"),
-        ("grid --seeds 4-0", "'4-0' is not a rising range"),
+        ("grid --seeds 4-0", "'4-0' is not an increasing range"),
         ("grid --seeds x", "'x' is not an integer"),
-        ("grid --seeds 0-99999999999999999999", "is not a rising range of at most 10,000"),
+        ("grid --seeds 0-99999999999999999999", "is not an increasing range of at most 10,000"),
         ("grid --workers 0", "0 is not in the range"),
-        ("grid --gpu_share 2", "2.0 is not in the range"),
+        ("grid --gpu_share 2", "expected a number in [0, 1]"),
         ("grid --datasets digits --epochs 1 --engine slurm --gpu_share 0.5", "whole GPUs"),
         ("grid --engine dask", "'dask' is not one of"),
         ("grid --slurm mem_gb=", "'mem_gb=' is not of the form key=value"),
@@ -478,20 +571,22 @@ def test_a_grid_its_tables_and_its_figures() -> None:
         ("grid --test_run --test_best ece", "there are no validation runs with --test-run"),
         ("grid --test_best loss", "'loss' is not one of"),
         ("table --format html", "'html' is not one of"),
-        ("table", "there is no experiment LabelRelaxationStudy"),
-        ("table --tracking_uri sqlite:///nowhere.db", "there is no such file"),
-        ("figure reliability --tracking_uri http://127.0.0.1:9", "no server answers"),
+        ("table", "runs/study has no finished runs"),
+        ("study --legacy old", "'old' is not one of all, confidence-penalty"),
+        ("study --legacy hyperparams", "--legacy hyperparams needs --load_ext_params"),
+        ("figure reliability --out {text}", "{text} has no finished runs"),
+        ("figure alpha --loss hinge", "'hinge' is not one of"),
+        ("table --dataset imagenet", "imagenet is not provided"),
     ],
 )
 @pytest.mark.usefixtures("no_other_source")
-def test_a_bad_value_gives_one_line_and_exit_code_2_before_any_training(
-    arguments: str, message: str, tmp_path: Path
-) -> None:
+def test_rejects_invalid_options_in_one_line(arguments: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is text\n" * 100)
     words = {"text": str(tmp_path / "text"), "digits": " ".join(DIGITS)}
     ran = lr_relax(*shlex.split(arguments.format(**words)))
     assert ran.exit_code == 2, ran.output
     assert message.format(**words) in ran.stderr
-    assert ran.stderr.count("\n") == 1
+    lines = [line for line in ran.stderr.splitlines() if not line.endswith(": preparing")]
+    assert len(lines) == 1
     assert ran.stdout == ""
     assert results() == []

@@ -1,164 +1,131 @@
-"""The study's runs, and the results file that keeps them."""
+"""``lr-relax compare``: its runs, its table and its diagrams."""
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from lr_relax.metrics import reliability_curve
-from lr_relax.study import compare, data, models, splits
-from lr_relax.study.atomic import replaced
-from lr_relax.study.config import RunConfig
-from lr_relax.study.results import Result, pooled_curve
-from lr_relax.study.run import run
-from lr_relax.study.training import Training, predict
-from torch.nn import functional as F
+from click.testing import CliRunner, Result
+from lr_relax.study import cli, compare, figures
+from lr_relax.study.folder import load_results
+from made_results import record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def tiny_plan(**changes: float) -> list[RunConfig]:
-    options = {
-        "seeds": 1,
-        "epochs": 1,
-        "batch_size": 64,
-        "learning_rate": 0.1,
-        "alpha": 0.1,
-        "smoothing": 0.1,
-    }
-    return compare.plan("digits", **{**options, **changes})
+def lr_relax(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, ["compare", *arguments], prog_name="lr-relax")
+
+
+def plan(**changes: Any) -> list[tuple[str, float, int]]:
+    fixed: dict[str, Any] = {"seeds": 2, "epochs": 1, "batch_size": 64, "learning_rate": 0.1}
+    configs = compare.plan("digits", **(fixed | {"alpha": 0.1, "smoothing": 0.2} | changes))
+    assert all(config.test_run and not config.data_augmentation for config in configs)
+    return [(config.loss_name, config.alpha, config.seed) for config in configs]
+
+
+def test_plan_has_every_loss_for_every_seed() -> None:
+    losses = [("cross_entropy", 0.0), ("cross_entropy", 0.2), ("label_relaxation", 0.1)]
+    assert plan() == [(*loss, seed) for seed in (0, 1) for loss in losses]
+    assert plan(seeds=[7], smoothing=0) == [("cross_entropy", 0.0, 7), ("label_relaxation", 0.1, 7)]
+
+
+def test_summary_is_mean_and_sample_deviation() -> None:
+    [(title, group)] = compare.by_loss([record(a, 0.1, alpha=0.1) for a in (0.5, 0.75)]).items()
+    assert title == "label relaxation 0.1"
+    summary = compare.summarize(group)
+    assert summary["accuracy"] == (0.625, pytest.approx(np.std([0.5, 0.75], ddof=1)))
+    assert [*summary] == ["accuracy", "ece", "nll"]
 
 
 @pytest.fixture(scope="module")
-def three_runs(digits: data.Dataset) -> list[Result]:
-    return [run(config, digits) for config in tiny_plan()]
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A comparison of one epoch over two seeds."""
+    out = tmp_path_factory.mktemp("compare") / "a new" / "folder"
+    ran = lr_relax("--epochs", "1", "--seeds", "0-1", "--threads", "1", "--out", str(out))
+    assert ran.exit_code == 0, ran.output
+    return out, ran
 
 
-def without_time(result: Result) -> Result:
-    return replace(result, seconds=0, history=[replace(epoch, seconds=0) for epoch in result.history])
+def test_prints_the_table_and_saves_runs_and_diagrams(finished: tuple[Path, Result]) -> None:
+    out, ran = finished
+    results = load_results(out)
+    assert len(results) == 6
+    assert {(each.config.initial_lr, each.config.test_run, each.n_eval) for each in results} == {
+        (0.2, True, 899)
+    }
+    assert {each.environment["threads"] for each in results} == {"1"}
+    eces = [each.ece for each in results if each.config.loss_name == "label_relaxation"]
+    [row] = [line for line in ran.stdout.splitlines() if "label relaxation 0.05" in line]
+    assert f"{np.mean(eces):.4f} ± {np.std(eces, ddof=1):.4f}" in row
+    assert "digits, 899 test images, mean ± standard deviation over 2 seeds" in ran.stdout
+    assert "6 runs in" in ran.stdout
+    assert (out / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert not [*out.rglob("tracking.json")]
+    assert ran.stderr.splitlines()[:2] == ["digits: 6 runs: preparing", "run 1/6  cross-entropy, seed 0"]
 
 
-def test_a_plan_is_every_loss_for_every_seed_with_its_own_alpha() -> None:
-    configs = tiny_plan(seeds=2, alpha=0.2, smoothing=0.3)
-    losses = [("cross_entropy", 0.0), ("cross_entropy", 0.3), ("label_relaxation", 0.2)]
-    assert [(each.seed, each.loss_name, each.alpha) for each in configs] == [
-        (seed, *loss) for seed in (0, 1) for loss in losses
-    ]
-    assert all(each.test_run and not each.data_augmentation and each.decay == 0 for each in configs)
+def test_finished_runs_are_not_repeated(finished: tuple[Path, Result]) -> None:
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    again = lr_relax("--epochs", "1", "--seeds", "0-1", "--alpha", "0.4", "--out", str(out))
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(load_results(out)) == 8
+    assert "label relaxation 0.4" in again.stdout
 
 
-def test_a_run_repeats_exactly(digits: data.Dataset, three_runs: list[Result]) -> None:
-    torch.manual_seed(12345)  # what happened before does not matter
-    assert without_time(run(three_runs[2].config, digits)) == without_time(three_runs[2])
+def test_validation_data_and_options_of_the_study(tmp_path: Path) -> None:
+    options = ["--dataset_name", "digits", "--seeds", "3", "--epochs", "1", "--initial_lr", "0.05"]
+    ran = lr_relax(*options, "--test_run", "False", "--n-bins", "7", "--out", str(tmp_path))
+    assert ran.exit_code == 0, ran.output
+    assert "digits, 225 validation images, one seed" in ran.stdout
+    assert "ECE (7 bins)" in ran.stdout
+    assert {(each.config.seed, each.config.initial_lr) for each in load_results(tmp_path)} == {(3, 0.05)}
 
 
-def test_losses_differ_in_nothing_but_the_loss(digits: data.Dataset) -> None:
-    """With alpha 0 all three losses are cross-entropy: split, initial weights and batches are the same."""
-    plain, *others = [run(config, digits) for config in tiny_plan(alpha=0.0, smoothing=0.0)]
-    for other in others:
-        assert other.history[0].loss == pytest.approx(plain.history[0].loss, rel=1e-4)
-        assert other.nll == pytest.approx(plain.nll, rel=1e-3)
-
-
-def test_the_losses_are_what_their_names_say(three_runs: list[Result]) -> None:
-    """Relaxation forgives what cross-entropy does not; smoothing pays the entropy of its target on top."""
-    cross_entropy, smoothing, relaxation = (each.history[0].loss for each in three_runs)
-    assert relaxation < cross_entropy < smoothing
-
-
-def test_metrics_are_those_of_the_trained_network(digits: data.Dataset, three_runs: list[Result]) -> None:
-    """Trained again by hand, step by step."""
-    got = three_runs[0]
-    torch.manual_seed(0)
-    model, split = models.simple_dense(64, 10), splits.split(digits, 0)
-    Training(got.config, split, model, device=torch.device("cpu")).epoch()
-    logits = predict(model, split.eval_images).double()
-    curve = reliability_curve(logits, split.eval_labels, from_logits=True, n_bins=15, binning="paper")
-    assert (got.n_train, got.n_eval) == (898, 899)
-    assert got.accuracy == (logits.argmax(1) == split.eval_labels).double().mean().item()
-    assert got.nll == F.cross_entropy(logits, split.eval_labels).item()
-    assert got.ece == curve.expected_calibration_error
-    assert got.bin_counts == curve.counts.tolist()
-    assert [np.nan if mean is None else mean for mean in got.bin_accuracy] == pytest.approx(
-        curve.accuracy, nan_ok=True
-    )
-
-
-def test_pooling_runs_is_pooling_their_predictions_but_for_the_mean_of_their_errors(
-    three_runs: list[Result],
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--dataset mnist", "'mnist' is not one of 'digits', 'fashion_mnist'"),
+        ("--alpha 1", "`alpha` to be a number in [0, 1)"),
+        ("--smoothing nan", "`alpha` to be a number"),
+        ("--seeds x", "'x' is not an integer or a range such as 0-4"),
+        ("--epochs 0", "`epochs` to be an integer in [1, 1000000]"),
+        ("--batch-size 1.5", "'1.5' is not a valid integer"),
+        ("--initial_lr 0", "`initial_lr` to be a number above 0"),
+        ("--threads 0", "0 is not in the range"),
+        ("--out {file}/below", "{file}/below cannot be written to"),
+        ("--dataset fashion_mnist --data-dir {file}", "fashion_mnist cannot be read from {file}"),
+        ("--no-such-option", "No such option"),
+    ],
+)
+@pytest.mark.usefixtures("no_other_source")
+def test_invalid_arguments(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six predictions in four bins, of two runs, and by hand: the third bin is filled by both."""
-    some = replace(
-        three_runs[0],
-        bin_counts=[0, 0, 3, 1],
-        bin_confidence=[None, None, 0.6, 0.9],
-        bin_accuracy=[None, None, 1.0, 1.0],
-        ece=0.25,
-    )
-    more = replace(
-        three_runs[0],
-        bin_counts=[0, 1, 1, 0],
-        bin_confidence=[None, 0.4, 0.7, None],
-        bin_accuracy=[None, 0.0, 0.0, None],
-        ece=0.5,
-    )
-    curve = pooled_curve([some, more])
-    assert curve.counts.tolist() == [0, 1, 4, 1]
-    assert curve.confidence == pytest.approx([np.nan, 0.4, 0.625, 0.9], nan_ok=True)
-    assert curve.accuracy == pytest.approx([np.nan, 0.0, 0.75, 1.0], nan_ok=True)
-    assert curve.edges == pytest.approx([0, 0.25, 0.5, 0.75, 1])
-    assert curve.expected_calibration_error == 0.375
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.chdir(tmp_path)
+    ran = lr_relax(*[word.format(file=tmp_path / "file") for word in arguments.split()])
+    assert ran.exit_code == 2
+    assert message.format(file=tmp_path / "file") in ran.stderr.splitlines()[-1]
+    assert not [*tmp_path.rglob("config.json")]
 
 
-def test_the_summary_is_mean_and_sample_deviation(three_runs: list[Result]) -> None:
-    runs = [replace(three_runs[0], ece=ece) for ece in (0.01, 0.02, 0.06)]
-    summary = compare.summarize(runs)
-    assert list(summary) == ["accuracy", "ece", "nll"]
-    assert summary["ece"] == pytest.approx((0.03, 0.0264575), rel=1e-5)
-    assert compare.summarize(runs[:1])["ece"].deviation is None
-
-
-def test_results_survive_the_file_and_equal_settings_replace(
-    three_runs: list[Result], tmp_path: Path
+def test_picture_that_cannot_be_written(
+    finished: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = compare.Results(tmp_path / "results.json")
-    for each in three_runs:
-        results.add(each)
-    assert compare.Results(results.path).runs == three_runs
-    newer = replace(three_runs[1], seconds=123.0)
-    results.add(newer)
-    results.add(replace(newer, config=replace(newer.config, seed=1)))
-    read = compare.Results(results.path)
-    assert len(read.runs) == 4
-    assert read.find(newer.config) == newer
-    assert read.find(replace(newer.config, epochs=7)) is None
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figures, "reliability", full)
+    ran = lr_relax("--epochs", "1", "--seeds", "0", "--out", str(finished[0]))
+    assert ran.exit_code == 1
+    assert ran.stderr.endswith("reliability.png cannot be written: No space left on device\n")
 
 
-def test_a_failed_write_leaves_the_results_as_they_were(three_runs: list[Result], tmp_path: Path) -> None:
-    results = compare.Results(tmp_path / "results.json")
-    results.add(three_runs[0])
-    before = results.path.read_bytes()
-    with pytest.raises(ValueError, match="JSON compliant"):
-        results.add(replace(three_runs[1], nll=float("nan")))
-    assert results.path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [results.path]
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def write(then: Exception | None) -> None:
-        with replaced(path) as temporary:
-            temporary.write_text("new")
-            assert path.read_text() == "old"
-            if then:
-                raise then
-
-    with pytest.raises(RuntimeError):
-        write(then=RuntimeError())
-    assert path.read_text() == "old"
-    write(then=None)
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
+def test_help_names_every_default() -> None:
+    text = " ".join(lr_relax("--help").stdout.split())
+    for dataset, preset in compare.PRESETS.items():
+        for field in ("epochs", "learning_rate", "alpha", "smoothing"):
+            assert f"{getattr(preset, field):g} on {dataset}" in text

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from lr_relax.study import config, data, models
-from lr_relax.study.optimiser import Schedule
-from lr_relax.study.resources import load_json
+from lr_relax.study.files import load_json
+from lr_relax.study.optimizer import Schedule
 
 ROOT = Path(__file__).parents[3]
 MISC = sorted(path.name for path in (ROOT / "misc").glob("*.json"))
@@ -43,7 +43,7 @@ def schedule(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_has_the_papers_row_of_every_network_and_data_set(loss: str) -> None:
+def test_papers_rows(loss: str) -> None:
     rows = load_json(f"hyperparams_{loss}.json")
     assert {key: schedule(row) for key, row in rows.items() if key in PAPER} == PAPER
     for key in PAPER:
@@ -53,7 +53,7 @@ def test_every_loss_has_the_papers_row_of_every_network_and_data_set(loss: str) 
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_rows_of_the_papers_code_that_its_supplement_contradicts_are_kept(loss: str) -> None:
+def test_legacy_rows(loss: str) -> None:
     rows = load_json(f"hyperparams_{loss}.json")
     legacy = {key: row for key, row in rows.items() if key not in PAPER}
     assert {key: schedule(row) for key, row in legacy.items()} == (
@@ -64,7 +64,7 @@ def test_rows_of_the_papers_code_that_its_supplement_contradicts_are_kept(loss: 
         assert "decay" not in row
 
 
-def test_short_schedules_are_there_for_every_network_and_data_set() -> None:
+def test_short_rows() -> None:
     rows = load_json("hyperparams_short.json")
     assert {*rows} == {*PAPER, "simple_dense_digits"}
     for key, row in rows.items():
@@ -84,7 +84,7 @@ def test_short_schedules_are_there_for_every_network_and_data_set() -> None:
 
 @pytest.mark.parametrize("loss_name", config.LOSSES)
 @pytest.mark.parametrize("key", PAPER)
-def test_runs_can_have_them(loss_name: str, key: str) -> None:
+def test_every_row_is_valid(loss_name: str, key: str) -> None:
     (network,) = [name for name in NETWORKS if key.startswith(f"{name}_")]
     of = (loss_name, NETWORKS[network], key.removeprefix(f"{network}_"))
     assert schedule(config.hyperparameters(*of)) == PAPER[key]
@@ -92,7 +92,7 @@ def test_runs_can_have_them(loss_name: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "truth"), [("True", True), ("False", False)])
-def test_the_papers_own_files_have_strings_for_truth_values(text: str, truth: bool, tmp_path: Path) -> None:
+def test_booleans_as_strings(text: str, truth: bool, tmp_path: Path) -> None:
     row = load_json("hyperparams_focal.json")["VGG16_cifar10"]
     file = tmp_path / "own.json"
     file.write_text(json.dumps({"VGG16_cifar10": {**row, "data_augmentation": text}}))
@@ -100,7 +100,7 @@ def test_the_papers_own_files_have_strings_for_truth_values(text: str, truth: bo
     assert options == {**row, "data_augmentation": truth}
 
 
-def test_published_results_are_what_tables_can_compare_with() -> None:
+def test_published_results_are_valid() -> None:
     rows = load_json("published.json")["rows"]
     for row in rows:
         assert list(row) == list(rows[0])
@@ -115,7 +115,7 @@ def test_published_results_are_what_tables_can_compare_with() -> None:
     assert len({tuple(row[name] for name in told) for row in rows}) == len(rows)
 
 
-def test_a_few_published_results() -> None:
+def test_some_published_results() -> None:
     found = {
         (row["dataset_name"], row["loss_name"], row["alpha"], row["chosen_for"], row["epochs"]): (
             row["accuracy"],
@@ -132,7 +132,7 @@ def test_a_few_published_results() -> None:
 
 
 @pytest.mark.parametrize("name", MISC)
-def test_the_package_has_the_files_of_misc(name: str) -> None:
+def test_package_links_to_misc(name: str) -> None:
     file = ROOT / "misc" / name
     assert load_json(name) == json.loads(file.read_text())
     link = ROOT / "python/lr_relax/study/misc" / name
@@ -140,7 +140,7 @@ def test_the_package_has_the_files_of_misc(name: str) -> None:
     assert link.resolve() == file
 
 
-def test_a_source_distribution_has_the_files_themselves(tmp_path: Path) -> None:
+def test_source_distribution_has_the_files(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "maturin", "sdist", "--out", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, capture_output=True, check=True, timeout=60)
     (archive,) = tmp_path.glob("*.tar.gz")
@@ -153,7 +153,7 @@ def test_a_source_distribution_has_the_files_themselves(tmp_path: Path) -> None:
     assert packed == {name: (ROOT / "misc" / name).read_bytes() for name in MISC}
 
 
-def test_a_row_cannot_name_another_network_data_set_or_loss(tmp_path: Path) -> None:
+def test_row_cannot_set_network_data_set_or_loss(tmp_path: Path) -> None:
     for name in ("model_name", "dataset_name", "loss_name"):
         path = tmp_path / "own.json"
         path.write_text(json.dumps({"simple_dense_digits": {name: "focal", "epochs": 1}}))
@@ -163,8 +163,6 @@ def test_a_row_cannot_name_another_network_data_set_or_loss(tmp_path: Path) -> N
             config.hyperparameters("focal", "simple_dense", "digits", path=path)
 
 
-def test_the_short_schedules_are_hinted_at() -> None:
-    with pytest.raises(
-        config.ConfigError, match=r"has no row simple_dense_digits; the short schedules have one"
-    ):
+def test_missing_row_suggests_short() -> None:
+    with pytest.raises(config.ConfigError, match=r"has no row simple_dense_digits; --short has one"):
         config.hyperparameters("focal", "simple_dense", "digits")

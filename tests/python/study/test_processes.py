@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lr_relax.study import checkpoint, data, splits
+from lr_relax.study import data, files, splits
 from lr_relax.study.config import RunConfig
 from lr_relax.study.network import Network
-from lr_relax.study.optimiser import Plateau
+from lr_relax.study.optimizer import Plateau
 from lr_relax.study.processes import Processes, start
 from lr_relax.study.run import run
 from lr_relax.study.training import Training
@@ -129,7 +129,7 @@ def train_all() -> list[dict[str, Any]]:
     return [trained(config) for config in CONFIGS.values()]
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     both = torchrun(tmp_path, 2, train_all)
     for name, config, first, second in zip(CONFIGS, CONFIGS.values(), both[0], both[1], strict=True):
         alone = trained(config)
@@ -148,7 +148,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "rows"), [(1, 5), (2, 5), (3, 5), (3, 2), (4, 1)])
-def test_shares_are_all_rows_once_and_average_to_the_mean(size: int, rows: int) -> None:
+def test_shares_partition_the_batch(size: int, rows: int) -> None:
     seen, mean, batch = [], 0.0, torch.arange(rows)
     for rank in range(size):
         processes = Processes()
@@ -190,7 +190,7 @@ def run_thrice(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_resumed_runs_are_the_uninterrupted_ones_bit_for_bit(tmp_path: Path, size: int) -> None:
+def test_resumes_bit_for_bit_with_several_processes(tmp_path: Path, size: int) -> None:
     of_all = torchrun(tmp_path / "logs", size, run_thrice, tmp_path)
     whole = of_all[0][0]
     assert whole["environment"]["processes"] == str(size)
@@ -198,14 +198,14 @@ def test_resumed_runs_are_the_uninterrupted_ones_bit_for_bit(tmp_path: Path, siz
         assert results == [whole, whole]
     for folder in ("whole", "broken"):
         files = sorted(path.name for path in (tmp_path / folder).iterdir())
-        assert files == ["config.json", "model.pt", "reliability.png", "result.json"]
+        assert files == ["config.json", "model.pt", "predictions.npz", "reliability.png", "result.json"]
     assert told(tmp_path / "logs", "stderr") == []  # no warning of torch's about layouts, either
 
 
 # The command.
 
 
-def test_the_command_gives_one_result_also_after_all_are_killed(tmp_path: Path) -> None:
+def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path) -> None:
     options = ["--epochs", "12", "--batch_size", "16"]
     killed = subprocess.Popen(
         [
@@ -226,7 +226,7 @@ def test_the_command_gives_one_result_also_after_all_are_killed(tmp_path: Path) 
     assert not [*tmp_path.rglob("result.json")]
 
     torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "killed")])
-    [*lines] = told(tmp_path / "logs", "stderr")
+    _, *lines = told(tmp_path / "logs", "stderr")
     assert [line.split("  ")[0] for line in lines] == [f"epoch {i}/12" for i in range(1, 13)]
     assert len(told(tmp_path / "logs", "stdout")) == 3  # of the first process alone
 
@@ -240,7 +240,7 @@ def test_the_command_gives_one_result_also_after_all_are_killed(tmp_path: Path) 
     assert two["history"][0] == pytest.approx(one["history"][0], rel=1e-4)
 
 
-def test_the_first_process_alone_tracks(tmp_path: Path, sqlite: str) -> None:
+def test_only_the_first_process_tracks(tmp_path: Path, sqlite: str) -> None:
     options = ["--epochs", "2", "--out", str(tmp_path / "out"), "--tracking_uri", sqlite]
     torchrun(tmp_path / "logs", 2, study, [*options, "--tensorboard", str(tmp_path / "board")])
     mlflow = MlflowClient(sqlite)
@@ -252,39 +252,11 @@ def test_the_first_process_alone_tracks(tmp_path: Path, sqlite: str) -> None:
     assert len([*tmp_path.glob("board/**/events.*")]) == 1
 
 
-def search(arguments: list[str]) -> None:
-    from lr_relax.study.cli.study import study_ho
-
-    torch.set_num_threads(1)
-    try:
-        study_ho([*OPTIONS[:4], *OPTIONS[-2:], *arguments], prog_name="lr_study_ho")
-    except SystemExit as end:
-        if end.code:
-            raise
-
-
-def test_a_search_leaves_out_an_alpha_that_diverges(tmp_path: Path) -> None:
-    options = [
-        "--loss_name",
-        "confidence_penalty",
-        "--alphas",
-        "1e38,0.1",
-        "--epochs",
-        "1",
-        "--initial_lr",
-        "0.05",
-    ]
-    torchrun(tmp_path / "logs", 2, search, [*options, "--cluster_job", "--out", str(tmp_path / "out")])
-    [line] = told(tmp_path / "logs", "stderr")
-    assert "confidence penalty 1e+38, seed 0: the loss is" in line
-    assert len([*tmp_path.rglob("result.json")]) == 2
-
-
 def failing_to_write(arguments: list[str]) -> None:
     def full(state: object, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    checkpoint.save = full
+    files.save_checkpoint = full
     study(arguments)
 
 
@@ -307,12 +279,12 @@ def killed_in_mid_run(arguments: list[str]) -> None:
         (study, ["--initial_lr", "1e30"], "the loss is nan in epoch 1", 1),
         (study, ["--dataset_name", "mnist", "--data_dir", "{file}"], "mnist cannot be read from {file}", 2),
         (study, ["--out", "{file}"], "{file} cannot be written to", 2),
-        (study, ["--epochs", "0"], "'--epochs': 0 is not in the range", 2),
+        (study, ["--epochs", "0"], "`epochs` to be an integer in", 2),
         (failing_to_write, [], "No space left on device", 1),
-        (killed_in_mid_run, [], "another of the processes has ended", 1),
+        (killed_in_mid_run, [], "another process has ended", 1),
     ],
 )
-def test_where_one_cannot_go_on_all_end_with_one_line(
+def test_all_processes_end_with_one_line(
     work: Callable[..., None], arguments: list[str], message: str, code: int, tmp_path: Path
 ) -> None:
     file = tmp_path / "file"
@@ -320,7 +292,7 @@ def test_where_one_cannot_go_on_all_end_with_one_line(
     arguments = [argument.format(file=file) for argument in arguments]
     with pytest.raises(ChildFailedError) as failure:
         torchrun(tmp_path / "logs", 2, work, ["--cluster_job", "--out", str(tmp_path / "out"), *arguments])
-    # The others would tell, too, if torchrun did not end them: after `let_the_first_tell`'s time.
+    # The others would tell, too, if torchrun did not end them: after `wait_for_the_first`'s time.
     [line] = told(tmp_path / "logs", "stderr")
     assert message.format(file=file) in line
     assert failure.value.failures

@@ -1,16 +1,15 @@
 """The choice of alpha, and mean and deviation over seeds."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lr_relax.study.resources import load_json
-from lr_relax.study.summary import METRICS, Row, Setting, Statistic, Table, by_setting, summarise
-from tracked_runs import record
+from lr_relax.study.files import load_json
+from lr_relax.study.report import METRICS, Table, summarize
+from made_results import record
 
 
 def reference(accuracy: float, ece: float, source: str = "the paper", **fields: Any) -> dict[str, Any]:
@@ -51,7 +50,7 @@ RUNS = st.lists(
 )
 
 
-def naive(runs: list[Any], optimised_for: str) -> list[Any]:
+def naive(runs: list[Any], optimized_for: str) -> list[Any]:
     """Title, seeds, alphas, and (mean, deviation) of accuracy and ECE of each row, in plain loops."""
     rows = []
     seeds = sorted({seed for _, _, seed, *_ in runs})
@@ -78,7 +77,7 @@ def naive(runs: list[Any], optimised_for: str) -> list[Any]:
                 if grid:
                     scores = [own[alpha, seed, False] for alpha in grid]
                     accuracies, errors = np.array(scores).T
-                    best = np.argmax(accuracies) if optimised_for == "accuracy" else np.argmin(errors)
+                    best = np.argmax(accuracies) if optimized_for == "accuracy" else np.argmin(errors)
                     choice[seed] = grid[best]
             on_test = [{seed: alpha for seed, alpha in choice.items() if (alpha, seed, True) in own}]
         for chosen in on_test if own else []:
@@ -92,12 +91,12 @@ def naive(runs: list[Any], optimised_for: str) -> list[Any]:
 
 
 @given(RUNS)
-def test_rows_are_those_of_a_naive_formulation(runs: list[Any]) -> None:
+def test_rows_agree_with_a_naive_implementation(runs: list[Any]) -> None:
     records = [
         record(accuracy, ece, **method, alpha=alpha, seed=seed, test_run=test)
         for method, alpha, seed, test, accuracy, ece in runs
     ]
-    tables = summarise(records)
+    tables = summarize(records)
     # Two tables if and only if some seed has two alphas to choose from.
     pairs = [
         (str(method), seed)
@@ -105,9 +104,9 @@ def test_rows_are_those_of_a_naive_formulation(runs: list[Any]) -> None:
         if not test and (method["loss_name"] != "cross_entropy" or alpha > 0)
     ]
     choice = len(pairs) > len(set(pairs))
-    assert [table.optimised_for for table in tables] == (["accuracy", "ece"] if choice else [None])
+    assert [table.optimized_for for table in tables] == (["accuracy", "ece"] if choice else [None])
     for table in tables:
-        expected = naive(runs, table.optimised_for or "accuracy")
+        expected = naive(runs, table.optimized_for or "accuracy")
         assert len(table.rows) == len(expected)
         for row, (title, seeds, alphas, statistics) in zip(table.rows, expected, strict=True):
             assert row.method.title() == title
@@ -124,29 +123,19 @@ def test_rows_are_those_of_a_naive_formulation(runs: list[Any]) -> None:
                     assert got.deviation == pytest.approx(statistics[i][1])
 
 
-@given(RUNS, st.randoms())
-def test_the_order_of_the_runs_does_not_matter(runs: list[Any], random: Any) -> None:
-    records = [
-        record(accuracy, ece, **method, alpha=alpha, seed=seed, test_run=test)
-        for method, alpha, seed, test, accuracy, ece in runs
-    ]
-    shuffled = random.sample(records, len(records))
-    assert summarise(shuffled) == summarise(records)
-
-
 def grid(seed: int, *scores: tuple[float, float, float]) -> list[Any]:
     """Validation runs, each of an alpha, accuracy and ECE."""
     return [record(accuracy, ece, alpha=alpha, seed=seed) for alpha, accuracy, ece in scores]
 
 
-def test_each_seed_chooses_its_own_alpha_and_tables_differ_in_what_they_choose_by() -> None:
+def test_each_seed_chooses_its_alpha() -> None:
     runs = grid(0, (0.1, 0.8, 0.02), (0.2, 0.9, 0.05)) + grid(1, (0.1, 0.9, 0.05), (0.2, 0.8, 0.02))
     runs += [
         record(0.5 + alpha, alpha / 10 + seed / 100, alpha=alpha, seed=seed, test_run=True)
         for seed in (0, 1)
         for alpha in (0.1, 0.2)
     ]
-    by_accuracy, by_ece = summarise(runs)
+    by_accuracy, by_ece = summarize(runs)
     assert [row.alphas for row in by_accuracy.rows] == [[0.2, 0.1]]
     assert [row.alphas for row in by_ece.rows] == [[0.1, 0.2]]
     [row] = by_accuracy.rows
@@ -155,34 +144,20 @@ def test_each_seed_chooses_its_own_alpha_and_tables_differ_in_what_they_choose_b
     assert row.statistic("ece") == pytest.approx((0.02, 0.0), abs=1e-12)
 
 
-def test_of_equal_alphas_the_smallest_is_chosen() -> None:
-    runs = grid(0, (0.4, 0.9, 0.02), (0.1, 0.9, 0.02), (0.2, 0.9, 0.02))
-    runs += [record(0.8, 0.1, alpha=alpha, test_run=True) for alpha in (0.4, 0.2, 0.1)]
-    for table in summarise(runs):
-        assert [row.alphas for row in table.rows] == [[0.1]]
-
-
-def test_one_seed_has_a_mean_and_no_deviation() -> None:
-    [table] = summarise([record(0.9, 0.1, alpha=0.1, test_run=True)])
-    [row] = table.rows
-    assert row.statistic("accuracy") == (0.9, None)
-    assert Statistic.of([0.25, 0.75]) == (0.5, pytest.approx(math.sqrt(0.125)))
-
-
-def test_missing_test_runs_are_told_with_the_alpha_they_should_have() -> None:
+def test_missing_test_runs() -> None:
     runs = grid(0, (0.1, 0.9, 0.1), (0.2, 0.8, 0.1)) + grid(1, (0.1, 0.8, 0.1), (0.2, 0.9, 0.1))
     runs += [record(0.9, 0.1, alpha=0.1, seed=seed, test_run=True) for seed in (0, 1, 2)]
-    by_accuracy, _ = summarise(runs)
+    by_accuracy, _ = summarize(runs)
     [row] = by_accuracy.rows
     assert (row.seeds, row.missing) == ([0], {1: 0.2, 2: None})
 
 
-def test_without_validation_runs_each_alpha_has_a_row_that_says_so_in_both_tables() -> None:
+def test_one_row_per_alpha_without_validation_runs() -> None:
     focal = [
         record(0.9, 0.1, loss_name="focal", alpha=gamma, seed=seed, test_run=True)
         for gamma, seed in [(2.0, 0), (1.0, 0), (1.0, 1)]
     ]
-    for table in summarise(focal + grid(0, (0.1, 0.9, 0.1), (0.2, 0.8, 0.2))):
+    for table in summarize(focal + grid(0, (0.1, 0.9, 0.1), (0.2, 0.8, 0.2))):
         rows = [row for row in table.rows if row.method.loss == "focal"]
         assert [(row.chosen, row.alphas, row.missing) for row in rows] == [
             (False, [1.0, 1.0], {}),
@@ -190,7 +165,7 @@ def test_without_validation_runs_each_alpha_has_a_row_that_says_so_in_both_table
         ]
 
 
-def test_methods_stand_in_the_papers_order_and_variants_apart() -> None:
+def test_order_of_methods() -> None:
     variants: list[dict[str, Any]] = [
         {"loss_name": "cross_entropy", "temp_scaling": True, "temperature": "nll"},
         {"loss_name": "confidence_penalty", "alpha": 0.1, "legacy_confidence_penalty": True},
@@ -203,7 +178,7 @@ def test_methods_stand_in_the_papers_order_and_variants_apart() -> None:
         {"loss_name": "cross_entropy", "alpha": 0.1},
         {"loss_name": "cross_entropy", "legacy_confidence_penalty": True},
     ]
-    [table] = summarise([record(0.9, 0.1, test_run=True, **variant) for variant in variants])
+    [table] = summarize([record(0.9, 0.1, test_run=True, **variant) for variant in variants])
     assert [row.method.title() for row in table.rows] == [
         "cross-entropy",
         "label smoothing",
@@ -222,11 +197,11 @@ def test_methods_stand_in_the_papers_order_and_variants_apart() -> None:
     ]
 
 
-def test_clipped_losses_share_a_table_with_cross_entropy_and_have_rows_of_their_own() -> None:
+def test_clipped_losses_have_their_own_rows() -> None:
     """Cross-entropy is not clipped: its runs are the same with the option and without."""
     runs = [record(0.9, 0.1, loss_name="cross_entropy", test_run=True)]
     runs += [record(0.9, 0.1, alpha=0.1, test_run=True, legacy_clip=clip) for clip in (True, False)]
-    [table] = summarise(runs)
+    [table] = summarize(runs)
     assert [row.method.title() for row in table.rows] == [
         "cross-entropy",
         "label relaxation",
@@ -234,27 +209,7 @@ def test_clipped_losses_share_a_table_with_cross_entropy_and_have_rows_of_their_
     ]
 
 
-def test_resnets_cross_entropy_with_the_papers_temperature_is_a_row_of_its_own() -> None:
-    """Of its network alone the option changes the run, as its penalty takes logits for probabilities."""
-    for model, expected in (("resnet", 2), ("vgg", 1)):
-        runs = [
-            record(
-                0.9,
-                0.1,
-                loss_name="cross_entropy",
-                model_name=model,
-                dataset_name="cifar10",
-                temp_scaling=True,
-                legacy_temp_scaling=legacy,
-                test_run=True,
-            )
-            for legacy in (False, True)
-        ]
-        [table] = summarise(runs)
-        assert len(table.rows) == expected
-
-
-def test_runs_that_differ_in_hyperparameters_are_not_averaged() -> None:
+def test_settings_are_not_averaged() -> None:
     runs = [
         record(0.9, 0.1, test_run=True, **fields)
         for fields in (
@@ -265,7 +220,7 @@ def test_runs_that_differ_in_hyperparameters_are_not_averaged() -> None:
             {"dataset_name": "mnist", "epochs": 1},
         )
     ]
-    tables = summarise(runs)
+    tables = summarize(runs)
     steps = f"steps ({', '.join(map(str, runs[1].config.steps))})"
     assert [(table.setting.title, table.rows[0].seeds) for table in tables] == [
         (f"fashion_mnist, simple_dense, 10 epochs, initial_lr 0.05, {steps}", [0, 1]),
@@ -275,32 +230,12 @@ def test_runs_that_differ_in_hyperparameters_are_not_averaged() -> None:
     ]
 
 
-def test_each_other_hyperparameter_sets_runs_apart() -> None:
-    one = record(0.9, 0.1, test_run=True)
-    for name, other in {"batch_size": 32, "decay": 1e-5, "n_bins": 10, "legacy_schedule": True}.items():
-        two = replace(one, config=replace(one.config, **{name: other}))
-        assert [setting.others for setting in by_setting([one, two])] == sorted(
-            [((name, getattr(one.config, name)),), ((name, other),)]
-        )
-    assert [*by_setting([one])] == [Setting("fashion_mnist", "simple_dense", 10, ())]
-
-
-@pytest.mark.parametrize("metrics", [{}, {"test_accuracy": 0.9}, {"test_accuracy": 0.9, "ece": math.nan}])
-def test_runs_without_their_metrics_are_left_out_and_told(metrics: dict[str, float]) -> None:
-    good = record(0.9, 0.1, test_run=True, seed=1)
-    bad = replace(record(0.0, 0.0, test_run=True), metrics=metrics)
-    [table] = summarise([bad, good])
-    assert [row.seeds for row in table.rows] == [[1]]
-    assert table.unusable == [bad.key]
-    assert summarise([bad])[0].rows == []
-
-
-def test_no_runs_are_an_error() -> None:
+def test_rejects_no_runs() -> None:
     with pytest.raises(ValueError, match=r"^There are no finished runs to make a table of\.$"):
-        summarise([])
+        summarize([])
 
 
-def test_published_numbers_stand_beside_the_same_loss_and_choice() -> None:
+def test_published_numbers_match_loss_and_choice() -> None:
     rows = {
         "rows": [
             reference(0.911, 0.05, chosen_for="ece"),
@@ -319,7 +254,7 @@ def test_published_numbers_stand_beside_the_same_loss_and_choice() -> None:
         *(record(0.9, 0.1, alpha=gamma, loss_name="focal", test_run=True) for gamma in (1.0, 2.0)),
         *(record(0.9, 0.1, loss_name="cross_entropy", temp_scaling=t, test_run=True) for t in (False, True)),
     ]
-    by_accuracy, by_ece = summarise(runs, rows)
+    by_accuracy, by_ece = summarize(runs, rows)
     same = [[], [("the code", 0.903)], [("the paper", 0.908)]]
     assert published(by_accuracy) == [
         [("the paper", 0.913)],
@@ -330,41 +265,25 @@ def test_published_numbers_stand_beside_the_same_loss_and_choice() -> None:
     assert [source.text for source in by_accuracy.sources] == ["the paper", "the code"]
 
 
-def test_published_numbers_of_another_choice_do_not_stand_beside() -> None:
-    rows = {
-        "rows": [
-            reference(0.901, 0.05, loss_name="focal", chosen_for="accuracy"),  # ours is not chosen
-            reference(0.902, 0.05, "the code", alpha=0.1),  # ours is .1 or .2
-        ]
-    }
-    runs = grid(0, (0.1, 0.9, 0.1), (0.2, 0.8, 0.1)) + grid(1, (0.1, 0.8, 0.1), (0.2, 0.9, 0.1))
-    runs += [record(0.9, 0.1, alpha=0.1 * (1 + seed), seed=seed, test_run=True) for seed in (0, 1)]
-    runs.append(record(0.9, 0.1, alpha=2.0, loss_name="focal", test_run=True))
-    by_accuracy, _ = summarise(runs, rows)
-    assert by_accuracy.rows[0].alphas == [0.1, 0.2]
-    assert published(by_accuracy) == [[], []]
-    assert by_accuracy.sources == []
-
-
-def test_of_runs_that_differ_in_nothing_that_matters_the_first_counts() -> None:
+def test_first_of_equivalent_runs_counts() -> None:
     runs = [
         record(accuracy, 0.1, test_run=test, legacy_confidence_penalty=legacy, temperature=temperature)
         for accuracy, legacy, temperature in [(0.9, False, "grid"), (0.8, True, "grid"), (0.7, True, "nll")]
         for test in (False, True)
     ]
-    [table] = summarise(runs)
+    [table] = summarize(runs)
     [row] = table.rows
     assert row.runs == (runs[1],)
 
 
-def test_of_a_source_the_numbers_for_the_same_epochs_are_preferred() -> None:
+def test_prefers_published_numbers_of_the_same_epochs() -> None:
     rows = [reference(0.902, 0.01, "the code", alpha=0.1, epochs=epochs) for epochs in (50, 10)]
     rows.append(reference(0.912, 0.05, alpha=0.1, epochs=50))
-    [table] = summarise([record(0.9, 0.1, alpha=0.1, test_run=True)], {"rows": rows})
+    [table] = summarize([record(0.9, 0.1, alpha=0.1, test_run=True)], {"rows": rows})
     assert table.sources == [("the code", 10), ("the paper", 50)]
 
 
-def test_every_published_number_of_the_project_finds_its_place() -> None:
+def test_every_published_number_is_shown() -> None:
     """Beside runs of its data set and epochs, with its alpha or with one chosen for its metric."""
     known = load_json("published.json")
     for row in known["rows"]:
@@ -375,22 +294,14 @@ def test_every_published_number_of_the_project_finds_its_place() -> None:
             runs = [record(0.9, a, **loss, alpha=a, test_run=t) for a in (0.1, 0.2) for t in (False, True)]
         found = [
             (each.accuracy, each.ece)
-            for table in summarise(runs, known)
-            if table.optimised_for == row["chosen_for"]
+            for table in summarize(runs, known)
+            if table.optimized_for == row["chosen_for"]
             for each in table.rows[0].references.values()
         ]
         assert (row["accuracy"], row["ece"]) in found
 
 
 @pytest.mark.parametrize("rows", [[{}], [{"alpha": 1}], ["text"], None])
-def test_published_numbers_that_are_none(rows: Any) -> None:
+def test_rejects_invalid_published_numbers(rows: Any) -> None:
     with pytest.raises(ValueError, match=r"^Expected argument `published` to .*, but got .*$"):
-        summarise([record(0.9, 0.1, test_run=True)], {"rows": rows})
-
-
-def test_a_table_is_of_rows_of_records() -> None:
-    """So that their artifacts, such as the predictions in bins, can be asked for."""
-    run = record(0.9, 0.1, test_run=True)
-    [row] = summarise([run])[0].rows
-    assert isinstance(row, Row)
-    assert row.runs == (run,)
+        summarize([record(0.9, 0.1, test_run=True)], {"rows": rows})

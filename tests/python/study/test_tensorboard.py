@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from lr_relax.study.tracking import TensorBoard, TrackingError
+from lr_relax.study.tracking import CURVES, TensorBoard, TrackingError
+from made_results import epoch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tracked_runs import CURVES, epoch
 
 
-def test_tensorboard_shows_each_epoch_once_also_of_a_resumed_run(tmp_path: Path) -> None:
+def test_each_epoch_appears_once_after_resuming(tmp_path: Path) -> None:
     for n_epochs in (3, 5):
         board = TensorBoard(tmp_path / "board")
         for step in range(n_epochs):
@@ -22,7 +22,7 @@ def test_tensorboard_shows_each_epoch_once_also_of_a_resumed_run(tmp_path: Path)
     assert shown == [(step, 0.5 + step) for step in range(5)]
 
 
-def test_tensorboard_leaves_out_what_is_not_known_and_writes_nothing_without_epochs(tmp_path: Path) -> None:
+def test_omits_unknown_metrics(tmp_path: Path) -> None:
     TensorBoard(tmp_path / "none").close()
     assert not (tmp_path / "none").exists()
     board = TensorBoard(tmp_path / "board")
@@ -35,9 +35,7 @@ def test_tensorboard_leaves_out_what_is_not_known_and_writes_nothing_without_epo
     ]
 
 
-def test_tensorboard_that_cannot_write_costs_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_write_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "board").touch()
     board = TensorBoard(tmp_path / "board")
     for step in range(3):
@@ -47,10 +45,8 @@ def test_tensorboard_that_cannot_write_costs_a_warning(
     assert f"{tmp_path / 'board'} has no logs for TensorBoard from here on: " in warning
 
 
-def test_tensorboard_names_the_extra_where_it_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_the_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(TrackingError, match=r'need tensorboard: pip install "lr-relax\[tensorboard\]"$'):
+    with pytest.raises(TrackingError, match=r'needs tensorboard: pip install "lr-relax\[tensorboard\]"$'):
         TensorBoard(tmp_path)

@@ -6,7 +6,8 @@ from io import StringIO
 
 import pytest
 import torch
-from lr_relax.study.cli import terminal
+from lr_relax.study.cli import execution
+from lr_relax.study.config import RunConfig
 from lr_relax.study.training import Batch, Epoch
 from rich.console import Console
 
@@ -17,17 +18,19 @@ def shown(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool, silent: bool = 
     """The output of half an epoch, an epoch, and a text with what could be markup."""
     file = StringIO()
     console = partial(Console, file=file, force_terminal=is_terminal, width=100, color_system=None)
-    monkeypatch.setattr(terminal, "Console", console)
-    with terminal.RunProgress("cross-entropy, seed 0", 2, silent=silent) as progress:
+    monkeypatch.setattr(execution, "Console", console)
+    progress = execution.RunProgress(2, silent=silent)
+    with progress.bar:
+        progress.begin(RunConfig("simple_dense", "digits", "cross_entropy"))
         progress.batch(Batch(0, 5, 10, torch.tensor([160.0, 240.0]), 320))
         progress.bar.refresh()
         progress.epoch(EPOCH)
         progress.bar.refresh()
-    terminal.console(stderr=True, quiet=silent).print("[a]" + 120 * "x")
+    execution.console(stderr=True, quiet=silent).print("[a]" + 120 * "x")
     return file.getvalue()
 
 
-def test_a_terminal_shows_loss_accuracy_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, is_terminal=True)
     assert "cross-entropy, seed 0" in text
     assert "loss 0.5000  accuracy 0.7500" in text
@@ -35,7 +38,7 @@ def test_a_terminal_shows_loss_accuracy_and_the_time_left(monkeypatch: pytest.Mo
     assert "epoch 1/2" not in text
 
 
-def test_elsewhere_there_is_a_line_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, is_terminal=False).splitlines() == [
         "epoch 1/2  loss 0.5000  accuracy 0.8750  validation accuracy 0.9000  ECE 0.0500  1.2 s",
         "[a]" + 120 * "x",

@@ -1,192 +1,95 @@
-"""``lr-relax compare``: three losses over several seeds, on digits or Fashion-MNIST, without any tracking."""
+"""``lr-relax compare``: three losses over several seeds, a preset of the study's machinery."""
 
 from __future__ import annotations
 
-import errno
 import os
-import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import click
-import torch
 from rich.table import Table
 
 from .. import compare as job
 from .. import figures
-from ..atomic import occupied
-from ..results import Result
-from ..run import RunError, run
-from ..summary import counted
-from ..training import Epoch
-from .execution import load
-from .options import AT_LEAST_ONE, BELOW_ONE, BINS, POSITIVE, OneLineErrorsCommand
-from .terminal import console, progress_bar
+from ..config import ConfigError
+from ..folder import Result
+from ..report import counted
+from .execution import Execution, RunProgress, console, execution_options, out_options, tracking_options
+from .options import INTEGERS, NUMBER, Command, all_of, option, run_option
 
 
-def _per_dataset(field: str) -> str:
-    """The defaults of an option that depend on the data set, for the help text."""
+def _preset(field: str) -> str:
+    """The defaults of an option for each data set, for the help."""
     return ", ".join(f"{getattr(preset, field):g} on {dataset}" for dataset, preset in job.PRESETS.items())
 
 
-@click.command(cls=OneLineErrorsCommand, short_help="Compare three losses, without tracking.")
-@click.option(
-    "--dataset",
-    type=click.Choice(tuple(job.PRESETS)),
-    default="digits",
-    show_default=True,
-    help="Scikit-learn's 8x8 digits, or Fashion-MNIST.",
+@click.command(cls=Command, short_help="Compare three losses.")
+@option(
+    "dataset_name", "--dataset", type=click.Choice(tuple(job.PRESETS)), default="digits", show_default=True
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    default=Path("data"),
-    show_default=True,
-    help="Where the files of Fashion-MNIST are, or are put.",
+@option(
+    "seeds", type=INTEGERS, show_default="0-9 on digits, 0-2 on fashion_mnist", help="Seeds, as 0-4 or 0,2."
 )
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1, max=10_000),
-    show_default=_per_dataset("seeds"),
-    help="Train with seeds 0 to N-1.",
-)
-@click.option("--epochs", type=AT_LEAST_ONE, show_default=_per_dataset("epochs"))
-@click.option("--batch-size", type=AT_LEAST_ONE, default=64, show_default=True)
-@click.option("--lr", type=POSITIVE, show_default=_per_dataset("learning_rate"), help="Learning rate.")
-@click.option(
-    "--alpha", type=BELOW_ONE, show_default=_per_dataset("alpha"), help="Imprecision of label relaxation."
-)
-@click.option(
-    "--smoothing", type=BELOW_ONE, show_default=_per_dataset("smoothing"), help="Weight of label smoothing."
-)
-@click.option("--n-bins", type=BINS, default=15, show_default=True, help="Bins of the calibration error.")
-@click.option("--validation", is_flag=True, help="Set the test data aside and evaluate on validation data.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    show_default="runs/compare-<dataset>",
-    help="Folder for results.json and reliability.png.",
-)
-@click.option(
-    "--resume", is_flag=True, help="Keep the finished runs in --out instead of training them again."
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1, max=1024),
-    default=1,  # a batch of 64 gains little from more, and loses much where other programs need the cores
-    show_default=True,
-    help="Threads to train with; results differ in rounding.",
-)
-def compare(
-    dataset: str,
-    data_dir: Path,
-    seeds: int | None,
-    epochs: int | None,
-    batch_size: int,
-    lr: float | None,
-    alpha: float | None,
-    smoothing: float | None,
-    n_bins: int,
-    validation: bool,
-    out: Path | None,
-    resume: bool,
-    threads: int,
-) -> None:
+@run_option("epochs", show_default=_preset("epochs"))
+@run_option("batch_size")
+@run_option("initial_lr", show_default=_preset("learning_rate"))
+@run_option("alpha", show_default=_preset("alpha"), help="Imprecision of label relaxation.")
+@option("smoothing", type=NUMBER, show_default=_preset("smoothing"), help="Weight of label smoothing.")
+@run_option("n_bins")
+@run_option("test_run", show_default="True", help="Evaluate on test data; False for validation data.")
+@all_of(out_options(None, "runs/compare-<dataset>"), execution_options, tracking_options("none"))
+def compare(**options: Any) -> None:
     """Compare label relaxation with cross-entropy and label smoothing.
 
-    Trains the paper's dense network with each loss and seed; prints accuracy, expected calibration error and
-    negative log-likelihood; saves every run and the reliability diagrams.
+    Trains the paper's dense network with each loss and seed, prints accuracy, expected calibration error and
+    negative log-likelihood, and draws reliability diagrams.
     """
-    preset = job.PRESETS[dataset]
-    seeds = preset.seeds if seeds is None else seeds
-    epochs = preset.epochs if epochs is None else epochs
-    lr = preset.learning_rate if lr is None else lr
-    alpha = preset.alpha if alpha is None else alpha
-    smoothing = preset.smoothing if smoothing is None else smoothing
-    out = Path("runs", f"compare-{dataset}") if out is None else out
-    if not out.name:
-        raise click.BadParameter("a folder is needed.", param_hint="'--out'")
-    torch.set_num_threads(threads)
-    options = {
-        "dataset": dataset,
-        "data-dir": data_dir,
-        "seeds": seeds,
-        "epochs": epochs,
-        "batch-size": batch_size,
-        "lr": lr,
-        "alpha": alpha,
-        "smoothing": smoothing,
-        "n-bins": n_bins,
-        "out": out,
-        "threads": threads,
-    }
-    words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
-    command = shlex.join(["lr-relax", "compare", *words, *["--validation"] * validation])
+    dataset, preset = options["dataset_name"], job.PRESETS[options["dataset_name"]]
 
-    loaded = load(dataset, data_dir)
+    def given(name: str, default: Any) -> Any:
+        return default if options[name] is None else options[name]
+
     try:
-        click.get_current_context().with_resource(occupied(out))
-        results = job.Results(out / "results.json")
-        results.save()  # what cannot be written should fail now, not after the first run
-        if (picture := out / "reliability.png").is_dir():
-            raise IsADirectoryError(errno.EISDIR, f"{picture} is a folder")
-    except OSError as error:
-        raise click.BadParameter(
-            f"{out} cannot be written to: {error.strerror}.", param_hint="'--out'"
-        ) from error
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.", param_hint="'--out'") from error
-
-    configs = job.plan(
-        dataset,
-        seeds=seeds,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        alpha=alpha,
-        smoothing=smoothing,
-        n_bins=n_bins,
-        validation=validation,
-    )
-    todo = [config for config in configs if not (resume and results.find(config))]
+        configs = job.plan(
+            dataset,
+            seeds=given("seeds", range(preset.seeds)),
+            epochs=given("epochs", preset.epochs),
+            batch_size=given("batch_size", 64),
+            learning_rate=given("initial_lr", preset.learning_rate),
+            alpha=given("alpha", preset.alpha),
+            smoothing=given("smoothing", preset.smoothing),
+            n_bins=given("n_bins", 15),
+            test_run=given("test_run", True),
+        )
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    options["out"] = out = options["out"] or Path("runs", f"compare-{dataset}")
+    options["threads"] = threads = options["threads"] or 1  # a batch of 64 gains little from more
+    picture = out / "reliability.png"
+    execution = Execution(f"{dataset}: {counted([len(configs)], 'run')}", dataset, options)
     start = time.perf_counter()
-    with progress_bar(len(todo) * epochs) as progress:
-        [task] = progress.task_ids
-        for config in todo:
-            progress.update(task, description=f"{config.title}, seed {config.seed}")
-
-            def show(epoch: Epoch) -> None:
-                progress.update(
-                    task, advance=1, status=f"loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.4f}"
-                )
-
-            try:
-                results.add(run(config, loaded, command=command, on_epoch=show))
-            except (RunError, OSError) as error:
-                raise click.ClickException(f"{config.title}, seed {config.seed}: {error}") from error
+    progress = RunProgress(configs[0].epochs, runs=len(configs), silent=not execution.first)
+    with progress.bar:
+        runs = [execution.run(config, progress=progress) for config in configs]
     seconds = time.perf_counter() - start
-
-    runs = [found for config in configs if (found := results.find(config)) is not None]
+    if not execution.first:
+        return
     try:
         figures.reliability(runs, picture)
     except OSError as error:
         raise click.ClickException(f"{picture} cannot be written: {error.strerror}") from error
-    told = console()
-    told.print(_table(runs))
-    told.print(command)
-    told.print(
-        f"{counted([len(todo)], 'run')} in {seconds:.1f} s on {threads} of {os.cpu_count()} threads"
-        + (f", {len(runs) - len(todo)} from before" if resume else "")
-    )
-    told.print(f"{results.path}, {picture}")
+    show = console().print
+    show(_table(runs))
+    show(f"{counted([len(runs)], 'run')} in {seconds:.1f} s on {threads} of {os.cpu_count()} threads")
+    show(f"{out}, {picture}")
 
 
 def _table(runs: list[Result]) -> Table:
     config, groups = runs[0].config, job.by_loss(runs)
-    evaluated = "test" if config.test_run else "validation"
     seeds = len(runs) // len(groups)
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    table = Table(title=f"{config.dataset_name}, {runs[0].n_eval} {evaluated} images, {spread}")
+    table = Table(title=f"{config.dataset_name}, {runs[0].n_eval} {config.part} images, {spread}")
     table.add_column("loss")
     for heading in ("accuracy", f"ECE ({config.n_bins} bins)", "NLL"):
         table.add_column(heading, justify="right")

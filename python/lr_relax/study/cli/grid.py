@@ -1,7 +1,8 @@
-"""``lr-relax grid``: many runs, here or on a cluster, tracked as they finish."""
+"""``lr-relax grid``: many runs, on this machine or a cluster."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,150 +13,102 @@ from typing import Any
 
 import click
 
-from .. import data, engines, models, search
+from .. import data, engines, models
 from .. import grid as job
 from ..config import RunConfig
 from ..engines import EngineError, Outcome
-from ..results import Result
-from ..summary import counted
-from .execution import Tracking, command_line, load, out_options, tracking_options, writable
+from ..folder import Result
+from ..report import counted
+from .execution import (
+    Tracking,
+    announce,
+    console,
+    load,
+    out_options,
+    progress_bar,
+    tracking_options,
+    writable,
+)
 from .options import (
-    LOSS_NAMES,
-    Integers,
-    List,
-    Number,
-    OneLineErrorsCommand,
+    INTEGERS,
+    LOSSES,
+    NUMBER,
+    Command,
+    Decorator,
+    Parsed,
+    choice,
+    command_line,
+    list_of,
     option,
     read_config,
     run_options,
-    switch,
 )
-from .terminal import console, progress_bar
 
 
-class LossAndAlphas(click.ParamType):  # type: ignore[type-arg]
-    """A loss, or a loss and an alpha as in lr:0.1."""
-
-    name = "loss[:alpha]"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, float | None]:
-        if isinstance(value, tuple):
-            return value
-        loss, colon, alpha = value.partition(":")
-        if loss.lower() not in LOSS_NAMES:
-            self.fail(f"{loss!r} is not one of {', '.join(LOSS_NAMES)}.", param, ctx)
-        try:
-            return LOSS_NAMES[loss.lower()], float(alpha) if colon else None
-        except ValueError:
-            self.fail(f"{alpha!r} is not a number.", param, ctx)
-
-
-class KeyValue(click.ParamType):  # type: ignore[type-arg]
+def _parameter(text: str) -> tuple[str, str | int | float | bool]:
     """A parameter of submitit, as slurm_partition=gpu."""
-
-    name = "key=value"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str | int | float | bool]:
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = value.partition("=")
-        if not (key and equals and text):
-            self.fail(f"{value!r} is not of the form key=value.", param, ctx)
-        if key in ("jobs", "workers", "folder", "gpu_share"):  # the engine's own
-            self.fail(f"{key!r} is not a parameter of submitit.", param, ctx)
-        if key == "slurm_setup":  # lines of a shell
-            return key, text
-        for number in (int, float):
-            with suppress(ValueError):
-                if text[0].isdigit() and str(number(text)) == text:  # but not an account 007
-                    return key, number(text)
-        return key, {"true": True, "false": False}.get(text.lower(), text)
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise ValueError(f"{text!r} is not of the form key=value")
+    if key in ("jobs", "workers", "folder", "gpu_share", "cluster"):  # the engine's own
+        raise ValueError(f"{key!r} is not a parameter of submitit")
+    if key == "slurm_setup":  # lines of a shell
+        return key, value
+    for number in (int, float):
+        with suppress(ValueError):
+            if value[0].isdigit() and str(number(value)) == value:  # but not an account 007
+                return key, number(value)
+    return key, {"true": True, "false": False}.get(value.lower(), value)
 
 
-@click.command(cls=OneLineErrorsCommand, short_help="Run many, here or on a cluster.")
-@option(
-    "models",
-    type=List(click.Choice(models.NAMES, case_sensitive=False)),
-    default="simple_dense",
-    show_default=True,
-    help="The networks, with commas between.",
-)
-@option(
-    "datasets",
-    type=List(click.Choice(data.DATASETS, case_sensitive=False)),
-    default="fashion_mnist",
-    show_default=True,
-    help="The data sets.",
-)
-@option(
-    "losses",
-    type=List(LossAndAlphas()),
-    default="label_relaxation,cross_entropy",
-    show_default=True,
-    help="The losses; with an alpha, as in lr:0.1,cross_entropy:0, or with all of the paper's.",
-)
-@option("seeds", type=Integers(), default="0-4", show_default=True, help="The seeds.")
-@switch("legacy_grid", "Leave plain cross-entropy out of cross_entropy's alphas, as the paper's code does.")
-@option(
-    "test_best",
-    type=List(click.Choice(job.CRITERIA)),
-    help="Then test, for each seed, the alphas that are best on validation data: by accuracy, ece or both.",
-)
+def _runs(name: str, type: click.ParamType, default: str | None, help: str) -> Decorator:  # type: ignore[type-arg]
+    return option(name, type=type, default=default, show_default=True, help=help, group="Runs")
+
+
+def _of_engine(name: str, type: Any, help: str, **known: Any) -> Decorator:
+    return option(name, type=type, help=help, group="Engine", **{"show_default": True, **known})
+
+
+_NAMES = list_of("name", choice(models.NAMES)), list_of("name", choice(data.DATASETS))
+_LOSSES_HELP = "Losses; with an alpha, as lr:0.1,cross_entropy:0, or with all of the paper's."
+_BEST_HELP = "Then test, for each seed, the alphas that are best on validation data by accuracy, ece or both."
+_SHARE_HELP = "Part of a GPU for each run: 1 for a whole one, 0.25 if four share one, 0 for the CPU."
+
+
+@click.command(cls=Command, short_help="Train many runs, here or on a cluster.")
+@_runs("models", _NAMES[0], "simple_dense", f"Networks, of {', '.join(models.NAMES)}.")
+@_runs("datasets", _NAMES[1], "fashion_mnist", f"Data sets, of {', '.join(data.DATASETS)}.")
+@_runs("losses", LOSSES, "label_relaxation,cross_entropy", _LOSSES_HELP)
+@_runs("seeds", INTEGERS, "0-4", "Seeds, as 0-4 or 0,2.")
+@_runs("test_best", list_of("metric", choice(job.CRITERIA)), None, _BEST_HELP)
 @run_options("model_name", "dataset_name", "loss_name", "alpha", "seed")
-@option(
-    "engine",
-    type=click.Choice(("local", "slurm", "ray")),
-    default="local",
-    show_default=True,
-    help="Processes of this machine, jobs of SLURM, or a Ray cluster.",
+@_of_engine("engine", click.Choice(("local", "slurm", "ray")), "Where to train.", default="local")
+@_of_engine(
+    "workers", click.IntRange(1, 100_000), "Runs at a time, each with one thread.", default=os.cpu_count()
 )
-@option(
-    "workers",
-    type=click.IntRange(min=1, max=100_000),
-    default=os.cpu_count() or 1,
-    show_default="one for each processor",
-    help="How many runs at a time, each with one thread.",
-)
-@option(
-    "gpu_share",
-    type=Number(min=0, max=1),
-    default=0.0,
-    show_default=True,
-    help="How much of a GPU each run gets: 1 for one of its own, 0.25 where four share one, 0 for the CPU.",
-)
-@option("ray_address", help="Of the cluster, as ray://host:10001; without one Ray runs on this machine.")
-@option(
-    "slurm",
-    type=KeyValue(),
-    multiple=True,
-    help="A parameter of submitit, as slurm_partition=gpu; may be given several times.",
-)
+@_of_engine("gpu_share", NUMBER, _SHARE_HELP, default=0.0)
+@_of_engine("ray_address", str, "The Ray cluster, as ray://host:10001.", show_default="a new one here")
+@_of_engine("slurm", Parsed("key=value", _parameter), "Of submitit, as slurm_partition=gpu.", multiple=True)
 @out_options(Path("runs", "study"))
-@tracking_options
+@tracking_options()
 def grid(**options: Any) -> None:
-    """Run networks x data sets x losses x alphas x seeds, and skip what has finished before.
+    """Train networks x data sets x losses x alphas x seeds, except finished runs.
 
-    Lists have commas between. A run that fails, or whose worker dies, costs the others nothing; the same
-    command tries it again.
+    A run that fails, or whose worker dies, does not affect the others; the same command tries it again.
     """
     configs = _configs(options)
     engine = _engine(options)
     criteria = options["test_best"] or ()
     if criteria and options["test_run"]:
         raise click.BadParameter("there are no validation runs with --test-run.", param_hint="'--test-best'")
+    name = f"grid · {counted([len(configs)], 'run')} · {options['out'].name}"
+    announce(name)
+    logging.basicConfig(format="%(message)s")
     out = writable(options["out"])
-    for name in options["datasets"]:
-        load(name, options["data_dir"])  # told now, and downloaded once
+    for dataset in options["datasets"]:
+        load(dataset, options["data_dir"])  # errors appear now, and files are downloaded once
     tracking = Tracking.prepare(options)
-    command = command_line()
-    parent = tracking.parent(
-        out, "grid", {"engine": options["engine"], "workers": options["workers"]}, command
-    )
-
+    parent = tracking.parent(out, "grid", name, {"engine": options["engine"], "workers": options["workers"]})
     finished: list[Result] = []
     failed: list[Outcome] = []
 
@@ -163,18 +116,17 @@ def grid(**options: Any) -> None:
         with progress_bar(len(todo)) as progress:
             [task] = progress.task_ids
             try:
-                for outcome in job.run(job.jobs(todo, out, options["data_dir"], command), engine):
+                for outcome in job.run(job.jobs(todo, out, options["data_dir"], command_line()), engine):
                     tracking.outcome(outcome, parent.run_id)
-                    if outcome.result is None:
+                    key, result = outcome.job.config.key, outcome.result
+                    if result is None:
                         failed.append(outcome)
-                        progress.console.print(f"{outcome.job.config.key}: {outcome.error}")
+                        progress.console.print(f"{key}: {outcome.error}")
                     else:
-                        finished.append(outcome.result)
+                        finished.append(result)
                         if progress.disable:  # there is no bar
-                            progress.console.print(
-                                f"{outcome.job.config.key}: accuracy {outcome.result.accuracy:.4f}  "
-                                f"ECE {outcome.result.ece:.4f}"
-                            )
+                            metrics = f"accuracy {result.accuracy:.4f}  ECE {result.ece:.4f}"
+                            progress.console.print(f"{key}: {metrics}")
                     progress.update(task, advance=1, status=f"{len(failed)} failed" if failed else "")
             except EngineError as error:
                 parent.failed(str(error))
@@ -191,29 +143,28 @@ def grid(**options: Any) -> None:
 
 
 def _configs(options: dict[str, Any]) -> list[RunConfig]:
-    grids = search.LEGACY_GRIDS if options["legacy_grid"] else search.GRIDS
-    configs = []
-    for model, dataset, (loss, alpha), seed in product(
-        options["models"], options["datasets"], options["losses"], options["seeds"]
-    ):
-        for of_loss in grids[loss] if alpha is None else (alpha,):
-            configs.append(
-                read_config(
-                    options, model_name=model, dataset_name=dataset, loss_name=loss, alpha=of_loss, seed=seed
-                )
-            )
+    grids = job.LEGACY_GRIDS if "grid" in options["legacy"] else job.GRIDS
+    lists = (options["models"], options["datasets"], options["losses"], options["seeds"])
+    configs = [
+        read_config(options, model_name=model, dataset_name=dataset, loss_name=loss, alpha=value, seed=seed)
+        for model, dataset, (loss, alpha), seed in product(*lists)
+        for value in (grids[loss] if alpha is None else (alpha,))
+    ]
     if not configs:
         raise click.UsageError("there are no runs: a list is empty")
     return configs
 
 
 def _engine(options: dict[str, Any]) -> job.Engine:
-    shared = {"workers": options["workers"], "gpu_share": options["gpu_share"]}
-    if options["engine"] == "slurm":
-        parameters: dict[str, Any] = dict(options["slurm"])
-        if "slurm_setup" in parameters:  # the only one that may be given again
-            parameters["slurm_setup"] = [line for key, line in options["slurm"] if key == "slurm_setup"]
-        return partial(engines.slurm, folder=options["out"] / "slurm", **shared, **parameters)
+    if not 0 <= options["gpu_share"] <= 1:
+        raise click.BadParameter("expected a number in [0, 1].", param_hint="'--gpu-share'")
+    shared: dict[str, Any] = {"workers": options["workers"], "gpu_share": options["gpu_share"]}
     if options["engine"] == "ray":
         return partial(engines.ray, address=options["ray_address"], **shared)
-    return partial(engines.local, **shared)
+    shared["folder"] = options["out"] / "jobs"
+    if options["engine"] == "local":
+        return partial(engines.local, **shared)
+    parameters: dict[str, Any] = dict(options["slurm"])
+    if "slurm_setup" in parameters:  # the only one that can be repeated
+        parameters["slurm_setup"] = [line for key, line in options["slurm"] if key == "slurm_setup"]
+    return partial(engines.slurm, **shared, **parameters)

@@ -1,154 +1,129 @@
-"""``lr-relax table`` and ``lr-relax figure``: what tracked runs say, and pictures that need none."""
+"""``lr-relax table`` and ``lr-relax figure``: tables and figures of finished runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import data, figures, mlflow_store, models, tables, tracked
-from ..atomic import replaced
-from ..mlflow_store import TrackingError
-from ..resources import load_json
-from ..tracked import Record
-from .execution import tracking_options
-from .options import Command, Number, OneLineErrors, OneLineErrorsCommand, option
-
-_WHICH = [
-    option(
-        "model_name",
-        type=click.Choice(models.NAMES, case_sensitive=False),
-        show_default="all",
-        help="Of this network alone.",
-    ),
-    option(
-        "dataset_name",
-        type=click.Choice(data.DATASETS, case_sensitive=False),
-        show_default="all",
-        help="Of this data set alone.",
-    ),
-    tracking_options,
-]
+from .. import data, figures, models
+from .. import report as tables
+from ..files import load_json, replaced
+from ..folder import Result, load_results
+from .options import FILE, FOLDER, LOSS, Command, Decorator, Group, all_of, choice, list_of, option
 
 
-def runs_options(command: Command) -> Command:
-    """Which of the tracked runs."""
-    for decorator in reversed(_WHICH):
-        command = decorator(command)
-    return command
-
-
-def _out(default: str) -> Callable[[Command], Command]:
-    return click.option(
-        "--out",
-        type=click.Path(path_type=Path, dir_okay=False),
-        default=Path(default),
-        show_default=True,
-        help="The picture; its ending tells the format.",
+def _selection(*names: str) -> Decorator:
+    """Options that select results."""
+    several = "Only these, comma-separated."
+    known = {
+        "model_name": option("model_name", type=list_of("name", choice(models.NAMES)), help=several),
+        "dataset_name": option(
+            "dataset_name", "--dataset", type=list_of("name", choice(data.DATASETS)), help=several
+        ),
+        "loss_name": option("loss_name", "--loss", type=list_of("name", LOSS), help=several),
+        "alpha": option("alpha", type=list_of("number", float), help=several),
+    }
+    out = option(
+        "out", type=FOLDER, default=Path("runs", "study"), show_default=True, help="Folder of the runs."
     )
+    return all_of(out, *(known[name] for name in names))
 
 
-@click.command(cls=OneLineErrorsCommand, short_help="The paper's tables from tracked runs.")
-@click.option(
-    "--format",
+def _save(default: str) -> Decorator:
+    help = "The picture; its suffix selects the format."
+    return option("save", type=FILE, default=Path(default), show_default=True, help=help)
+
+
+@click.command(cls=Command, short_help="The paper's tables from finished runs.")
+@option(
+    "format",
     type=click.Choice(tuple(tables.FORMATS)),
     default="markdown",
     show_default=True,
     help="LaTeX needs the package booktabs; CSV has full precision.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="A file to write to instead of the terminal.",
-)
-@runs_options
-def table(format: str, out: Path | None, **which: Any) -> None:
-    """The paper's tables from tracked runs, beside the paper's numbers and those of its code.
+@option("save", type=FILE, help="A file to write instead of printing.")
+@_selection("model_name", "dataset_name")
+def table(format: str, save: Path | None, **selection: Any) -> None:
+    """The paper's tables from finished runs, beside the paper's numbers and those of its code.
 
     For each loss, over seeds: with the alpha that is best on validation data by accuracy, and by ECE.
     """
-    with _usage_errors(out):
-        text = tables.render(_records(which), load_json("published.json"), format)
-        if out is not None:
-            with replaced(out) as temporary:
+    with _usage_errors(save):
+        text = tables.render(_results(**selection), load_json("published.json"), format)
+        if save is not None:
+            with replaced(save) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-    click.echo(text if out is None else f"{out}\n", nl=False)
+    click.echo(text if save is None else f"{save}\n", nl=False)
 
 
-@click.group(cls=OneLineErrors)
+@click.group(cls=Group)
 def figure() -> None:
-    """Draw pictures."""
+    """Draw figures."""
 
 
-@figure.command()
-@_out("reliability.png")
-@runs_options
-def reliability(out: Path, **which: Any) -> None:
-    """Reliability diagrams of tracked runs: one for each loss, all seeds together."""
-    with _usage_errors(out):
-        records = _records(which)
-        figures.reliability([tracked.result(_uri(which), record) for record in records], out)
-    click.echo(out)
+@figure.command(cls=Command)
+@_save("reliability.png")
+@_selection("model_name", "dataset_name", "loss_name", "alpha")
+def reliability(save: Path, **selection: Any) -> None:
+    """Reliability diagrams of finished runs: one for each loss, all seeds together."""
+    with _usage_errors(save):
+        figures.reliability(_results(**selection), save)
+    click.echo(save)
 
 
-@figure.command()
-@_out("alpha.png")
-@runs_options
-def alpha(out: Path, **which: Any) -> None:
-    """Accuracy and ECE of tracked runs against alpha, with the spread over seeds."""
-    with _usage_errors(out):
-        figures.against_alpha(_records(which), out)
-    click.echo(out)
+@figure.command(cls=Command)
+@_save("alpha.png")
+@_selection("model_name", "dataset_name", "loss_name", "alpha")
+def alpha(save: Path, **selection: Any) -> None:
+    """Accuracy and ECE of finished runs against alpha, with the deviation over seeds."""
+    with _usage_errors(save):
+        figures.against_alpha(_results(**selection), save)
+    click.echo(save)
 
 
-@figure.command()
-@click.option(
-    "--alpha",
-    type=Number(min=0, max=1, min_open=True, max_open=True),
+@figure.command(cls=Command)
+@option(
+    "alpha",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
     default=0.25,
     show_default=True,
     help="Imprecision of label relaxation, weight of label smoothing.",
 )
-@_out("simplex.png")
-def simplex(alpha: float, out: Path) -> None:
+@option("save", "--out", type=FILE, default=Path("simplex.png"), show_default=True, help="The picture.")
+def simplex(alpha: float, save: Path) -> None:
     """Label smoothing beside label relaxation, over all predictions for three classes."""
     from ...plots import relaxation_on_simplex
 
-    with _usage_errors(out):
-        relaxation_on_simplex(alpha).savefig(out, dpi=150)
-    click.echo(out)
+    with _usage_errors(save):
+        relaxation_on_simplex(alpha).savefig(save, dpi=150)
+    click.echo(save)
 
 
-def _uri(which: dict[str, Any]) -> str:
-    uri: str = which["tracking_uri"] or mlflow_store.default_uri()
-    return uri
-
-
-def _records(which: dict[str, Any]) -> list[Record]:
-    """The tracked runs that are asked for."""
-    return [
-        record
-        for record in tracked.records(_uri(which), which["experiment"])
-        if which["model_name"] in (None, record.config.model_name)
-        and which["dataset_name"] in (None, record.config.dataset_name)
-    ]
+def _results(out: Path, **selection: tuple[Any, ...] | None) -> list[Result]:
+    """The selected results below a folder."""
+    wanted = {name: values for name, values in selection.items() if values is not None}
+    found = load_results(out)
+    results = [run for run in found if all(getattr(run.config, name) in v for name, v in wanted.items())]
+    if not results:
+        raise click.UsageError(f"{out} has no finished runs" + " of this selection" * bool(found))
+    return results
 
 
 @contextmanager
-def _usage_errors(out: Path | None) -> Iterator[None]:
+def _usage_errors(save: Path | None) -> Iterator[None]:
     try:
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
+        if save is not None:
+            save.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except TrackingError as error:
-        raise click.UsageError(str(error)) from error
     except OSError as error:
-        if out is None:
+        if save is None:
             raise click.ClickException(str(error)) from error
         reason = error.strerror or error
-        raise click.BadParameter(f"{out} cannot be written: {reason}.", param_hint="'--out'") from error
+        raise click.BadParameter(f"{save} cannot be written: {reason}.", param_hint="'--save'") from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error

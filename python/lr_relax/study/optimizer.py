@@ -1,8 +1,8 @@
-"""Stochastic gradient descent as Keras does it, and the learning rates of the paper's code.
+"""Keras's stochastic gradient descent and the learning rates of the paper's code.
 
-Keras and PyTorch agree while the learning rate is constant. When it changes, Keras's velocity, a sum of
-gradients times the rates that they came with, goes on as it is; PyTorch's sum of plain gradients gets the new
-rate. The paper's rate changes in every step.
+Keras and PyTorch agree while the learning rate is constant. Keras's velocity sums gradients times the rates
+of their steps, PyTorch's momentum buffer sums plain gradients and applies the current rate to all of them.
+The paper's rate changes in every step.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor
 class Schedule:
     """The learning rate of every step of the paper's code.
 
-    An epoch's rate is ``initial`` times ``factor`` for each of the ``steps`` that the epoch, counted from 0,
-    has *passed*: with steps (30, 50) it drops at epoch 31, and in 50 epochs no more. In the first ``warmup``
-    epochs it rises in equal parts instead. Within an epoch it falls with ``decay`` and the number of all
-    mini-batches so far, which is never reset.
+    The rate of an epoch, counted from 0, is ``initial`` times ``factor`` for each of the ``steps`` with
+    ``epoch > step``: with steps (30, 50) it drops at epoch 31, and in 50 epochs only once. In the first
+    ``warmup`` epochs it rises linearly instead. With ``decay`` it falls with the number of all batches so
+    far.
     """
 
     initial: float
@@ -34,7 +34,7 @@ class Schedule:
     warmup: int = 0
 
     def of_epoch(self, epoch: int) -> float:
-        """The rate without the decay."""
+        """The rate of an epoch, without decay."""
         if epoch < self.warmup:
             return (epoch + 1) * self.initial / self.warmup
         rate = self.initial
@@ -43,19 +43,15 @@ class Schedule:
         return rate
 
     def rate(self, epoch: int, iteration: int) -> float:
-        """The rate of an epoch's mini-batch that ``iteration`` others came before, in all epochs."""
+        """The rate of a batch of an epoch; ``iteration`` counts the batches of all epochs before it."""
         return self.of_epoch(epoch) / (1 + self.decay * iteration)
 
 
 @dataclass
 class Plateau:
-    """The factor by which the rate has dropped because the loss no longer fell: Keras's ReduceLROnPlateau.
+    """Keras's ReduceLROnPlateau: the rate drops by ``factor`` after ``patience`` epochs without improvement.
 
-    Args:
-        factor: Of each drop; the paper's code has the root of a tenth.
-        patience: The number of epochs without an improvement that make a drop.
-        least_change: What counts as an improvement of the loss.
-        least_rate: Below which the rate does not drop.
+    An improvement lowers the loss by more than ``least_change``; the rate never drops below ``least_rate``.
     """
 
     factor: float = math.sqrt(0.1)
@@ -67,7 +63,7 @@ class Plateau:
     drops: int = 0
 
     def see(self, loss: float) -> None:
-        """Note the loss of an epoch."""
+        """Record the loss of an epoch."""
         if loss < self.best - self.least_change:
             self.best, self.waited = loss, 0
             return
@@ -76,16 +72,16 @@ class Plateau:
             self.waited, self.drops = 0, self.drops + 1
 
     def rate(self, rate: float) -> float:
-        """What becomes of the schedule's rate."""
+        """The schedule's rate after the drops."""
         return max(rate * self.factor**self.drops, min(rate, self.least_rate)) if self.drops else rate
 
 
 class KerasSGD(torch.optim.SGD):
-    """SGD whose velocity keeps the learning rates that its gradients came with.
+    """SGD with Keras's velocity, which keeps the learning rate of each gradient's step.
 
-    All else is as in :class:`torch.optim.SGD`, to the bit as long as the rate is constant. Rates are set with
-    :meth:`set_rate` or by any of PyTorch's schedulers. ``weight_decay`` is PyTorch's: for Keras's regulariser
-    ``l2(x)`` it is ``2 * x``.
+    Otherwise it equals :class:`torch.optim.SGD`, bit for bit while the rate is constant. Set the rate with
+    :meth:`set_rate` or with PyTorch's schedulers. Keras's regularizer ``l2(x)`` is a ``weight_decay`` of ``2
+    * x``.
     """
 
     def __init__(
@@ -103,12 +99,12 @@ class KerasSGD(torch.optim.SGD):
         )
 
     def set_rate(self, rate: float) -> None:
-        """Use this learning rate from the next step on, in all groups."""
+        """Set the learning rate of all groups."""
         for group in self.param_groups:
             group["lr"] = rate
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """As in :class:`torch.optim.SGD`; only a changed rate leaves the velocity alone."""
+        """Like :class:`torch.optim.SGD`, except that a changed rate does not change the velocity."""
         for group in self.param_groups:
             rate, former = group["lr"], group.get("velocity_rate")
             if not rate > 0:

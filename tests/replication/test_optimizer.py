@@ -10,7 +10,7 @@ import pytest
 import torch
 from lr_relax import CrossEntropyLoss, LabelRelaxationLoss
 from lr_relax.study.models import simple_dense
-from lr_relax.study.optimiser import KerasSGD, Schedule
+from lr_relax.study.optimizer import KerasSGD, Schedule
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,16 +34,16 @@ def test_the_scalar_trajectory() -> None:
     """A gradient of 1 throughout, three mini-batches per epoch."""
     weight = torch.ones(1, requires_grad=True)
     schedule = Schedule(0.1, (0, 1), 0.3162, decay=0.05)
-    optimiser = KerasSGD([weight], schedule.initial)
+    optimizer = KerasSGD([weight], schedule.initial)
     rows = ORACLE["scalar_trajectory"]["rows"]
     assert len(rows) == 12
     for row in rows:
         rate = schedule.rate(row["epoch"], row["iter"])
         assert schedule.of_epoch(row["epoch"]) == pytest.approx(row["lr_var"], rel=1e-7)
         assert rate == pytest.approx(row["lr_eff"], rel=2e-7)
-        optimiser.set_rate(rate)
+        optimizer.set_rate(rate)
         weight.grad = torch.ones(1)
-        optimiser.step()
+        optimizer.step()
         assert weight.item() == pytest.approx(row["w"], abs=1e-6)
 
 
@@ -96,7 +96,7 @@ def test_thirty_steps_of_the_dense_network(case: dict[str, Any]) -> None:
     images, labels = seeded_data()
     model, loss = seeded_network(), LOSSES[case["loss"]](case["param"])
     schedule = Schedule(0.05, (0, 1), 0.3162, decay=1e-3)
-    optimiser = KerasSGD(model.parameters(), schedule.initial)
+    optimizer = KerasSGD(model.parameters(), schedule.initial)
 
     def outputs() -> np.ndarray:
         with torch.no_grad():
@@ -109,12 +109,12 @@ def test_thirty_steps_of_the_dense_network(case: dict[str, Any]) -> None:
         assert schedule.of_epoch(epoch) == pytest.approx(case["epochs"][epoch]["lr"], rel=1e-7)
         losses, correct = [], 0
         for rows in torch.arange(640).split(64):
-            optimiser.set_rate(schedule.rate(epoch, iteration))
-            optimiser.zero_grad()
+            optimizer.set_rate(schedule.rate(epoch, iteration))
+            optimizer.zero_grad()
             logits = model(images[rows])
             value = loss(logits, labels[rows])
             value.backward()
-            optimiser.step()
+            optimizer.step()
             iteration += 1
             losses.append(value.item())
             running.append(np.mean(losses))
@@ -144,14 +144,14 @@ def keras(gradients: np.ndarray, rates: np.ndarray, weight: np.ndarray, penalty:
 
 
 def steps(
-    optimiser: torch.optim.SGD, weight: Tensor, gradients: np.ndarray, rates: np.ndarray
+    optimizer: torch.optim.SGD, weight: Tensor, gradients: np.ndarray, rates: np.ndarray
 ) -> torch.optim.SGD:
     for gradient, rate in zip(gradients, rates, strict=True):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
         weight.grad = torch.from_numpy(gradient)
-        optimiser.step()
-    return optimiser
+        optimizer.step()
+    return optimizer
 
 
 GRADIENTS = np.random.default_rng(0).normal(size=(50, 7))
@@ -176,7 +176,7 @@ def test_a_constant_rate_is_pytorchs_to_the_bit() -> None:
     assert torch.equal(*weights)
 
 
-def test_a_saved_optimiser_goes_on_where_it_was() -> None:
+def test_a_saved_optimizer_goes_on_where_it_was() -> None:
     weight = torch.tensor(START, requires_grad=True)
     saved = steps(KerasSGD([weight], 1.0), weight, GRADIENTS[:20], RATES[:20]).state_dict()
     resumed = KerasSGD([weight], 1.0)
@@ -188,12 +188,12 @@ def test_a_saved_optimiser_goes_on_where_it_was() -> None:
 def test_a_parameter_without_gradient_keeps_its_velocity() -> None:
     """For ten steps in the middle, in which another one is updated and the rate changes."""
     weight, other = torch.tensor(START, requires_grad=True), torch.zeros(1, requires_grad=True)
-    optimiser = KerasSGD([weight, other], 1.0)
-    steps(optimiser, weight, GRADIENTS[:20], RATES[:20])
+    optimizer = KerasSGD([weight, other], 1.0)
+    steps(optimizer, weight, GRADIENTS[:20], RATES[:20])
     weight.grad = None
-    steps(optimiser, other, np.ones((10, 1), np.float32), RATES[20:30])
+    steps(optimizer, other, np.ones((10, 1), np.float32), RATES[20:30])
     other.grad = None
-    steps(optimiser, weight, GRADIENTS[30:], RATES[30:])
+    steps(optimizer, weight, GRADIENTS[30:], RATES[30:])
     kept = [*range(20), *range(30, 50)]
     assert weight.detach().numpy() == pytest.approx(keras(GRADIENTS[kept], RATES[kept], START), rel=1e-9)
 
@@ -201,11 +201,11 @@ def test_a_parameter_without_gradient_keeps_its_velocity() -> None:
 def test_a_scheduler_of_pytorch_may_set_the_rate() -> None:
     weight = torch.tensor(START, requires_grad=True)
     schedule = Schedule(0.1, (1, 3), 0.5, decay=0.01, warmup=1)
-    optimiser = KerasSGD([weight], 1.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: schedule.rate(i // 10, i))
+    optimizer = KerasSGD([weight], 1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: schedule.rate(i // 10, i))
     for gradient in GRADIENTS:
         weight.grad = torch.from_numpy(gradient)
-        optimiser.step()
+        optimizer.step()
         scheduler.step()
     rates = np.array([schedule.rate(i // 10, i) for i in range(50)])
     assert weight.detach().numpy() == pytest.approx(keras(GRADIENTS, rates, START), rel=1e-9)
@@ -222,9 +222,9 @@ def test_warmup_rises_to_the_initial_rate() -> None:
 @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan")])
 def test_a_rate_that_is_not_positive_is_refused(rate: float) -> None:
     weight = torch.ones(1, requires_grad=True)
-    optimiser = KerasSGD([weight], 0.1)
+    optimizer = KerasSGD([weight], 0.1)
     weight.grad = torch.ones(1)
-    optimiser.set_rate(rate)
+    optimizer.set_rate(rate)
     with pytest.raises(ValueError, match="positive learning rate"):
-        optimiser.step()
+        optimizer.step()
     assert weight.item() == 1

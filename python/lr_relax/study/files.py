@@ -1,0 +1,92 @@
+"""Atomically written files, locked folders, checkpoints, and the packaged JSON files."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be read; the message is one line."""
+
+
+def load_json(name: str) -> Any:
+    """Read a file of misc/ by its name: "hyperparams_lr.json", "published.json".
+
+    The folder misc/ of this package has symbolic links to them, which wheels and source distributions follow.
+    """
+    return json.loads((files(__package__) / "misc" / name).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success that file replaces ``path`` in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # or the name could be on the disk before the content is
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create a folder if needed and lock it against other processes; BlockingIOError if it is locked.
+
+    The lock ends with the process. It works on one machine, and across machines where the file system
+    supports it; Windows has no such locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process is using it", str(folder)) from error
+        except OSError:  # not every file system has locks
+            pass
+        if not os.path.samestat(os.fstat(handle), folder.stat()):
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process has replaced it", str(folder))
+        yield
+    finally:
+        os.close(handle)
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write tensors, numbers, strings and containers of them; OSError if the file cannot be written."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)  # to memory, because torch's errors do not distinguish a full disk
+    with replaced(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` has written, without running code; OSError if it cannot be read."""
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with zipfile.ZipFile(content) as archive:
+            intact = archive.testzip() is None  # checksums, which torch does not verify
+        content.seek(0)
+        state = torch.load(content, map_location="cpu", weights_only=True) if intact else None
+    except Exception as error:  # torch raises many types
+        raise CheckpointError(f"{path} is damaged, delete it to start over") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is not a checkpoint, delete it to start over")
+    return state

@@ -1,0 +1,31 @@
+"""Results without training, for the tests of tables, figures and tracking."""
+
+from dataclasses import replace
+from typing import Any
+
+from lr_relax.study.config import RunConfig
+from lr_relax.study.folder import Result
+from lr_relax.study.training import Epoch
+
+COMMON = {"dataset_name": "fashion_mnist", "model_name": "simple_dense", "epochs": 10}
+
+
+def epoch(step: int, *, test_run: bool = False) -> Epoch:
+    """Every curve has another value in every epoch, except the rate and the validation's ECE."""
+    validation = (None, None, None) if test_run else (0.6 + step, 0.5 + step / 100, 0.25)
+    return Epoch(step, 0.5 + step, 0.4 + step / 100, 0.1, *validation, seconds=2.0)
+
+
+def result(counts: list[int], confidence: list[Any], accuracy: list[Any], **options: Any) -> Result:
+    """A result with these predictions in bins."""
+    fields = COMMON | {"loss_name": "label_relaxation", "n_bins": len(counts)} | options
+    metrics = {"accuracy": 0.9, "ece": 0.1, "nll": 0.5, "brier": 0.2, "temperature": None, "unscaled": None}
+    bins = {"bin_counts": counts, "bin_confidence": confidence, "bin_accuracy": accuracy}
+    about = {"history": [], "seconds": 1.0, "environment": {}, "command": "", "n_train": 100}
+    return Result(config=RunConfig(**fields), n_eval=sum(counts), **metrics, **bins, **about)
+
+
+def record(accuracy: float, ece: float, **options: Any) -> Result:
+    """A result with these metrics."""
+    made = result([1], [0.5], [1.0], **({"n_bins": 15} | options))
+    return replace(made, accuracy=accuracy, ece=ece)
