@@ -34,9 +34,12 @@ $(VENV)/.built: $(VENV)/.installed Cargo.toml Cargo.lock build.rs $(SOURCES)
 demo: build  ## Train on real digits with three losses; print a table, draw reliability diagrams
 	$(BIN)/lr-relax compare --dataset digits
 
+# Two workers that take over each other's waiting tests; tests/conftest.py gives each one thread.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
 test: build  ## Test the kernels, the package and the stub
 	cargo test --quiet --no-default-features
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(BIN)/python -m mypy.stubtest lr_relax._native
 
 # The build with pyo3-tch, beside the default one: what Python finds first when this folder is on its path.
@@ -51,9 +54,13 @@ $(TCH)/.built: $(VENV)/.installed Cargo.toml Cargo.lock build.rs $(SOURCES) $(sh
 	$(BIN)/python -m pip install --quiet --no-deps --target $(TCH) $(TCH)/wheel/*.whl
 	touch $@
 
+# The Python code is the same on both builds: what only exercises that code runs in `make test` alone.
+TCH_TESTS := tests/python tests/replication/test_rust.py $(addprefix --ignore=tests/python/, \
+	study test_docs.py test_docstrings.py test_plots.py)
+
 test-tch: build $(TCH)/.built  ## Test the crate with tch, and the package on its build with pyo3-tch
 	cargo test --quiet --no-default-features --features tch
-	PYTHONPATH=$(abspath $(TCH)) $(BIN)/python -m pytest
+	PYTHONPATH=$(abspath $(TCH)) $(PYTEST) $(TCH_TESTS)
 	PYTHONPATH=$(abspath $(TCH)) $(BIN)/python -m mypy.stubtest lr_relax._native
 
 rust-demo: build  ## Train on real digits in Rust alone, with tch

@@ -11,6 +11,11 @@ from hypothesis import settings
 settings.register_profile("lr-relax", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("lr-relax")
 
+# Workers of pytest-xdist share the cores, and so do their subprocesses. Tests of threads set their own number.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:

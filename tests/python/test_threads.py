@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,14 @@ import torch
 from lr_relax import _native, label_relaxation_loss
 from lr_relax.metrics import expected_calibration_error
 from torch import Tensor
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def work(seed: int, rows: int = 500, n_classes: int = 1000) -> tuple[float, float, float]:
@@ -28,7 +37,7 @@ def work(seed: int, rows: int = 500, n_classes: int = 1000) -> tuple[float, floa
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_a_forked_child_works_after_its_parent_did() -> None:
+def test_forked_child() -> None:
     before = work(0)  # torch's threads run now, and will not in the child
     context = multiprocessing.get_context("fork")
     with context.Pool(1) as pool:
@@ -48,11 +57,11 @@ def _loss_only(arrays: tuple[Any, Any]) -> float:
     return label_relaxation_loss(z, y).item()
 
 
-def test_the_work_is_done_by_the_threads_of_torch() -> None:
+def test_uses_the_threads_of_torch() -> None:
     assert _native.uses_torch_threads()
 
 
-def test_eight_python_threads_at_once() -> None:
+def test_python_threads() -> None:
     alone = [work(seed) for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
@@ -68,15 +77,16 @@ class Losses(torch.utils.data.Dataset[Tensor]):
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_workers_of_a_data_loader() -> None:
+def test_data_loader_workers() -> None:
     alone = torch.tensor([work(i)[0] for i in range(8)])
     loader = torch.utils.data.DataLoader(Losses(), batch_size=4, num_workers=2)
     assert torch.cat(list(loader)).equal(alone)
 
 
-def test_the_end_of_the_process_is_clean() -> None:
+def test_clean_exit() -> None:
     program = (
         "import torch, lr_relax\n"
+        "torch.set_num_threads(2)\n"
         "z = torch.randn(300, 30_000, requires_grad=True)\n"
         "lr_relax.label_relaxation_loss(z, torch.zeros(300, dtype=torch.int64)).backward()\n"
         "print('done', flush=True)\n"
