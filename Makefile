@@ -86,6 +86,7 @@ format:  ## Format all code
 bench: build $(TCH)/.built  ## Measure speed and memory against PyTorch and other packages
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python misc/benchmarks/run.py
+	$(BIN)/python misc/benchmarks/tables.py
 
 clean:  ## Remove what was built
 	rm -rf target $(VENV) python/lr_relax/_native*.so
