@@ -1,6 +1,7 @@
 """Label relaxation against sets and distributions: a convex solver, the propositions, the reference."""
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lr_relax import (
     in_credal_set,
     label_relaxation_loss,
 )
+from option_cases import option_cases
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -35,6 +37,7 @@ def by_reference(z: Tensor, target: Tensor, *args: Any, **options: Any) -> tuple
         return value_and_grad(z, target, *args, **options)
 
 
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 PATHS = pytest.mark.parametrize("compute", [value_and_grad, by_reference], ids=["kernel", "reference"])
 
 
@@ -164,29 +167,17 @@ def targets(kind: str, n_classes: int, generator: torch.Generator) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["sets", "votes", "dense"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("dim", [-1, 1, 0])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("from_logits", [True, False])
-@pytest.mark.parametrize("n_classes", [5, 40])
+@option_cases(dim=[-1, 1, 0], weighted=[False, True], from_logits=[True, False], n_classes=[5, 40])
 def test_options_against_the_reference(
-    kind: str,
-    dtype: torch.dtype,
-    reduction: str,
-    dim: int,
-    weighted: bool,
-    from_logits: bool,
-    n_classes: int,
+    kind: str, reduction: str, dim: int, weighted: bool, from_logits: bool, n_classes: int
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     z = 2 * torch.randn(4, 6, n_classes, generator=generator)
-    z = (z if from_logits else z.softmax(-1)).to(dtype)
     target = targets(kind, n_classes, generator).movedim(-1, dim)
-    input = z.movedim(-1, dim).contiguous()
     weight = (torch.rand(n_classes, generator=generator) + 0.5) if weighted else None
     alphas: list[Any] = [0.0, 0.2, 0.5 * torch.rand(4, 6, generator=generator)]
-    for alpha in alphas:
+    for dtype, alpha in product(DTYPES, alphas):
+        input = (z if from_logits else z.softmax(-1)).to(dtype).movedim(-1, dim).contiguous()
         options: Any = {"dim": dim, "weight": weight, "from_logits": from_logits}
         loss, grad = value_and_grad(input, target, alpha, reduction, **options)
         true_loss, true_grad = by_reference(input.double(), target, alpha, reduction, **options)
@@ -194,13 +185,17 @@ def test_options_against_the_reference(
         assert (loss.shape, grad.dtype) == (true_loss.shape, dtype)
         double = dtype == torch.float64
         close = {"rtol": 1e-10, "atol": 1e-12} if double else {"rtol": 1e-5, "atol": 2e-6}
-        torch.testing.assert_close(loss.double(), true_loss, **close)
+
+        def explain(message: str, case: str = f"{dtype}, alpha={alpha}") -> str:
+            return f"{case}: {message}"
+
+        torch.testing.assert_close(loss.double(), true_loss, msg=explain, **close)
         # p - q, by probabilities over p, is a difference: rounding is relative to its terms.
         terms = 1.0 if from_logits else 1 / input.double()
         budget = 3 * torch.finfo(dtype).eps * true_grad.abs() + (1e-13 if double else 5e-7) * terms
         budget = budget + 1e-7 * (dtype == torch.float16)
         same = grad == true_grad.to(dtype)  # 1 / p may be infinite in float16
-        assert (same | ((grad.double() - true_grad).abs() <= budget)).all()
+        assert (same | ((grad.double() - true_grad).abs() <= budget)).all(), (dtype, alpha)
 
 
 @PATHS

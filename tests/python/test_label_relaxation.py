@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lr_relax import LabelRelaxationLoss, _reference, label_relaxation_loss
 from lr_relax._options import Options
+from option_cases import option_cases
 
 ORACLE = json.loads((Path(__file__).parents[1] / "oracle" / "losses.json").read_text())
 
@@ -203,48 +204,45 @@ def test_exactly_zero_inside_the_set() -> None:
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("dim", [-1, 1, 0])
-@pytest.mark.parametrize("ignore_index", [-100, 2])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("from_logits", [True, False])
-@pytest.mark.parametrize("n_classes", [5, 40])
+@option_cases(
+    dim=[-1, 1, 0],
+    ignore_index=[-100, 2],
+    weighted=[False, True],
+    from_logits=[True, False],
+    n_classes=[5, 40],
+)
 def test_options(
-    dtype: torch.dtype,
-    reduction: str,
-    dim: int,
-    ignore_index: int,
-    weighted: bool,
-    from_logits: bool,
-    n_classes: int,
+    reduction: str, dim: int, ignore_index: int, weighted: bool, from_logits: bool, n_classes: int
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     z = 3 * torch.randn(4, 6, n_classes, generator=generator)
-    input = (z if from_logits else z.softmax(-1)).to(dtype).movedim(-1, dim).contiguous()
     target = torch.randint(n_classes, (4, 6), generator=generator)
-    weight = (torch.rand(n_classes, generator=generator) + 0.5) if weighted else None
     options: dict[str, Any] = {
         "alpha": 0.2,
         "reduction": reduction,
         "dim": dim,
         "ignore_index": ignore_index,
-        "weight": weight,
+        "weight": (torch.rand(n_classes, generator=generator) + 0.5) if weighted else None,
         "from_logits": from_logits,
     }
-    loss, grad = loss_and_grad(input, target, **options)
-    true_loss, true_grad = reference(input.double(), target, **options)
-    assert loss.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
-    assert loss.shape == true_loss.shape
-    assert grad.dtype == dtype
-    if dtype == torch.float64:
-        tolerance = {"rtol": 1e-12, "atol": 1e-14}
-        torch.testing.assert_close(loss, true_loss, **tolerance)
-    else:
-        tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-6 if dtype != torch.float32 else 1e-7}
-        torch.testing.assert_close(loss.double(), true_loss, rtol=1e-5, atol=1e-6)
-    # Rounded to the type first: 1 / p_y of a p_y of 1e-5 exceeds what float16 can hold.
-    torch.testing.assert_close(grad.double(), true_grad.to(dtype).double(), **tolerance)
+    for dtype in DTYPES:
+        input = (z if from_logits else z.softmax(-1)).to(dtype).movedim(-1, dim).contiguous()
+        loss, grad = loss_and_grad(input, target, **options)
+        true_loss, true_grad = reference(input.double(), target, **options)
+        assert loss.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
+        assert (loss.shape, grad.dtype) == (true_loss.shape, dtype)
+        if dtype == torch.float64:
+            tolerance = close = {"rtol": 1e-12, "atol": 1e-14}
+        else:
+            tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-6 if dtype != torch.float32 else 1e-7}
+            close = {"rtol": 1e-5, "atol": 1e-6}
+
+        def explain(message: str, dtype: torch.dtype = dtype) -> str:
+            return f"{dtype}: {message}"
+
+        torch.testing.assert_close(loss.double(), true_loss, msg=explain, **close)
+        # Rounded to the type first: 1 / p_y of a p_y of 1e-5 exceeds what float16 can hold.
+        torch.testing.assert_close(grad.double(), true_grad.to(dtype).double(), msg=explain, **tolerance)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import lr_relax
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from lr_relax import _autograd, functional
+from option_cases import option_cases
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -109,15 +111,9 @@ def test_is_the_plain_formula(loss: Loss, n_classes: int) -> None:
 
 
 @EACH
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("dim", [-1, 1, 0])
-@pytest.mark.parametrize("ignore_index", [-100, 2])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("n_classes", [5, 40])
+@option_cases(dim=[-1, 1, 0], ignore_index=[-100, 2], weighted=[False, True], n_classes=[5, 40])
 def test_options_against_the_reference(
     loss: Loss,
-    dtype: torch.dtype,
     reduction: str,
     dim: int,
     ignore_index: int,
@@ -127,7 +123,6 @@ def test_options_against_the_reference(
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     z = 3 * torch.randn(4, 6, n_classes, generator=generator)
-    input = z.to(dtype).movedim(-1, dim).contiguous()
     target = torch.randint(n_classes, (4, 6), generator=generator)
     options = {
         "reduction": reduction,
@@ -135,7 +130,8 @@ def test_options_against_the_reference(
         "ignore_index": ignore_index,
         "weight": (torch.rand(n_classes, generator=generator) + 0.5) if weighted else None,
     }
-    for parameter in loss.values:
+    for dtype, parameter in product(DTYPES, loss.values):
+        input = z.to(dtype).movedim(-1, dim).contiguous()
 
         def compute(x: Tensor, parameter: float = parameter) -> Tensor:
             return loss.function(x, target, parameter, **options)
@@ -147,12 +143,16 @@ def test_options_against_the_reference(
         assert value.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
         assert (value.shape, grad.dtype) == (true_value.shape, dtype)
         if dtype == torch.float64:
-            tolerance = {"rtol": 1e-12, "atol": 1e-14}
-            torch.testing.assert_close(value, true_value, **tolerance)
+            tolerance = close = {"rtol": 1e-12, "atol": 1e-14}
         else:
             tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-6 if dtype != torch.float32 else 2e-7}
-            torch.testing.assert_close(value.double(), true_value, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(grad.double(), true_grad.to(dtype).double(), **tolerance)
+            close = {"rtol": 1e-5, "atol": 1e-6}
+
+        def explain(message: str, case: str = f"{dtype}, {loss.parameter}={parameter}") -> str:
+            return f"{case}: {message}"
+
+        torch.testing.assert_close(value.double(), true_value, msg=explain, **close)
+        torch.testing.assert_close(grad.double(), true_grad.to(dtype).double(), msg=explain, **tolerance)
 
 
 @EACH

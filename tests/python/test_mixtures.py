@@ -1,6 +1,7 @@
 """Mixtures of two classes: against the package label-relaxation, dense targets, and the reference."""
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from lr_relax import (
     label_relaxation_loss,
     mixup_label_relaxation_loss,
 )
+from option_cases import option_cases
 from torch import Tensor
 from torch.autograd import gradgradcheck
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def dense(a: Tensor, b: Tensor, lam: Any, n_classes: int) -> Tensor:
@@ -54,18 +58,12 @@ def test_the_limits_of_a_mixture_are_classes_to_the_bit() -> None:
     torch.testing.assert_close(near, label_relaxation_loss(z.double(), a), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("dim", [-1, 1, 0])
-@pytest.mark.parametrize("ignore_index", [-100, 2])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("n_classes", [3, 40, 131])
-def test_mixtures_against_the_reference(
-    dtype: torch.dtype, reduction: str, dim: int, ignore_index: int, weighted: bool, n_classes: int
+@option_cases(n_classes=[3, 40, 131], dim=[-1, 1, 0], ignore_index=[-100, 2], weighted=[False, True])
+def test_options_against_the_reference(
+    reduction: str, dim: int, ignore_index: int, weighted: bool, n_classes: int
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     z = 3 * torch.randn(4, 6, n_classes, generator=generator)
-    input = z.to(dtype).movedim(-1, dim).contiguous()
     a, b = torch.randint(n_classes, (2, 4, 6), generator=generator)
     options: Any = {
         "reduction": reduction,
@@ -74,25 +72,27 @@ def test_mixtures_against_the_reference(
         "weight": (torch.rand(n_classes, generator=generator) + 0.5) if weighted else None,
     }
     lams: list[Any] = [0.0, 0.4, torch.rand(4, 6, generator=generator).to(torch.float64)]
-    for lam in lams:
-        for alpha in (0.0, 0.2, 0.5 * torch.rand(4, 6, generator=generator)):
-            results = []
-            for native in (True, False):
-                leaf = (input if native else input.double()).clone().requires_grad_()
-                with pytest.MonkeyPatch.context() as patch:
-                    if not native:
-                        patch.setattr(_autograd, "runs_natively", lambda input: False)
-                    loss = mixup_label_relaxation_loss(leaf, a, b, lam, alpha, **options)
-                    (grad,) = torch.autograd.grad(loss.sum(), leaf)
-                results.append((loss.detach(), grad))
-            (loss, grad), (true_loss, true_grad) = results
-            assert loss.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
-            assert (loss.shape, grad.dtype) == (true_loss.shape, dtype)
-            double = dtype == torch.float64
-            close = {"rtol": 1e-10, "atol": 1e-12} if double else {"rtol": 1e-5, "atol": 2e-6}
-            torch.testing.assert_close(loss.double(), true_loss, **close)
-            budget = 3 * torch.finfo(dtype).eps * true_grad.abs() + (1e-13 if double else 5e-7)
-            assert ((grad.double() - true_grad).abs() <= budget).all()
+    alphas: list[Any] = [0.0, 0.2, 0.5 * torch.rand(4, 6, generator=generator)]
+    for dtype, lam, alpha in product(DTYPES, lams, alphas):
+        input = z.to(dtype).movedim(-1, dim).contiguous()
+        results = []
+        for native in (True, False):
+            leaf = (input if native else input.double()).clone().requires_grad_()
+            with pytest.MonkeyPatch.context() as patch:
+                if not native:
+                    patch.setattr(_autograd, "runs_natively", lambda input: False)
+                loss = mixup_label_relaxation_loss(leaf, a, b, lam, alpha, **options)
+                (grad,) = torch.autograd.grad(loss.sum(), leaf)
+            results.append((loss.detach(), grad))
+        (loss, grad), (true_loss, true_grad) = results
+        assert loss.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
+        assert (loss.shape, grad.dtype) == (true_loss.shape, dtype)
+        double = dtype == torch.float64
+        close = {"rtol": 1e-10, "atol": 1e-12} if double else {"rtol": 1e-5, "atol": 2e-6}
+        case = f"{dtype}, lam={lam}, alpha={alpha}"
+        torch.testing.assert_close(loss.double(), true_loss, msg=lambda m, case=case: f"{case}: {m}", **close)
+        budget = 3 * torch.finfo(dtype).eps * true_grad.abs() + (1e-13 if double else 5e-7)
+        assert ((grad.double() - true_grad).abs() <= budget).all(), case
 
 
 def test_numbers_broadcast_to_the_rows() -> None:
