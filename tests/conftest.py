@@ -11,7 +11,7 @@ from hypothesis import settings
 settings.register_profile("lr-relax", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("lr-relax")
 
-# Workers of pytest-xdist share the cores, and so do their subprocesses. Tests of threads set their own number.
+# Workers of pytest-xdist and their subprocesses share the cores. Tests of threads set their own number.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
