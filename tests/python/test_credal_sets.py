@@ -1,4 +1,4 @@
-"""Projections onto credal sets, and membership: what they say is what the loss says."""
+"""Projections onto credal sets and membership, which agree with the loss."""
 
 import math
 from typing import Any
@@ -31,7 +31,7 @@ KINDS = pytest.mark.parametrize("kind", ["classes", "sets", "distributions"])
 @pytest.mark.parametrize("n_classes", [2, 3, 50])
 @pytest.mark.parametrize("from_logits", [True, False])
 @pytest.mark.parametrize("per_row", [False, True])
-def test_prediction_minus_projection_is_the_gradient(
+def test_gradient_is_prediction_minus_projection(
     kind: str, n_classes: int, from_logits: bool, per_row: bool
 ) -> None:
     z = 3 * torch.randn(40, n_classes, dtype=torch.float64)
@@ -68,13 +68,13 @@ def test_dimension_and_type(kind: str) -> None:
     assert credal_projection(z.bfloat16(), target).dtype == torch.float32
 
 
-def test_rows_that_are_ignored_are_members() -> None:
+def test_ignored_rows_are_inside() -> None:
     z, y = torch.randn(3, 4), torch.tensor([0, -100, 2])
     assert in_credal_set(z, y, 0.0).tolist() == [False, True, False]
     torch.testing.assert_close(credal_projection(z, y, 0.0)[1], z[1].softmax(0))
 
 
-def test_impossible_classes_and_rows_that_are_spoiled() -> None:
+def test_impossible_classes_and_invalid_rows() -> None:
     z = torch.tensor([[-math.inf, 0.0, 0.0], [math.nan, 0.0, 0.0], [math.inf, 0.0, 0.0]])
     q = credal_projection(z, torch.tensor([0, 0, 0]), 0.1)
     torch.testing.assert_close(q[0], torch.tensor([0.9, 0.05, 0.05]))
@@ -91,7 +91,7 @@ def test_impossible_classes_and_rows_that_are_spoiled() -> None:
     st.integers(0, 10_000),
     st.sampled_from(["classes", "sets", "distributions"]),
 )
-def test_no_member_is_nearer(row: list[float], alpha: float, seed: int, kind: str) -> None:
+def test_no_member_is_closer(row: list[float], alpha: float, seed: int, kind: str) -> None:
     z = torch.tensor([row], dtype=torch.float64)
     target = targets(1, len(row), seed)[kind]
     q = credal_projection(z, target, alpha)
@@ -108,7 +108,7 @@ def test_no_member_is_nearer(row: list[float], alpha: float, seed: int, kind: st
 
 
 @KINDS
-def test_traces_and_differentiates(kind: str) -> None:
+def test_tracing_and_gradient(kind: str) -> None:
     z, target = torch.randn(6, 5, dtype=torch.float64), targets(6, 5)[kind]
 
     def project(x: Tensor) -> Tensor:

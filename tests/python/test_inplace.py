@@ -73,8 +73,8 @@ def test_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("dim", [1, 0])
-def test_any_strides(dim: int) -> None:
-    """Columns of a wider layer, and classes that are not neighbours; what lies between is left alone."""
+def test_strides(dim: int) -> None:
+    """Columns of a wider layer, and classes that are not neighbors; what lies between is left alone."""
     grads = []
     for inplace in (False, True):
         leaf = torch.arange(24.0 * 60).reshape(24, 60).sin().requires_grad_()
@@ -88,7 +88,7 @@ def test_any_strides(dim: int) -> None:
     assert grads[0].equal(grads[1])
 
 
-def test_an_upstream_and_a_kept_graph() -> None:
+def test_upstream_and_retained_graph() -> None:
     z = logits()
     (expected,) = torch.autograd.grad(label_relaxation_loss(z, Y), z)
     z = logits()
@@ -100,7 +100,7 @@ def test_an_upstream_and_a_kept_graph() -> None:
     torch.testing.assert_close(grad, 2 * expected)
 
 
-def test_where_no_gradient_is_wanted_the_logits_stay() -> None:
+def test_no_grad_keeps_logits() -> None:
     z = logits().detach()
     before = z.clone()
     label_relaxation_loss(z, Y, inplace=True)
@@ -109,7 +109,7 @@ def test_where_no_gradient_is_wanted_the_logits_stay() -> None:
     assert z.detach().equal(before)
 
 
-def test_a_recomputed_layer() -> None:
+def test_checkpointed_layer() -> None:
     layer, x = torch.nn.Linear(8, 40), torch.randn(24, 8)
     grads = []
     for inplace in (False, True):
@@ -132,7 +132,7 @@ def refused(z: Tensor, target: Tensor = Y, **options: Any) -> None:
     assert z.detach().equal(before), "nothing may be lost"
 
 
-def test_what_is_refused_leaves_the_logits_alone() -> None:
+def test_rejected_calls_keep_logits() -> None:
     refused(torch.randn(24, 40).requires_grad_())  # a leaf
     refused(torch.randn(40, 24).requires_grad_().t())  # a view of one
     refused(logits()[:1].expand(24, 40))  # one row for all
@@ -177,13 +177,13 @@ def misuse_second_derivative() -> None:
     [misuse_saved_output, misuse_second_loss, misuse_changed_afterwards, misuse_second_derivative],
     ids=lambda f: f.__name__,
 )
-def test_wrong_use_is_noticed(misuse: Callable[[], None]) -> None:
+def test_misuse(misuse: Callable[[], None]) -> None:
     with pytest.raises(RuntimeError, match=r"inplace"):
         misuse()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux's /proc")
-def test_no_memory_is_needed() -> None:
+def test_peak_memory() -> None:
     """64 MiB of logits: without `inplace` their gradient takes as much again."""
 
     def status(key: str) -> float:

@@ -1,4 +1,4 @@
-"""What all losses have in common, as generated matrices, and each of them against its closest peer."""
+"""What all losses share, and each loss against its plain formula."""
 
 import math
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def value_and_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Ten
 
 @EACH
 @pytest.mark.parametrize("n_classes", [2, 5, 16, 40, 300])
-def test_is_the_plain_formula(loss: Loss, n_classes: int) -> None:
+def test_plain_formula(loss: Loss, n_classes: int) -> None:
     generator = torch.Generator().manual_seed(n_classes)
     z = 3 * torch.randn(50, n_classes, generator=generator, dtype=torch.float64)
     y = torch.randint(n_classes, (50,), generator=generator)
@@ -170,7 +170,7 @@ def test_gradients_of_gradients(loss: Loss, reduction: str) -> None:
 
 
 @EACH
-def test_everything_that_traces(loss: Loss) -> None:
+def test_tracing(loss: Loss) -> None:
     z, y = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 3, 1, 2, -100, 4])
     function, parameter = loss.function, loss.values[1]
 
@@ -195,7 +195,7 @@ def test_everything_that_traces(loss: Loss) -> None:
 
 
 @EACH
-def test_the_module_is_the_function(loss: Loss) -> None:
+def test_module(loss: Loss) -> None:
     z, y, weight = torch.randn(6, 4), torch.randint(4, (6,)), torch.rand(4)
     module = loss.module(loss.values[1], "sum", weight=weight, ignore_index=1)
     assert module(z, y).equal(loss.function(z, y, loss.values[1], "sum", weight=weight, ignore_index=1))
@@ -234,7 +234,7 @@ def test_wrong_hyperparameters(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> N
 @EACH
 @pytest.mark.parametrize("n_classes", [4, 50])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_bad_logits_spoil_their_row_only(loss: Loss, n_classes: int, bad: float) -> None:
+def test_bad_logits_affect_one_row(loss: Loss, n_classes: int, bad: float) -> None:
     z = torch.randn(5, n_classes)
     z[1, 0], z[3, n_classes - 1] = bad, bad
     y = torch.zeros(5, dtype=torch.int64)
@@ -250,7 +250,7 @@ def test_bad_logits_spoil_their_row_only(loss: Loss, n_classes: int, bad: float)
 @pytest.mark.parametrize("loss", [x for x in LOSSES if x.name != "cross_entropy"], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("native", [True, False], ids=["kernel", "reference"])
 @pytest.mark.parametrize("n_classes", [12, 40])
-def test_classes_that_are_impossible(
+def test_impossible_classes(
     loss: Loss, native: bool, n_classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:
@@ -272,7 +272,7 @@ def test_classes_that_are_impossible(
 
 @EACH
 @pytest.mark.parametrize("n_classes", [4, 40])
-def test_targets_that_are_impossible(loss: Loss, n_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_targets(loss: Loss, n_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     z = torch.randn(2, n_classes, dtype=torch.float64)
     z[0, 0] = -math.inf
     y, p = torch.tensor([0, 0]), z.softmax(1)
@@ -292,7 +292,7 @@ def test_targets_that_are_impossible(loss: Loss, n_classes: int, monkeypatch: py
         torch.testing.assert_close((value, grad), reference)
 
 
-def test_label_smoothing_of_a_class_that_is_impossible_is_infinite_as_in_torch() -> None:
+def test_label_smoothing_of_impossible_class() -> None:
     z, y = torch.tensor([[0.0, 1.0, -math.inf]]), torch.tensor([0])
     assert lr_relax.cross_entropy_loss(z, y, 0.1) == F.cross_entropy(z, y, label_smoothing=0.1) == math.inf
 
@@ -300,7 +300,7 @@ def test_label_smoothing_of_a_class_that_is_impossible_is_infinite_as_in_torch()
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("n_classes", [3, 100])
-def test_cross_entropy_is_that_of_torch(label_smoothing: float, reduction: str, n_classes: int) -> None:
+def test_cross_entropy_of_torch(label_smoothing: float, reduction: str, n_classes: int) -> None:
     z, y = torch.randn(20, n_classes, dtype=torch.float64), torch.randint(n_classes, (20,))
     y[3] = -100
     weight = torch.rand(n_classes, dtype=torch.float64)
@@ -315,7 +315,7 @@ def test_cross_entropy_is_that_of_torch(label_smoothing: float, reduction: str, 
 
 
 @given(st.lists(st.floats(-700, 700), min_size=2, max_size=40), st.data())
-def test_kernel_and_reference_agree_on_extreme_logits(row: list[float], data: st.DataObject) -> None:
+def test_extreme_logits(row: list[float], data: st.DataObject) -> None:
     z = torch.tensor([row], dtype=torch.float64)
     y = torch.tensor([data.draw(st.integers(0, len(row) - 1))])
     for loss in LOSSES:
@@ -330,7 +330,7 @@ def test_kernel_and_reference_agree_on_extreme_logits(row: list[float], data: st
             torch.testing.assert_close((value, grad), reference, rtol=1e-9, atol=1e-11)
 
 
-def test_results_do_not_depend_on_threads(one_thread: None) -> None:
+def test_number_of_threads(one_thread: None) -> None:
     z, y = torch.randn(300, 100), torch.randint(100, (300,))
     for loss in LOSSES:
         one = value_and_grad(lambda x, f=loss.function: f(x, y), z)

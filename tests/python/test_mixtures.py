@@ -29,7 +29,7 @@ def dense(a: Tensor, b: Tensor, lam: Any, n_classes: int) -> Tensor:
 @pytest.mark.parametrize("n_classes", [2, 3, 10, 100])
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 0.5])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_mixtures_meet_the_package_and_the_dense_target(n_classes: int, alpha: float, reduction: str) -> None:
+def test_package_and_dense_target(n_classes: int, alpha: float, reduction: str) -> None:
     import label_relaxation
 
     generator = torch.Generator().manual_seed(n_classes)
@@ -49,7 +49,7 @@ def test_mixtures_meet_the_package_and_the_dense_target(n_classes: int, alpha: f
             torch.testing.assert_close(grads[0], grad, rtol=1e-8, atol=1e-11)
 
 
-def test_the_limits_of_a_mixture_are_classes_to_the_bit() -> None:
+def test_limits_equal_class_targets() -> None:
     z, a, b = torch.randn(20, 12), torch.randint(12, (20,)), torch.randint(12, (20,))
     assert mixup_label_relaxation_loss(z, a, b, 1.0).equal(label_relaxation_loss(z, a))
     assert mixup_label_relaxation_loss(z, a, b, 0.0).equal(label_relaxation_loss(z, b))
@@ -95,7 +95,7 @@ def test_options_against_the_reference(
         assert ((grad.double() - true_grad).abs() <= budget).all(), case
 
 
-def test_numbers_broadcast_to_the_rows() -> None:
+def test_broadcasting() -> None:
     z, (a, b) = torch.randn(4, 6, 5), torch.randint(5, (2, 4, 6))
     lam, alpha = torch.rand(6), 0.5 * torch.rand(4, 1)
     for compute in (mixup_label_relaxation_loss, torch.compile(mixup_label_relaxation_loss, backend="eager")):
@@ -109,7 +109,7 @@ def test_numbers_broadcast_to_the_rows() -> None:
     assert slope.shape == (4, 1)
 
 
-def test_mixtures_have_all_options() -> None:
+def test_options_together() -> None:
     z = torch.randn(2, 5, 8, dtype=torch.float64).requires_grad_()
     a, b = torch.randint(5, (2, 2, 8))
     a[0, 0] = b[1, 3] = -1
@@ -141,7 +141,7 @@ def test_mixtures_have_all_options() -> None:
     ],
     ids=["two classes", "nothing else possible", "far", "near", "many"],
 )
-def test_mixtures_of_all_that_is_possible(row: list[float]) -> None:
+def test_two_possible_classes(row: list[float]) -> None:
     for lam in (0.3, 0.7):
         results = []
         for target in ("mixed", "dense"):
@@ -156,7 +156,7 @@ def test_mixtures_of_all_that_is_possible(row: list[float]) -> None:
         torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-13)
 
 
-def test_mixtures_trace() -> None:
+def test_tracing() -> None:
     z, (a, b) = torch.randn(6, 5, dtype=torch.float64), torch.randint(5, (2, 6))
     lam = torch.rand(6, dtype=torch.float64)
     module = MixupLabelRelaxationLoss(0.2)
@@ -193,7 +193,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("arguments", "error", "match"), WRONG.values(), ids=WRONG)
-def test_wrong_arguments_of_mixtures(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
+def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
     y = torch.tensor([0, 1, 2, 0])
     call: dict[str, Any] = {"logits": torch.randn(4, 3), "target_a": y, "target_b": y.flip(0), "lam": 0.3}
     with pytest.raises(error, match=match) as native:

@@ -202,7 +202,7 @@ def test_layers(name: str, oracle: str, shape: tuple[int, ...]) -> None:
 
 @with_outputs
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_outputs_are_those_of_the_papers_code(
+def test_outputs_of_the_original_code(
     name: str, oracle: str, shape: tuple[int, ...], memory_format: torch.memory_format
 ) -> None:
     network = filled(name, shape).to(memory_format=memory_format)
@@ -267,7 +267,7 @@ def run_graph(layers: list[dict[str, Any]], network: Network, batch: Tensor) -> 
 
 
 @of_all
-def test_outputs_are_those_of_keras_graph(name: str, oracle: str, shape: tuple[int, ...]) -> None:
+def test_outputs_of_the_keras_graph(name: str, oracle: str, shape: tuple[int, ...]) -> None:
     """As connected in the paper's code; forward.json says that this test reads connections as Keras does."""
     network = filled(name, shape).double()
     batch = images(shape).double()
@@ -278,7 +278,7 @@ def test_outputs_are_those_of_keras_graph(name: str, oracle: str, shape: tuple[i
         assert_close(expected.float(), FORWARD["models"][oracle]["logits_inference"])
 
 
-def test_a_stride_without_padding_keeps_the_first_pixel() -> None:
+def test_stride_without_padding() -> None:
     network = models.build("resnet", (1, 32, 32), 10)
     strided = [layer for layer in of_kind(network, nn.Conv2d) if layer.stride == (2, 2)]
     assert len(strided) == 4
@@ -384,7 +384,7 @@ def test_moving_statistics(norm: type[ImageNorm | RowNorm], shape: tuple[int, ..
     assert layer.num_batches_tracked == 1
 
 
-def test_norm_of_rows_is_that_of_torch_but_for_the_moving_variance() -> None:
+def test_row_norm_against_torch() -> None:
     torch.manual_seed(0)
     ours, torchs = RowNorm(5).double(), nn.BatchNorm1d(5, eps=1e-3, momentum=0.01).double()
     x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
@@ -485,14 +485,14 @@ def test_first_weights(name: str, oracle: str, shape: tuple[int, ...]) -> None:
         assert not norm.running_mean.any()
 
 
-def test_he_normal_has_the_variance_of_its_name() -> None:
+def test_he_normal() -> None:
     torch.manual_seed(0)
     weight = he_normal(torch.empty(2000, 5, 5, 4))
     assert weight.std().item() == pytest.approx((2 / 100) ** 0.5, rel=0.01)
 
 
 @of_all
-def test_the_seed_determines_the_first_weights(name: str, oracle: str, shape: tuple[int, ...]) -> None:
+def test_seed_determines_weights(name: str, oracle: str, shape: tuple[int, ...]) -> None:
     states = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -529,6 +529,6 @@ def test_the_seed_determines_the_first_weights(name: str, oracle: str, shape: tu
         ],
     ],
 )
-def test_wrong_arguments_are_told(arguments: tuple[Any, ...], message: str) -> None:
+def test_wrong_arguments(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         models.build(*arguments)
