@@ -102,8 +102,9 @@ class _Fused(torch.autograd.Function):
             torch.autograd.graph.increment_version(input)
             grad, input = input.detach(), None  # type: ignore[assignment]
         # All tensors are saved, so that torch notices changes of their values before backward.
-        others = (options.weight, options.parameter, options.target_b, options.lam)
-        ctx.save_for_backward(input, target, grad, *[x for x in others if isinstance(x, Tensor)])
+        _, parameter, _, _, _, weight, _, _, target_b, lam = options
+        others = [x for x in (parameter, target_b, lam) if isinstance(x, Tensor)]
+        ctx.save_for_backward(input, target, grad, weight, *others)
         ctx.options = options
         return loss
 

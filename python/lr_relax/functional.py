@@ -95,7 +95,7 @@ def label_relaxation_loss(
     tensor([0.0018, 0.0000])
     """
     options = Options("label_relaxation", alpha, reduction, dim, ignore_index, weight, from_logits, inplace)
-    if isinstance(uniform_penalty, float | int) and uniform_penalty == 0:
+    if type(uniform_penalty) in (float, int) and uniform_penalty == 0:
         return _autograd.loss(input, target, options)
     check_number(
         "uniform_penalty", "a finite number of at least 0", lambda x: 0 <= x < math.inf, uniform_penalty

@@ -150,7 +150,16 @@ enum Out<'a, F> {
 impl<E: Element> Task<'_, E> {
     /// Computes the losses, group by group; returns [`Scratch::invalid_row`].
     #[inline(always)]
-    pub(super) fn groups<L: GroupLoss>(mut self, loss: &L) -> usize {
+    pub(super) fn groups<L: GroupLoss>(self, loss: &L) -> usize {
+        match self.batch.target {
+            Target::Classes(_) => self.groups_of::<L, true>(loss),
+            _ if L::IS_CREDAL => self.groups_of::<L, false>(loss),
+            _ => unreachable!("checked by `Batch::reduce` and `Batch::per_row`"),
+        }
+    }
+
+    #[inline(always)]
+    fn groups_of<L: GroupLoss, const CLASSES: bool>(mut self, loss: &L) -> usize {
         let mut scratch = Scratch::new(&self.batch);
         let step = (loss.group_size() / self.batch.rows.n_classes().max(1)).clamp(1, LANES);
         let first_row = self.tiles.rows(self.range.clone()).start;
@@ -158,7 +167,7 @@ impl<E: Element> Task<'_, E> {
             let rows = self.tiles.rows(tile..tile + 1);
             for first in rows.clone().step_by(step) {
                 let group = first..rows.end.min(first + step);
-                let losses = loss.group(&self.batch, group.clone(), &mut scratch);
+                let losses = loss.group::<E, CLASSES>(&self.batch, group.clone(), &mut scratch);
                 let losses = &losses[..group.len()];
                 match &mut self.out {
                     Out::Sums(sums) => {

@@ -44,7 +44,7 @@ impl GroupLoss for ConfidencePenalty {
     }
 
     #[inline(always)]
-    fn group<E: Element>(
+    fn group<E: Element, const CLASSES: bool>(
         &self,
         batch: &Batch<'_, E>,
         rows: Range<usize>,

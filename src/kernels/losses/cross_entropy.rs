@@ -46,7 +46,7 @@ impl GroupLoss for CrossEntropy {
     }
 
     #[inline(always)]
-    fn group<E: Element>(
+    fn group<E: Element, const CLASSES: bool>(
         &self,
         batch: &Batch<'_, E>,
         rows: Range<usize>,

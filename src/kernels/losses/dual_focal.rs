@@ -62,7 +62,7 @@ impl GroupLoss for DualFocal {
     }
 
     #[inline(always)]
-    fn group<E: Element>(
+    fn group<E: Element, const CLASSES: bool>(
         &self,
         batch: &Batch<'_, E>,
         rows: Range<usize>,

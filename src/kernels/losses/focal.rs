@@ -49,7 +49,7 @@ impl GroupLoss for Focal {
     }
 
     #[inline(always)]
-    fn group<E: Element>(
+    fn group<E: Element, const CLASSES: bool>(
         &self,
         batch: &Batch<'_, E>,
         rows: Range<usize>,

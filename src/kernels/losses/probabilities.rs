@@ -7,20 +7,23 @@ use crate::simd::{Element, LANES, Lanes, Real};
 #[inline(always)]
 pub(super) fn mass<E: Element>(part: &[E]) -> f64 {
     let (mut sums, mut least) = ([0.0; LANES], [E::Wide::ZERO; LANES]);
-    let mut add = |x: &Lanes<E>| {
-        let x = widen(x);
-        sums = lanes::add_to(&sums, &x);
-        least = lanes::min(&least, &x);
-    };
     let (vectors, tail) = part.as_chunks();
-    for vector in vectors {
-        add(vector);
+    for x in vectors {
+        add(x, &mut sums, &mut least);
     }
     let mut padded = [E::ZERO; LANES];
     padded[..tail.len()].copy_from_slice(tail);
-    add(&padded);
+    add(&padded, &mut sums, &mut least);
     let negative = any_greater(&[E::Wide::ZERO; LANES], &least);
     if negative { f64::NAN } else { fold(sums, |a, b| a + b) }
+}
+
+// Not a closure: one that is not inlined is compiled for the baseline.
+#[inline(always)]
+fn add<E: Element>(x: &Lanes<E>, sums: &mut Lanes<f64>, least: &mut Lanes<E::Wide>) {
+    let x = widen(x);
+    *sums = lanes::add_to(sums, &x);
+    *least = lanes::min(least, &x);
 }
 
 /// `sum` if one can divide by it, else NaN.

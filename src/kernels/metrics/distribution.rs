@@ -2,7 +2,7 @@
 
 use crate::rows::Scores;
 use crate::simd::lanes::{self, fold, widen};
-use crate::simd::{Element, LANES, Real};
+use crate::simd::{Element, LANES, Lanes, Real};
 
 use super::super::sum_exp::sum_exp;
 
@@ -46,28 +46,40 @@ pub(super) fn top_of_probabilities<E: Element>(row: &[E]) -> Top<E::Wide> {
     if row.len() < LANES {
         return top_of_few(row);
     }
-    let (mut max, mut sum) = ([E::Wide::ZERO; LANES], [0.0_f64; LANES]);
-    let mut least = [E::Wide::ZERO; LANES];
-    let mut take = |p: &[E; LANES]| {
-        let p = widen(p);
-        max = lanes::max(&max, &p);
-        least = lanes::min(&least, &p);
-        sum = lanes::add_to(&sum, &p);
-    };
+    let mut of_lanes =
+        Extremes { max: [E::Wide::ZERO; LANES], min: [E::Wide::ZERO; LANES], sum: [0.0; LANES] };
     let (vectors, tail) = row.as_chunks();
-    for vector in vectors {
-        take(vector);
+    for p in vectors {
+        of_lanes.add(p);
     }
     if !tail.is_empty() {
         let mut padded = [E::ZERO; LANES];
         padded[..tail.len()].copy_from_slice(tail);
-        take(&padded);
+        of_lanes.add(&padded);
     }
     // NaN and infinities make the sum invalid.
-    let sum = fold(sum, |a, b| a + b);
-    let negative = lanes::any_greater(&[E::Wide::ZERO; LANES], &least);
-    let score = fold(max, |a, b| if b > a { b } else { a });
+    let sum = fold(of_lanes.sum, |a, b| a + b);
+    let negative = lanes::any_greater(&[E::Wide::ZERO; LANES], &of_lanes.min);
+    let score = fold(of_lanes.max, |a, b| if b > a { b } else { a });
     top::<E>(score, sum, negative)
+}
+
+/// The extremes and the sum of each lane, and 0.
+struct Extremes<F> {
+    max: Lanes<F>,
+    min: Lanes<F>,
+    sum: Lanes<f64>,
+}
+
+impl<F: Real> Extremes<F> {
+    // Not a closure: one that is not inlined is compiled for the baseline.
+    #[inline(always)]
+    fn add<E: Element<Wide = F>>(&mut self, p: &Lanes<E>) {
+        let p = widen(p);
+        self.max = lanes::max(&self.max, &p);
+        self.min = lanes::min(&self.min, &p);
+        self.sum = lanes::add_to(&self.sum, &p);
+    }
 }
 
 /// The same for rows shorter than a vector, for which reducing the lanes takes longer than the row.

@@ -6,6 +6,7 @@
 //! three, so that none of them underflows.
 
 use crate::rows::Scores;
+use crate::simd::lanes;
 use crate::simd::log::{ln, ln_1p};
 use crate::simd::{Element, Real};
 
@@ -54,7 +55,7 @@ pub(super) fn mixture<E: Element>(
         let mut own_slopes = [slope_a, slope_b];
         if scores == Scores::Logits {
             for (v, e) in scratch.exponentials.e.iter().enumerate() {
-                store(&e.map(|e| e.mul(slope)), out, v);
+                store(&lanes::map(e, |e| e.mul(slope)), out, v);
             }
         } else {
             // By the chain rule, z = ln p.
@@ -81,10 +82,11 @@ struct Projected {
 #[inline(always)]
 fn projected(logs: [f64; 3], shares: [f64; 2], alpha: f64) -> Projected {
     let ln_total = ln_add(ln_add(logs[0], logs[1]), logs[2]);
-    let ln_p = logs.map(|log| log - ln_total);
-    let p = ln_p.map(exp);
-    let bounds = shares.map(|share| (1.0 - alpha) * share);
-    if p.iter().any(|p| p.is_nan()) {
+    // Not by `map`, which is compiled for the baseline if it is not inlined.
+    let ln_p = [logs[0] - ln_total, logs[1] - ln_total, logs[2] - ln_total];
+    let p = [exp(ln_p[0]), exp(ln_p[1]), exp(ln_p[2])];
+    let bounds = [(1.0 - alpha) * shares[0], (1.0 - alpha) * shares[1]];
+    if p[0].is_nan() || p[1].is_nan() || p[2].is_nan() {
         return Projected { loss: f64::NAN, slopes: [f64::NAN; 3] };
     }
     // The probability of the parts that are not raised, before (`ln_free`) and after (`rest`).
@@ -114,7 +116,10 @@ fn projected(logs: [f64; 3], shares: [f64; 2], alpha: f64) -> Projected {
     if left {
         loss += rest * (ln(rest) - ln_free);
     }
-    let mut q = ln_p.map(|ln_p| if left { rest * exp(ln_p - ln_free) } else { 0.0 });
+    let mut q = [0.0; 3];
+    for part in 0..3 {
+        q[part] = if left { rest * exp(ln_p[part] - ln_free) } else { 0.0 };
+    }
     for part in 0..2 {
         if raised[part] {
             q[part] = bounds[part];

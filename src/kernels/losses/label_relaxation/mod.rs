@@ -14,7 +14,7 @@ use std::ops::Range;
 use crate::rows::{Error, Scores};
 use crate::simd::{Element, LANES, Lanes};
 
-use super::batch::{Batch, GroupLoss, Scratch, Target};
+use super::batch::{Batch, GroupLoss, Scratch};
 use super::binary::{self, BinaryLoss};
 use super::hyperparameter::Hyperparameter;
 use super::row_target::{RowTarget, read};
@@ -35,13 +35,13 @@ impl GroupLoss for LabelRelaxation {
     }
 
     #[inline(always)]
-    fn group<E: Element>(
+    fn group<E: Element, const CLASSES: bool>(
         &self,
         batch: &Batch<'_, E>,
         rows: Range<usize>,
         scratch: &mut Scratch<E>,
     ) -> Lanes<f64> {
-        if matches!(batch.target, Target::Classes(_)) {
+        if CLASSES {
             binary::group(self, batch, rows, scratch)
         } else {
             credal_group(self, batch, rows, scratch)
