@@ -157,7 +157,7 @@ impl Options<'_> {
     }
 }
 
-/// A new tensor for the gradient with respect to `input`, which `view` describes; not initialised.
+/// A new tensor for the gradient with respect to `input`, which `view` describes; not initialized.
 fn gradient<'py>(input: &Tensor<'py>, view: &View) -> PyResult<(Tensor<'py>, View)> {
     match memory::cached_buffer(view.len().saturating_mul(view.dtype.size()))? {
         Some(block) => tensors::adopt(input.py(), block, view.dtype, &view.shape),

@@ -58,7 +58,7 @@ def dual_focal(z: Tensor, y: Tensor, gamma: float) -> Tensor:
     return -((1 - p_y + p_j) ** gamma) * p_y.log()
 
 
-def penalised(z: Tensor, y: Tensor, beta: float) -> Tensor:
+def penalized(z: Tensor, y: Tensor, beta: float) -> Tensor:
     p = z.softmax(1)
     return -own(p, y).log() + beta * (p * p.log()).sum(1)
 
@@ -82,7 +82,7 @@ LOSSES = [
         "beta",
         (0.0, 0.3, 2.0),
         (-1.0, math.inf),
-        penalised,
+        penalized,
     ),
 ]
 EACH = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
