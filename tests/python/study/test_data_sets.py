@@ -93,11 +93,11 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def make_files(name: str, monkeypatch: pytest.MonkeyPatch) -> Files:
+def make_files(name: str, monkeypatch: pytest.MonkeyPatch, **changed: bytes) -> Files:
     """Small files, whose checksums torchvision knows from now on."""
     if name.endswith("mnist"):
         return mnist_files(name)
-    files, kind = cifar_files(name), getattr(datasets, KINDS[name])
+    files, kind = cifar_files(name) | changed, getattr(datasets, KINDS[name])
     for names in ("train_list", "test_list"):
         monkeypatch.setattr(kind, names, [[file, md5(files[file])] for file, _ in getattr(kind, names)])
     monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5(files[kind.meta["filename"]])})
@@ -209,33 +209,26 @@ def test_downloads_missing_files(
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_rejects_a_download_with_another_checksum(
+def test_names_files_that_cannot_be_downloaded(
     name: str, serve: Callable[[str, Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """No server answers, it lacks the file, or the file has another checksum; then it is repaired."""
     make_archives(name, make_files(name, monkeypatch), tmp_path / "server", monkeypatch)
-    archive = next(path for path in (tmp_path / "server").glob("*.gz") if "t10k" not in path.name)
-    good = archive.read_bytes()
-    archive.write_bytes(good[:-1] + b"x")
+    kind = getattr(datasets, KINDS[name])
+    archive = tmp_path / "server" / (kind.resources[0][0] if name.endswith("mnist") else kind.filename)
+    assert refusal(name, tmp_path).endswith(f"{archive.name}: Connection refused")
     serve(name, tmp_path / "server")
+    good = archive.read_bytes()
+    archive.unlink()
+    assert refusal(name, tmp_path).endswith(f"{archive.name}: HTTP Error 404: File not found")
+    archive.write_bytes(good[:-1] + b"x")
     assert refusal(name, tmp_path).endswith(f"{archive.name}: File not found or corrupted.")
-    archive.write_bytes(good)  # the server is repaired
+    archive.write_bytes(good)
     check(name, data.load(name, tmp_path))
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_names_unavailable_files(name: str, tmp_path: Path) -> None:
-    kind = getattr(datasets, KINDS[name])
-    archive = kind.resources[0][0] if name.endswith("mnist") else kind.filename
-    assert refusal(name, tmp_path).endswith(f"{archive}: Connection refused")
 
 
-def test_names_files_the_server_lacks(
-    serve: Callable[[str, Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    make_archives("mnist", mnist_files("mnist"), tmp_path / "server", monkeypatch)
-    (tmp_path / "server" / "t10k-images-idx3-ubyte.gz").unlink()
-    serve("mnist", tmp_path / "server")
-    assert refusal("mnist", tmp_path) == "t10k-images-idx3-ubyte.gz: HTTP Error 404: File not found"
 
 
 def make_package(where: Path, monkeypatch: pytest.MonkeyPatch, cut: int | None = None) -> Files:
@@ -283,23 +276,11 @@ def test_full_disk_leaves_no_partial_file(monkeypatch: pytest.MonkeyPatch, tmp_p
         ({"t10k-labels-idx1-ubyte": idx(np.full(N_TEST, 10))}, "labels from 0 to 9, got 10"),
         ({"t10k-images-idx3-ubyte": idx(np.zeros((N_TEST, 28, 27)))}, "must match exactly"),
     ],
-    ids=[
-        "empty",
-        "zeros",
-        "truncated",
-        "wrong rank",
-        "label missing",
-        "shifted labels",
-        "out of range",
-        "wrong size",
-    ],
 )
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_rejects_damaged_idx_files(name: str, damage: Files, reason: str, tmp_path: Path) -> None:
-    put(name, tmp_path, mnist_files(name) | damage)
-    with pytest.raises(data.DataError, match=reason):
-        data.load(name, tmp_path)
-    refusal(name, tmp_path)
+def test_rejects_damaged_idx_files(damage: Files, reason: str, tmp_path: Path) -> None:
+    for name in ("mnist", "fashion_mnist"):
+        put(name, tmp_path, mnist_files(name) | damage)
+        assert reason in refusal(name, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
@@ -318,17 +299,13 @@ def test_downloads_damaged_pickles_again(
     check("cifar10", data.load("cifar10", tmp_path))
 
 
+
+
 def test_checks_labels_of_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", ""]])
-    images = np.zeros((N_TRAIN, 3072), np.uint8)
-    bad = pickle.dumps({"data": images, "labels": [*range(9), -1] * 6})
-    files = cifar_files("cifar10") | {"data_batch_1": bad}
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", md5(bad)]])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5(files["test_batch"])]])
-    meta = datasets.CIFAR10.meta | {"md5": md5(files["batches.meta"])}
-    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
-    put("cifar10", tmp_path, files)
-    assert refusal("cifar10", tmp_path) == "expected labels from 0 to 9, got -1"
+    images = np.zeros((N_TEST, 3072), np.uint8)
+    bad = pickle.dumps({"data": images, "labels": [*range(10), 0, -1]})
+    put("cifar10", tmp_path, make_files("cifar10", monkeypatch, test_batch=bad))
+    assert refusal("cifar10", tmp_path).endswith("expected labels from 0 to 9, got -1")
 
 
 def test_rejects_unknown_data_sets() -> None:
