@@ -39,7 +39,10 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sqlite(tmp_path: Path, database: Path) -> str:
+def sqlite(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a store of the test's own, to which the commands track by default."""
     (tmp_path / "a store").mkdir()
     shutil.copy(database, tmp_path / "a store")
-    return f"sqlite:///{tmp_path}/a store/mlflow.db"
+    uri = f"sqlite:///{tmp_path}/a store/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri

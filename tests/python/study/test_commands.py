@@ -1,22 +1,17 @@
 """The commands study, study-ho, grid, table and figure, from their options to what they leave behind."""
 
-import gzip
 import json
-import pickle
 import re
 import shlex
 import shutil
-import struct
 import subprocess
 import sys
 from dataclasses import replace
-from hashlib import md5
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -29,7 +24,7 @@ from lr_relax.study.files import locked
 from lr_relax.study.folder import load_predictions, load_result
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from torchvision.datasets import CIFAR10, FashionMNIST
+from test_data_sets import make_files, put
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,10 +33,11 @@ DIGITS = ["--model_name", "simple_dense", "--dataset_name", "digits", "--short",
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sqlite: str) -> None:
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without tracking, unless a test asks for a store."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
 
 
 def lr_relax(*arguments: str) -> Result:
@@ -52,62 +48,26 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(Path("runs/study").glob("*/result.json"))]
 
 
-def write_fashion_mnist(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixty and ten images in idx files, packed as they are downloaded."""
-    random = np.random.default_rng(0)
-    folder = folder / "FashionMNIST" / "raw"
-    folder.mkdir(parents=True)
-    for archive, _ in FashionMNIST.resources:
-        n = 60 if archive.startswith("train") else 10
-        if "images" in archive:
-            content = struct.pack(">4i", 2051, n, 28, 28) + random.bytes(n * 28 * 28)
-        else:
-            content = struct.pack(">2i", 2049, n) + bytes(range(10)) * (n // 10)
-        (folder / Path(archive).stem).write_bytes(content)
-        (folder / archive).write_bytes(gzip.compress(content))
-
-
-def write_cifar10(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten images in each of six pickles, with the checksums that torchvision asks for."""
-    random = np.random.default_rng(0)
-    folder = folder / CIFAR10.base_folder
-    folder.mkdir(parents=True)
-
-    def write(name: str, content: dict[str, object]) -> tuple[str, str]:
-        data = pickle.dumps(content)
-        (folder / name).write_bytes(data)
-        return name, md5(data).hexdigest()
-
-    def batch(name: str) -> tuple[str, str]:
-        pixels = random.integers(0, 256, (10, 3072), dtype=np.uint8)
-        return write(name, {"data": pixels, "labels": list(range(10))})
-
-    monkeypatch.setattr(CIFAR10, "train_list", [batch(name) for name, _ in CIFAR10.train_list])
-    monkeypatch.setattr(CIFAR10, "test_list", [batch(name) for name, _ in CIFAR10.test_list])
-    name, md5_of_meta = write("batches.meta", {"label_names": list("abcdefghij")})
-    meta = {"filename": name, "key": "label_names", "md5": md5_of_meta}
-    monkeypatch.setattr(CIFAR10, "meta", meta)
-
-
 @pytest.mark.parametrize(
-    ("model", "dataset"),
-    [("simple_dense", "fashion_mnist"), ("vgg", "cifar10"), ("resnet", "cifar10"), ("densenet", "cifar10")],
+    ("model", "dataset", "n_eval"),
+    [
+        ("simple_dense", "fashion_mnist", 11),
+        ("vgg", "cifar10", 12),
+        ("resnet", "cifar10", 12),
+        ("densenet", "cifar10", 12),
+    ],
 )
 def test_each_network_trains_on_real_file_formats(
-    model: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, dataset: str, n_eval: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = write_cifar10 if dataset == "cifar10" else write_fashion_mnist
-    write(tmp_path / "data", monkeypatch)
-    ran = lr_relax(
-        *("study", "--model_name", model, "--dataset_name", dataset, "--loss_name", "lr", "--alpha", "0.1"),
-        *("--load_ext_params", "--epochs", "1", "--batch_size", "16", "--test_run"),
-        *("--data-dir", str(tmp_path / "data")),
-    )
+    put(dataset, tmp_path, make_files(dataset, monkeypatch))
+    words = ["--model_name", model, "--dataset_name", dataset, "--loss_name", "lr", "--alpha", "0.1"]
+    words += ["--load_ext_params", "--epochs", "1", "--batch_size", "30", "--test_run"]
+    ran = lr_relax("study", *words, "--data-dir", str(tmp_path))
     assert ran.exit_code == 0, ran.output
     assert f"{model} on {dataset}, label relaxation 0.1, seed 0" in ran.stdout
     [result] = results()
-    assert result["n_train"] == (60 if dataset == "fashion_mnist" else 50)
-    assert result["n_eval"] == 10
+    assert (result["n_train"], result["n_eval"]) == (72 - n_eval, n_eval)
 
 
 def test_study_tracks_what_it_prints_and_is_not_repeated(sqlite: str) -> None:
@@ -130,7 +90,7 @@ def test_study_tracks_what_it_prints_and_is_not_repeated(sqlite: str) -> None:
 
 def test_predictions_reproduce_the_reported_metrics() -> None:
     """The logits are not scaled; the temperature is in the result."""
-    assert lr_relax("study", *DIGITS, "--temp_scaling", "--tracking_uri", "none").exit_code == 0
+    assert lr_relax("study", *DIGITS, "--temp_scaling").exit_code == 0
     [path] = Path("runs/study").glob("*/predictions.npz")
     result = load_result(path.parent)
     assert result is not None
@@ -147,14 +107,14 @@ def test_predictions_reproduce_the_reported_metrics() -> None:
 
 
 def test_cluster_job_is_silent() -> None:
-    ran = lr_relax("study", *DIGITS, "--cluster_job", "--tensorboard", "logs", "--tracking_uri", "none")
+    ran = lr_relax("study", *DIGITS, "--cluster_job", "--tensorboard", "logs")
     assert ran.exit_code == 0, ran.output
     assert ran.stderr == ""
     assert not Path("logs").exists()
 
 
 def test_ctrl_c_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["study", *DIGITS, "--tracking_uri", "none", "--restart"]
+    words = ["study", *DIGITS, "--restart"]
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -168,44 +128,27 @@ def test_ctrl_c_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def imported_until(words: list[str], what: str) -> set[str]:
-    """The slow packages that are imported before something is called."""
+def test_help_and_first_line_come_before_slow_imports() -> None:
+    """In one process, which each command leaves at its first line."""
     slow = ("torchvision", "sklearn", "matplotlib", "mlflow", "ray", "submitit", "tensorboard", "pandas")
+    commands = [["--help"], ["study", *DIGITS], ["study-ho", *DIGITS], ["compare"]]
     program = (
-        "import sys, lr_relax.study.cli as cli\n"
+        "import contextlib, sys, lr_relax.study.cli as cli\n"
         "from lr_relax.study.cli import execution, grid\n"
-        f"def stop(*_, **__): print(*[m for m in {slow} if m in sys.modules]); raise SystemExit\n"
-        f"{what} = stop\n"
-        f"cli.main({words!r})\n"
+        f"def stop(*_, **__): print([m for m in {slow} if m in sys.modules]); raise SystemExit\n"
+        "execution.announce = cli.main.format_help = stop\n"
+        f"for words in {commands}:\n"
+        "    with contextlib.suppress(SystemExit): cli.main(words)\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
-    return set(run.stdout.split())
-
-
-@pytest.mark.parametrize("words", [["study", *DIGITS], ["study-ho", *DIGITS], ["compare"]])
-def test_first_line_comes_before_slow_imports(words: list[str]) -> None:
-    assert imported_until(words, "execution.announce") == set()
-
-
-def test_help_imports_nothing_slow() -> None:
-    assert imported_until(["--help"], "cli.main.format_help") == set()
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["[]"] * 4
 
 
 def test_help_has_headings() -> None:
     text = lr_relax("study", "--help").stdout
     headings = re.findall(r"^([A-Z]\w+):$", text, flags=re.M)
-    assert headings == [
-        "Task",
-        "Training",
-        "Evaluation",
-        "Hyperparameters",
-        "Files",
-        "Execution",
-        "Tracking",
-        "Options",
-    ]
+    expected = "Task Training Evaluation Hyperparameters Files Execution Tracking Options"
+    assert headings == expected.split()
     assert "imagenet" not in text
 
 
@@ -253,28 +196,24 @@ def test_study_ho_tests_the_best_alpha(sqlite: str) -> None:
 
 
 def test_search_skips_alphas_that_diverge(sqlite: str) -> None:
-    search = ["study-ho", *DIGITS, "--cluster_job", "--loss_name", "confidence_penalty"]
-    ran = lr_relax(*search, "--alphas", "0.1,1e38,0.3")
-    assert ran.exit_code == 0, ran.output
-    assert re.fullmatch(r"Error: confidence penalty 1e\+38, seed 0: the loss is .*\n", ran.stderr)
-    assert sorted(result["config"]["alpha"] for result in results()) in ([0.1, 0.1, 0.3], [0.1, 0.3, 0.3])
-    [parent] = runs_of_kind(sqlite, "search")
-    assert parent.info.status == "FINISHED"
-
-
-def test_search_without_results_fails(sqlite: str) -> None:
-    ran = lr_relax(
-        "study-ho", *DIGITS, "--cluster_job", "--loss_name", "confidence_penalty", "--alphas", "1e38"
-    )
+    """It fails where all of them do."""
+    search = ["study-ho", *DIGITS, "--cluster_job", "--loss_name", "confidence_penalty", "--alphas"]
+    skipped = r"Error: confidence penalty 1e\+38, seed 0: the loss is .*\n"
+    ran = lr_relax(*search, "1e38")
     assert ran.exit_code == 1
-    assert ran.stderr.endswith("Error: no alpha has a result to choose by\n")
-    assert ran.stderr.count("\n") == 2
-    [parent] = runs_of_kind(sqlite, "search")
-    assert parent.info.status == "FAILED"
+    assert re.fullmatch(skipped + "Error: no alpha has a result to choose by\n", ran.stderr)
+    assert [run.info.status for run in runs_of_kind(sqlite, "search")] == ["FAILED"]
+    ran = lr_relax(*search, "0.1,1e38,0.3")
+    assert ran.exit_code == 0, ran.output
+    assert re.fullmatch(skipped, ran.stderr)
+    assert sorted(result["config"]["alpha"] for result in results()) in ([0.1, 0.1, 0.3], [0.1, 0.3, 0.3])
+    assert sorted(run.info.status for run in runs_of_kind(sqlite, "search")) == ["FAILED", "FINISHED"]
 
 
 def test_failed_run_does_not_affect_the_grid(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = ["grid", "--datasets", "digits", "--short", "--epochs", "1", "--workers", "1", "--seeds", "0"]
+    local = engines.local
+    monkeypatch.setattr(engines, "local", lambda jobs, **_: map(engines.work, jobs))
     ran = lr_relax(*grid, "--losses", "confidence_penalty:1e38,cross_entropy:0")
     assert ran.exit_code == 1
     assert ran.stdout == "1 run in runs/study, 1 failed\n"
@@ -293,11 +232,11 @@ def test_failed_run_does_not_affect_the_grid(sqlite: str, monkeypatch: pytest.Mo
     [path] = [path.parent for path in Path("runs/study").glob("*/result.json")]
     shutil.rmtree(path)
     path.touch()
-    monkeypatch.setattr(engines, "local", lambda jobs, **_: map(engines.work, jobs))
-    ran = lr_relax(*grid, "--losses", "focal:1,cross_entropy:0")
+    monkeypatch.setattr(engines, "local", local)
+    ran = lr_relax(*grid, "--losses", "cross_entropy:0")
     assert ran.exit_code == 1
     assert f"{path.name}: [Errno 17] File exists" in ran.stderr
-    assert ran.stdout == "1 run in runs/study, 1 failed\n"
+    assert ran.stdout == "0 runs in runs/study, 1 failed\n"
 
 
 def test_run_of_another_process_is_left_alone(sqlite: str) -> None:
@@ -388,15 +327,7 @@ def test_result_records_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     [result] = Path("with a space").glob("*/result.json")
     command = json.loads(result.read_text())["command"]
     assert shlex.split(command) == ["lr-relax", *words]
-    script = [
-        sys.executable,
-        "-m",
-        "lr_relax.study.lr_study",
-        *words[1:-1],
-        "script",
-        "--tracking_uri",
-        "none",
-    ]
+    script = [sys.executable, "-m", "lr_relax.study.lr_study", *words[1:-1], "script"]
     subprocess.run(script, check=True, capture_output=True, timeout=120)
     [result] = Path("script").glob("*/result.json")
     assert shlex.split(json.loads(result.read_text())["command"]) == ["python", *script[1:]]
@@ -531,7 +462,7 @@ def test_types_of_submitits_parameters(text: str, value: object) -> None:
         ("study --device tpu", "tpu is not a device of this machine"),
         ("study --threads 0", "0 is not in the range"),
         ("study {digits} --device meta", "meta is not a device of this machine"),
-        ("study {digits} --experiment ''", "'--experiment': a name is needed"),
+        ("study {digits} --experiment '' --tracking_uri sqlite:///a.db", "'--experiment': a name is needed"),
         ("study --autolog_freq 0", "0 is not in the range"),
         ("study --hyperparams nowhere.json", "'nowhere.json' does not exist"),
         ("study --hyperparams {text}", "is not JSON"),

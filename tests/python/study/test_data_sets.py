@@ -227,10 +227,6 @@ def test_names_files_that_cannot_be_downloaded(
     check(name, data.load(name, tmp_path))
 
 
-
-
-
-
 def make_package(where: Path, monkeypatch: pytest.MonkeyPatch, cut: int | None = None) -> Files:
     """Debian's package, its archives perhaps cut off."""
     files = mnist_files("fashion_mnist")
@@ -297,8 +293,6 @@ def test_downloads_damaged_pickles_again(
     assert refusal("cifar10", tmp_path) == reason
     serve("cifar10", tmp_path / "server")
     check("cifar10", data.load("cifar10", tmp_path))
-
-
 
 
 def test_checks_labels_of_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

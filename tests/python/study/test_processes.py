@@ -34,18 +34,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 multiprocessing.set_forkserver_preload(["lr_relax.study.cli", "torch._dynamo", "sklearn.datasets"])
 
 CONFIG = RunConfig("simple_dense", "digits", alpha=0.1, epochs=2, initial_lr=0.05, decay=0.01, batch_size=96)
-OPTIONS = [
-    "--model_name",
-    "simple_dense",
-    "--dataset_name",
-    "digits",
-    "--alpha",
-    "0.1",
-    "--initial_lr",
-    "0.05",
-    "--tracking_uri",
-    "none",
-]
+OPTIONS = ["--model_name", "simple_dense", "--dataset_name", "digits", "--alpha", "0.1"]
+OPTIONS += ["--initial_lr", "0.05", "--tracking_uri", "none"]
 
 
 def torchrun(logs: Path, size: int, work: Callable[..., Any], *arguments: Any) -> dict[int, Any]:
@@ -163,7 +153,7 @@ def test_shares_partition_the_batch(size: int, rows: int) -> None:
 
 # A run and its folder.
 
-IMAGES = RunConfig("resnet", "cifar10", epochs=3, batch_size=5, model_checkpoints=True, temp_scaling=True)
+IMAGES = RunConfig("resnet", "cifar10", epochs=2, batch_size=7, model_checkpoints=True, temp_scaling=True)
 
 
 def run_thrice(folder: Path) -> list[dict[str, Any]]:
@@ -175,7 +165,7 @@ def run_thrice(folder: Path) -> list[dict[str, Any]]:
     dataset = data.Dataset("cifar10", images, np.arange(40) % 10, 255, 10, data.Fraction(1, 4))
 
     def interrupt(epoch: Any) -> None:
-        if epoch.epoch == 1:
+        if epoch.epoch == 0:
             raise KeyboardInterrupt
 
     whole = run(IMAGES, dataset, folder=folder / "whole")
@@ -189,11 +179,10 @@ def run_thrice(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_resumes_bit_for_bit_with_several_processes(tmp_path: Path, size: int) -> None:
-    of_all = torchrun(tmp_path / "logs", size, run_thrice, tmp_path)
+def test_resumes_bit_for_bit_with_three_processes(tmp_path: Path) -> None:
+    of_all = torchrun(tmp_path / "logs", 3, run_thrice, tmp_path)
     whole = of_all[0][0]
-    assert whole["environment"]["processes"] == str(size)
+    assert whole["environment"]["processes"] == "3"
     for results in of_all.values():
         assert results == [whole, whole]
     for folder in ("whole", "broken"):
@@ -206,17 +195,13 @@ def test_resumes_bit_for_bit_with_several_processes(tmp_path: Path, size: int) -
 
 
 def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path) -> None:
-    options = ["--epochs", "12", "--batch_size", "16"]
-    killed = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("-m", "lr_relax.study.lr_study", *OPTIONS, *options, "--out", str(tmp_path / "killed")),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """Started by torchrun's command; and the whole run by its agent, whose processes start faster."""
+    options = ["--epochs", "8", "--batch_size", "16"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "lr_relax.study.lr_study", *OPTIONS, *options, "--out", str(tmp_path / "killed")]
+    killed = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert killed.stderr
-    assert any("epoch 3/12" in line for line in killed.stderr)
+    assert any("epoch 2/8" in line for line in killed.stderr)
     workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
     assert len(workers) == 2
     for process in [killed.pid, *map(int, workers)]:
@@ -227,17 +212,11 @@ def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path) -> N
 
     torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "killed")])
     _, *lines = told(tmp_path / "logs", "stderr")
-    assert [line.split("  ")[0] for line in lines] == [f"epoch {i}/12" for i in range(1, 13)]
+    assert [line.split("  ")[0] for line in lines] == [f"epoch {i}/8" for i in range(1, 9)]
     assert len(told(tmp_path / "logs", "stdout")) == 3  # of the first process alone
 
     torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "whole"), "--cluster_job"])
     assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
-
-    alone = [sys.executable, "-m", "lr_relax.study.lr_study", *OPTIONS, *options, "--threads", "1"]
-    subprocess.run([*alone, "--out", str(tmp_path / "alone")], check=True, capture_output=True, timeout=120)
-    one, two = result_of(tmp_path / "alone"), result_of(tmp_path / "whole")
-    assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.02)
-    assert two["history"][0] == pytest.approx(one["history"][0], rel=1e-4)
 
 
 def test_only_the_first_process_tracks(tmp_path: Path, sqlite: str) -> None:
@@ -279,7 +258,6 @@ def killed_in_mid_run(arguments: list[str]) -> None:
         (study, ["--initial_lr", "1e30"], "the loss is nan in epoch 1", 1),
         (study, ["--dataset_name", "mnist", "--data_dir", "{file}"], "mnist cannot be read from {file}", 2),
         (study, ["--out", "{file}"], "{file} cannot be written to", 2),
-        (study, ["--epochs", "0"], "`epochs` to be an integer in", 2),
         (failing_to_write, [], "No space left on device", 1),
         (killed_in_mid_run, [], "another process has ended", 1),
     ],
