@@ -12,6 +12,7 @@ from lr_relax.study import config, data
 from lr_relax.study.config import ConfigError, RunConfig, hyperparameters
 
 DIGITS = RunConfig(model_name="simple_dense", dataset_name="digits")
+BOOLS = {field.name: st.booleans() for field in fields(RunConfig) if isinstance(field.default, bool)}
 
 
 @pytest.mark.parametrize(
@@ -33,11 +34,7 @@ DIGITS = RunConfig(model_name="simple_dense", dataset_name="digits")
         ("temperature", ["ece", 1.0, None]),
         ("validation_share", [0.0, 1.0, -0.1, float("nan"), None]),
         ("n_bins", [0, 15.0, 1_000_001, True]),
-        *(
-            (field.name, [0, 1, "True", None])
-            for field in fields(RunConfig)
-            if isinstance(field.default, bool)
-        ),
+        *((name, [0, 1, "True", None]) for name in BOOLS),
     ],
 )
 def test_rejects_values_out_of_range(name: str, values: list[Any]) -> None:
@@ -79,7 +76,6 @@ def test_rejects_images_too_small_for_the_network(model: str, small: str, large:
 
 
 # Every option over some of its range.
-BOOLS = {field.name: st.booleans() for field in fields(RunConfig) if isinstance(field.default, bool)}
 POSITIVE = st.floats(0, 1e6, exclude_min=True)
 CONFIGS = st.builds(
     RunConfig,
@@ -110,6 +106,11 @@ def test_json_round_trip(made: RunConfig) -> None:
     assert again.key == made.key
     assert made.key == Path(made.key).name  # the name of a folder
     assert len(made.key) < 128
+
+
+@given(CONFIGS, CONFIGS)
+def test_unequal_configs_have_unequal_keys(one: RunConfig, other: RunConfig) -> None:
+    assert (one.key == other.key) == (one == other)
 
 
 @given(CONFIGS, st.data())
@@ -172,23 +173,6 @@ def test_rejects_unknown_options() -> None:
     assert RunConfig.from_dict({}) == RunConfig()
 
 
-@pytest.mark.parametrize(
-    ("changes", "title"),
-    [
-        ({"loss_name": "cross_entropy"}, "cross-entropy"),
-        ({"loss_name": "cross_entropy", "alpha": 0.1}, "label smoothing 0.1"),
-        ({"loss_name": "label_relaxation", "alpha": 0.05}, "label relaxation 0.05"),
-        ({"loss_name": "label_relaxation"}, "label relaxation 0"),
-        ({"loss_name": "focal", "alpha": 2}, "focal 2"),
-        ({"loss_name": "confidence_penalty", "alpha": 0.3}, "confidence penalty 0.3"),
-        ({"loss_name": "cross_entropy", "temp_scaling": True}, "cross-entropy + temperature"),
-        ({"loss_name": "focal", "alpha": 3.5, "temp_scaling": True}, "focal 3.5 + temperature"),
-    ],
-)
-def test_titles(changes: dict[str, Any], title: str) -> None:
-    assert replace(DIGITS, **changes).title == title
-
-
 # Files of hyperparameters.
 
 ROW = {"initial_lr": 0.1, "epochs": 3, "steps": [1, 2], "data_augmentation": "False"}
@@ -216,6 +200,10 @@ def test_own_hyperparameter_file(tmp_path: Path) -> None:
         ({"simple_dense_digits": ROW}, "has no row VGG16_cifar10"),
         ({"VGG16_cifar10": [1]}, "has no options in its row VGG16_cifar10"),
         ({"VGG16_cifar10": {"learning_rate": 1}}, "row VGG16_cifar10: .*'learning_rate'"),
+        *(
+            ({"VGG16_cifar10": {name: "focal"}}, f"row VGG16_cifar10: `{name}` cannot be set in a row")
+            for name in ("model_name", "dataset_name", "loss_name")
+        ),
         ({"VGG16_cifar10": {"epochs": 0}}, "row VGG16_cifar10: .*`epochs`"),
         ({"VGG16_cifar10": {"epochs": 1.5}}, "row VGG16_cifar10: .*`epochs`"),
         ({"VGG16_cifar10": {"data_augmentation": "no"}}, "row VGG16_cifar10: .*`data_augmentation`"),
@@ -231,39 +219,44 @@ def test_rejects_invalid_hyperparameter_files(content: Any, message: str, tmp_pa
     assert str(path) in str(raised.value)
 
 
+def test_missing_row_suggests_short() -> None:
+    with pytest.raises(ConfigError, match=r"has no row simple_dense_digits; --short has one"):
+        hyperparameters("focal", "simple_dense", "digits")
+
+
 def test_selects_the_file_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which file and which row are asked for; what they have is tested with the files."""
-    files = {
-        "hyperparams_ce.json": {"ResNet56V2_cifar10": {"epochs": 1}},
-        "hyperparams_lr.json": {"DenseNetBC_cifar10": {"epochs": 2}},
-        "hyperparams_focal.json": {
-            "VGG16_cifar10": {"epochs": 3},
-            "legacy_VGG16_cifar10": {"epochs": 4},
-            "DenseNetBC_cifar10": {"epochs": 5},
-            "ResNet56V2_cifar10": {"epochs": 6},
-        },
-        "hyperparams_conf_pen.json": {"legacy_VGG16_cifar10": {"epochs": 7}},
-        "hyperparams_short.json": {"VGG16_cifar10": {"epochs": 8}},
+    files: dict[str, dict[str, int]] = {
+        "ce": {"ResNet56V2": 1},
+        "lr": {"DenseNetBC": 2},
+        "focal": {"VGG16": 3, "legacy_VGG16": 4, "DenseNetBC": 5, "ResNet56V2": 6},
+        "conf_pen": {"legacy_VGG16": 7},
+        "short": {"VGG16": 8},
     }
-    monkeypatch.setattr(config, "load_json", files.__getitem__)
 
-    def epochs(loss: str, model: str, **options: bool) -> int:
-        found = hyperparameters(loss, model, "cifar10", **options)["epochs"]
-        assert isinstance(found, int)
-        return found
+    def load(name: str) -> dict[str, dict[str, int]]:
+        rows = files[name.removeprefix("hyperparams_").removesuffix(".json")]
+        return {f"{network}_cifar10": {"epochs": epochs} for network, epochs in rows.items()}
 
-    assert epochs("cross_entropy", "resnet") == 1
-    assert epochs("label_relaxation", "densenet") == 2
-    assert epochs("label_relaxation", "densenet", legacy=True) == 2  # only two files differ
-    assert epochs("focal", "vgg") == 3
-    assert epochs("focal", "vgg", legacy=True) == 4
-    assert epochs("focal", "densenet") == 5
-    assert epochs("focal", "resnet", legacy=True) == 6
-    assert epochs("confidence_penalty", "vgg", legacy=True) == 7
-    assert epochs("confidence_penalty", "vgg", short=True) == 8
-    with pytest.raises(ConfigError, match="of the paper's code has no row DenseNetBC"):
-        epochs("focal", "densenet", legacy=True)
-    with pytest.raises(ConfigError, match=r"hyperparams_conf_pen\.json has no row VGG16_cifar10"):
-        epochs("confidence_penalty", "vgg")
-    with pytest.raises(ConfigError, match="`loss_name`"):
-        epochs("lr", "vgg")
+    monkeypatch.setattr(config, "load_json", load)
+
+    for loss, model, *options, expected in (
+        ("cross_entropy", "resnet", 1),
+        ("label_relaxation", "densenet", 2),
+        ("label_relaxation", "densenet", "legacy", 2),  # only two files differ
+        ("focal", "vgg", 3),
+        ("focal", "vgg", "legacy", 4),
+        ("focal", "densenet", 5),
+        ("focal", "resnet", "legacy", 6),
+        ("confidence_penalty", "vgg", "legacy", 7),
+        ("confidence_penalty", "vgg", "short", 8),
+        ("focal", "densenet", "legacy", "of the paper's code has no row DenseNetBC"),
+        ("confidence_penalty", "vgg", r"hyperparams_conf_pen\.json has no row VGG16_cifar10"),
+        ("lr", "vgg", "`loss_name`"),
+    ):
+        chosen = dict.fromkeys(options, True)
+        if isinstance(expected, int):
+            assert hyperparameters(loss, model, "cifar10", **chosen)["epochs"] == expected
+        else:
+            with pytest.raises(ConfigError, match=expected):
+                hyperparameters(loss, model, "cifar10", **chosen)

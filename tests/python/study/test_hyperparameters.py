@@ -43,22 +43,16 @@ def schedule(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_papers_rows(loss: str) -> None:
+def test_rows_of_the_paper_and_its_code(loss: str) -> None:
     rows = load_json(f"hyperparams_{loss}.json")
     assert {key: schedule(row) for key, row in rows.items() if key in PAPER} == PAPER
     for key in PAPER:
         rest = {name: rows[key][name] for name in ("batch_size", "data_augmentation", "decay")}
         assert rest == {"batch_size": 64, "data_augmentation": key.startswith(CNNS), "decay": 1e-5}
         assert len(rows[key]) == 7
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_legacy_rows(loss: str) -> None:
-    rows = load_json(f"hyperparams_{loss}.json")
     legacy = {key: row for key, row in rows.items() if key not in PAPER}
-    assert {key: schedule(row) for key, row in legacy.items()} == (
-        LEGACY if loss in ("focal", "conf_pen") else {}
-    )
+    expected = LEGACY if loss in ("focal", "conf_pen") else {}
+    assert {key: schedule(row) for key, row in legacy.items()} == expected
     for row in legacy.values():
         assert (row["batch_size"], row["data_augmentation"]) == (32, False)
         assert "decay" not in row
@@ -89,15 +83,6 @@ def test_every_row_is_valid(loss_name: str, key: str) -> None:
     of = (loss_name, NETWORKS[network], key.removeprefix(f"{network}_"))
     assert schedule(config.hyperparameters(*of)) == PAPER[key]
     assert config.hyperparameters(*of, short=True)["epochs"] < PAPER[key][3]
-
-
-@pytest.mark.parametrize(("text", "truth"), [("True", True), ("False", False)])
-def test_booleans_as_strings(text: str, truth: bool, tmp_path: Path) -> None:
-    row = load_json("hyperparams_focal.json")["VGG16_cifar10"]
-    file = tmp_path / "own.json"
-    file.write_text(json.dumps({"VGG16_cifar10": {**row, "data_augmentation": text}}))
-    options = config.hyperparameters("focal", "vgg", "cifar10", path=file)
-    assert options == {**row, "data_augmentation": truth}
 
 
 def test_published_results_are_valid() -> None:
@@ -151,18 +136,3 @@ def test_source_distribution_has_the_files(tmp_path: Path) -> None:
             if "/study/misc/" in member.name and member.isreg()
         }
     assert packed == {name: (ROOT / "misc" / name).read_bytes() for name in MISC}
-
-
-def test_row_cannot_set_network_data_set_or_loss(tmp_path: Path) -> None:
-    for name in ("model_name", "dataset_name", "loss_name"):
-        path = tmp_path / "own.json"
-        path.write_text(json.dumps({"simple_dense_digits": {name: "focal", "epochs": 1}}))
-        with pytest.raises(
-            config.ConfigError, match=f"row simple_dense_digits: `{name}` cannot be set in a row"
-        ):
-            config.hyperparameters("focal", "simple_dense", "digits", path=path)
-
-
-def test_missing_row_suggests_short() -> None:
-    with pytest.raises(config.ConfigError, match=r"has no row simple_dense_digits; --short has one"):
-        config.hyperparameters("focal", "simple_dense", "digits")

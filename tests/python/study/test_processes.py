@@ -51,7 +51,13 @@ def torchrun(logs: Path, size: int, work: Callable[..., Any], *arguments: Any) -
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
     )
-    returned: dict[int, Any] = elastic_launch(config, work)(*arguments)
+    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers = [signal.getsignal(stop) for stop in stops]
+    try:
+        returned: dict[int, Any] = elastic_launch(config, work)(*arguments)
+    finally:  # torchrun leaves its own
+        for stop, handler in zip(stops, handlers, strict=True):
+            signal.signal(stop, handler)
     return returned
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -54,21 +55,15 @@ def rows(split: splits.Split, images: Tensor) -> list[int]:
     return [each[image.numpy().tobytes()] for image in images]
 
 
-def orders(split: splits.Split, epochs: int, **changes: Any) -> list[list[int]]:
-    made, seen = in_training(split, **changes)
-    per_epoch = []
-    for _ in range(epochs):
-        seen.clear()
-        made.epoch()
-        per_epoch.append(rows(split, torch.cat([images for images, _ in seen])))
-    return per_epoch
-
-
 # What an epoch trains on.
 
 
 def test_every_epoch_permutes_the_rows(split: splits.Split) -> None:
-    one, two = orders(split, 2, batch_size=100)
+    made, seen = in_training(split, batch_size=100)
+    made.epoch()
+    made.epoch()
+    order = rows(split, torch.cat([images for images, _ in seen]))
+    one, two = order[:673], order[673:]
     everything = list(range(len(split.train_labels)))
     assert sorted(one) == sorted(two) == everything
     assert one != two
@@ -77,13 +72,7 @@ def test_every_epoch_permutes_the_rows(split: splits.Split) -> None:
 
 def test_generators_are_independent() -> None:
     """Of every seed, epoch and process."""
-    numbers = [
-        (run, epoch, rank, use)
-        for run in (0, 1, 9)
-        for epoch in (0, 1)
-        for rank in (0, 1)
-        for use in (0, 1, 2)
-    ]
+    numbers = [*product((0, 1, 9), (0, 1), (0, 1), (0, 1, 2))]
     assert len({training._seed(*each) for each in numbers}) == len(numbers)
 
 
@@ -104,27 +93,15 @@ def double(split: splits.Split) -> splits.Split:
 def test_steps_agree_with_keras(split: splits.Split, clip: float) -> None:
     """Trained again by hand: the gradient of loss and penalties is clipped, and Keras's momentum follows."""
     split = double(split)
-    made, seen = in_training(
-        split,
-        network_with_penalties(),
-        gradient_clipping=clip,
-        steps=(0,),
-        lr_sched_multipler=0.5,
-        decay=1e-2,
-        warmup=1,
-    )
+    options: dict[str, Any] = {"steps": (0,), "lr_sched_multipler": 0.5, "decay": 1e-2, "warmup": 1}
+    made, seen = in_training(split, network_with_penalties(), gradient_clipping=clip, **options)
     for _ in range(3):
         made.epoch()
     rates = [rate for _, rate in seen]
     batches = math.ceil(len(split.train_labels) / 64)
     of_epochs = (0.1, 0.05, 0.05)  # warmup of one epoch starts at the whole rate
-    assert rates == pytest.approx(
-        [
-            rate / (1 + 1e-2 * (epoch * batches + i))
-            for epoch, rate in enumerate(of_epochs)
-            for i in range(batches)
-        ]
-    )
+    steps = [rate for rate in of_epochs for _ in range(batches)]
+    assert rates == pytest.approx([rate / (1 + 1e-2 * step) for step, rate in enumerate(steps)])
 
     def by_hand(gradient_of: Callable[[Network, Tensor, Tensor], list[Tensor]]) -> list[Tensor]:
         network = network_with_penalties()
@@ -170,13 +147,8 @@ def test_steps_agree_with_keras(split: splits.Split, clip: float) -> None:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_activity_penalty(split: splits.Split, legacy: bool) -> None:
     """Which under temperature scaling are logits in the paper's code."""
-    made, _ = in_training(
-        split,
-        network_with_penalties(),
-        temp_scaling=True,
-        legacy_temp_scaling=legacy,
-        loss_name="cross_entropy",
-    )
+    options = {"temp_scaling": True, "legacy_temp_scaling": legacy}
+    made, _ = in_training(split, network_with_penalties(), **options)
     logits, labels = torch.randn(6, 10), torch.arange(6)
     outputs = logits if legacy else logits.softmax(1)
     expected = F.cross_entropy(logits, labels) + 0.3 * outputs.square().sum() / 6
@@ -199,16 +171,20 @@ def test_plateau_agrees_with_keras() -> None:
         [1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.002, 0.002, 0.002, 0.002]
     )
     assert plateau.rate(0.001) == 0.001  # a rate below the least one is left alone
-
-
-def test_plateau_defaults() -> None:
-    plateau = Plateau()
+    plateau = Plateau()  # by default: factor the root of .1, patience 10, not below .5e-6
     for _ in range(11):
         plateau.see(1.0)
     assert plateau.rate(0.1) == pytest.approx(0.1 * 0.1**0.5)
     for _ in range(200):
         plateau.see(1.0 - 1e-5)
     assert plateau.rate(0.1) == 0.5e-6
+
+
+def test_legacy_schedule_has_no_warmup(split: splits.Split) -> None:
+    small = replace(split, train_images=split.train_images[:40], train_labels=split.train_labels[:40])
+    for legacy, rates in ((False, [0.025, 0.05, 0.075, 0.1, 0.1]), (True, [0.1] * 5)):
+        made, _ = in_training(small, warmup=4, legacy_schedule=legacy)
+        assert [made.epoch().lr for _ in range(5)] == pytest.approx(rates)
 
 
 # What it tells.
@@ -229,14 +205,20 @@ def test_training_learns(split: splits.Split) -> None:
     assert epochs[-1].val_accuracy > 0.85
 
 
-@pytest.mark.parametrize("batch_size", [100, 673, 1000, 1])
+@pytest.mark.parametrize("batch_size", [300, 673, 1000, 1])
 def test_metrics_are_means_over_all_rows(split: splits.Split, batch_size: int) -> None:
     """With a rate too small to change anything, they are those of the whole training part."""
     made, _ = in_training(split, initial_lr=1e-12, batch_size=batch_size)
-    epoch = made.epoch()
+    told: list[Batch] = []
+    epoch = made.epoch(told.append)
     logits = training.predict(made.network, split.train_images)
     assert epoch.loss == pytest.approx(F.cross_entropy(logits, split.train_labels).item(), rel=1e-5)
     assert epoch.accuracy == pytest.approx((logits.argmax(1) == split.train_labels).double().mean().item())
+    sizes = [*range(batch_size, 673, batch_size), 673]
+    n = len(sizes)
+    got = [(batch.epoch, batch.done, batch.batches, batch.rows) for batch in told]
+    assert got == [(0, done, n, rows) for done, rows in enumerate(sizes, 1)]
+    assert (epoch.loss, epoch.accuracy) == pytest.approx((told[-1].means[0], told[-1].means[1]))
 
 
 def test_validation_metrics(split: splits.Split) -> None:
@@ -253,21 +235,6 @@ def test_validation_metrics(split: splits.Split) -> None:
     bins = np.minimum((confidence // (1 / 7)).astype(int), 6)
     gaps = [abs((confidence - hits)[bins == k].sum()) for k in range(7)]
     assert epoch.val_ece == pytest.approx(sum(gaps) / len(p), abs=1e-12)
-
-
-def test_reports_every_batch(split: splits.Split) -> None:
-    made, _ = in_training(split, batch_size=300)
-    told: list[tuple[int, int, int, int, float, float]] = []
-
-    def tell(batch: Batch) -> None:
-        told.append((batch.epoch, batch.done, batch.batches, batch.rows, batch.means[0], batch.means[1]))
-
-    epochs = [made.epoch(tell) for _ in range(2)]
-    assert [each[:4] for each in told] == [
-        (epoch, done, 3, n) for epoch in (0, 1) for done, n in ((1, 300), (2, 600), (3, 673))
-    ]
-    for epoch, last in zip(epochs, (told[2], told[5]), strict=True):
-        assert (epoch.loss, epoch.accuracy) == pytest.approx(last[4:])
 
 
 @pytest.mark.parametrize("rate", [1e9, 1e30])
@@ -295,15 +262,8 @@ def test_state_dict_round_trip_bit_for_bit(split: splits.Split) -> None:
 
     def fresh(seed: int) -> Training:
         torch.manual_seed(seed)
-        layers = (
-            nn.Flatten(),
-            nn.Linear(64, 50),
-            nn.BatchNorm1d(50),
-            nn.ReLU(),
-            nn.Dropout(0.5),
-            nn.Linear(50, 10),
-        )
-        network = Network(*layers, l2=1e-3)
+        first = nn.Flatten(), nn.Linear(64, 50), nn.BatchNorm1d(50)
+        network = Network(*first, nn.ReLU(), nn.Dropout(0.5), nn.Linear(50, 10), l2=1e-3)
         changes: dict[str, Any] = {"data_augmentation": True, "reduce_on_plateau": True}
         made, _ = in_training(split, network, **changes, steps=(1,), decay=1e-3, warmup=1)
         made.plateau = Plateau(patience=1, least_change=0.5)
@@ -326,10 +286,3 @@ def test_state_dict_round_trip_bit_for_bit(split: splits.Split) -> None:
     expected = whole.network.state_dict()
     for name, value in resumed.network.state_dict().items():
         assert torch.equal(value, expected[name]), name
-
-
-def test_legacy_schedule_has_no_warmup(split: splits.Split) -> None:
-    small = replace(split, train_images=split.train_images[:40], train_labels=split.train_labels[:40])
-    for legacy, rates in ((False, [0.025, 0.05, 0.075, 0.1, 0.1]), (True, [0.1] * 5)):
-        made, _ = in_training(small, warmup=4, legacy_schedule=legacy)
-        assert [made.epoch().lr for _ in range(5)] == pytest.approx(rates)
