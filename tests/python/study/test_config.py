@@ -173,6 +173,17 @@ def test_rejects_unknown_options() -> None:
     assert RunConfig.from_dict({}) == RunConfig()
 
 
+def test_titles() -> None:
+    for loss, alpha, scaled, title in (
+        ("cross_entropy", 0, True, "cross-entropy + temperature"),
+        ("cross_entropy", 0.1, False, "label smoothing 0.1"),
+        ("label_relaxation", 0, False, "label relaxation 0"),
+        ("focal", 3.5, True, "focal 3.5 + temperature"),
+        ("confidence_penalty", 0.3, False, "confidence penalty 0.3"),
+    ):
+        assert replace(DIGITS, loss_name=loss, alpha=alpha, temp_scaling=scaled).title == title
+
+
 # Files of hyperparameters.
 
 ROW = {"initial_lr": 0.1, "epochs": 3, "steps": [1, 2], "data_augmentation": "False"}

@@ -25,7 +25,7 @@ def some_results(**fields: Any) -> list[Any]:
     ]
 
 
-def test_one_diagram_per_loss() -> None:
+def test_one_diagram_per_loss_and_alpha() -> None:
     results = some_results(loss_name="cross_entropy") + some_results(alpha=0.1)
     figure = figures.draw_reliability(reversed(results))
     [[plain, relaxed]] = panels(figure)
@@ -34,9 +34,6 @@ def test_one_diagram_per_loss() -> None:
         assert ax.get_legend().get_title().get_text() == "ECE 0.1000"  # what the results say
     [part] = figure.subfigs
     assert part.get_suptitle() == "fashion_mnist, simple_dense, 10 epochs: test predictions of 2 seeds"
-
-
-def test_one_diagram_per_alpha_of_a_seed() -> None:
     of_both = some_results(alpha=0.1) + some_results(alpha=0.2)
     [axes] = panels(figures.draw_reliability(of_both))
     assert [ax.get_title() for ax in axes] == ["label relaxation 0.1", "label relaxation 0.2"]
@@ -91,12 +88,9 @@ def test_lines_are_means_and_bands_deviations() -> None:
         assert [*point.get_xdata(), *point.get_ydata()] == [2.0, 0.7 if ax is accuracy else 0.3]
     band = accuracy.collections[0].get_paths()[0].vertices
     deviation = np.std([0.8, 0.9], ddof=1)
-    for alpha, low, high in (
-        (0.1, 0.85 - deviation, 0.85 + deviation),
-        (0.2, 0.85 - deviation, 0.85 + deviation),
-    ):
+    for alpha in (0.1, 0.2):
         there = band[np.isclose(band[:, 0], alpha), 1]
-        assert (there.min(), there.max()) == (pytest.approx(low), pytest.approx(high))
+        assert (there.min(), there.max()) == pytest.approx((0.85 - deviation, 0.85 + deviation))
     [part] = figure.subfigs
     assert part.get_suptitle() == "fashion_mnist, simple_dense, 10 epochs: validation data"
     [legend] = part.legends
@@ -137,13 +131,18 @@ def test_suffix_selects_the_format(tmp_path: Path, ending: str) -> None:
     assert len([*tmp_path.iterdir()]) == 2, "nothing else is left there"
 
 
-@pytest.mark.parametrize("path", ["picture", "picture.jpeg", "png"])
-def test_rejects_other_suffixes(tmp_path: Path, path: str) -> None:
-    for draw in (figures.reliability, figures.against_alpha):
-        with pytest.raises(
-            ValueError, match=r"^Expected argument `path` to end in \.png, \.pdf, \.svg, but got"
-        ):
-            draw([], tmp_path / path)
+def test_rejects_other_suffixes_and_nothing_to_draw(tmp_path: Path) -> None:
+    without = [record(0.9, 0.1, loss_name="cross_entropy")]
+    suffix = r"Expected argument `path` to end in \.png, \.pdf, \.svg, but got .*"
+    nothing = r"There are no finished runs of a loss with an alpha to draw\."
+    for draw, results, name, message in (
+        *((figures.reliability, [], name, suffix) for name in ("picture", "picture.jpeg", "png")),
+        (figures.against_alpha, [], "picture.jpeg", suffix),
+        (figures.reliability, [], "a.png", r"There are no results to draw reliability diagrams of\."),
+        *((figures.against_alpha, records, "a.png", nothing) for records in ([], without)),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            draw(results, tmp_path / name)
 
 
 def test_failed_write_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,14 +158,3 @@ def test_failed_write_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         figures.against_alpha(RECORDS, path)
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("picture.png", b"old")]
-
-
-def test_nothing_to_draw(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^There are no results to draw reliability diagrams of\.$"):
-        figures.reliability([], tmp_path / "a.png")
-    without = [record(0.9, 0.1, loss_name="cross_entropy")]
-    for records in ([], without):
-        with pytest.raises(
-            ValueError, match=r"^There are no finished runs of a loss with an alpha to draw\.$"
-        ):
-            figures.against_alpha(records, tmp_path / "a.png")

@@ -97,16 +97,13 @@ def test_receives_everything_of_a_finished_run(sqlite: str, tmp_path: Path) -> N
 )
 def test_run_names(changes: dict[str, Any], name: str) -> None:
     assert tracking.run_name(replace(CONFIG, **changes)) == name
-
-
-def test_search_name() -> None:
     assert tracking.run_name(CONFIG, search=True) == "LR · digits · seed 0 · search"
 
 
-@pytest.mark.parametrize(("every", "steps"), [(1, [0, 1, 2]), (2, [0, 2]), (10, [0, 2])])
-def test_every_nth_epoch_and_the_last(every: int, steps: list[int], sqlite: str, tmp_path: Path) -> None:
-    tracker = track(sqlite, tmp_path / "run", result_of(), every=every)
-    assert [step for step, _ in curve(sqlite, tracker.run_id)] == steps
+def test_every_nth_epoch_and_the_last(sqlite: str, tmp_path: Path) -> None:
+    for every, steps in ((2, [0, 2]), (10, [0, 2])):
+        tracker = track(sqlite, tmp_path / str(every), result_of(), every=every)
+        assert [step for step, _ in curve(sqlite, tracker.run_id)] == steps
 
 
 def test_nested_runs(sqlite: str, tmp_path: Path) -> None:
@@ -131,25 +128,20 @@ def test_nested_runs(sqlite: str, tmp_path: Path) -> None:
 
 
 def test_resumed_run_continues_under_its_id(sqlite: str, tmp_path: Path) -> None:
-    """Epochs that are logged again are the same points."""
+    """Also one that failed. Epochs that are logged again are the same points."""
     first = track(sqlite, tmp_path, result_of(), epochs=2, finish=False)
-    assert runs(sqlite)[0].info.status == "RUNNING"
-    again = track(sqlite, tmp_path, result_of())
-    late = track(sqlite, tmp_path, result_of())
+    [run] = runs(sqlite)
+    assert run.info.status == "RUNNING"
+    first.failed("the loss is nan")
+    [run] = runs(sqlite)
+    assert (run.info.status, run.data.tags["lr_relax.reason"]) == ("FAILED", "the loss is nan")
+    again, late = (track(sqlite, tmp_path, result_of()) for _ in range(2))
     [run] = runs(sqlite)
     assert run.info.run_id == first.run_id == again.run_id == late.run_id
+    assert (run.info.status, run.data.tags["lr_relax.reason"]) == ("FINISHED", "")
     for name in CURVES:
         assert [step for step, _ in curve(sqlite, first.run_id, name)] == [0, 1, 2]
     assert len(curve(sqlite, first.run_id, "ece")) == 1
-
-
-def test_failed_run_tells_why_and_can_be_resumed(sqlite: str, tmp_path: Path) -> None:
-    track(sqlite, tmp_path, result_of(), epochs=1, finish=False).failed("the loss is nan")
-    [run] = runs(sqlite)
-    assert (run.info.status, run.data.tags["lr_relax.reason"]) == ("FAILED", "the loss is nan")
-    track(sqlite, tmp_path, result_of())
-    [run] = runs(sqlite)
-    assert (run.info.status, run.data.tags["lr_relax.reason"]) == ("FINISHED", "")
 
 
 @pytest.mark.parametrize("lost", ["deleted", "damaged", "other experiment", "other store"])
@@ -174,7 +166,12 @@ def test_sends_everything_anew(lost: str, sqlite: str, database: Path, tmp_path:
 def test_failing_store_costs_one_warning(
     sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same command in a new process sends everything later."""
+    """As does a folder. The same command in a new process sends everything later."""
+    (tmp_path / "file").touch()
+    Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path / "file").epoch(epoch(0))
+    assert len(caplog.messages) == 1
+    caplog.clear()
+    tracking._failed.clear()
     tracker = track(sqlite, tmp_path / "run", result_of(), epochs=1, finish=False)
     store = Path(sqlite.removeprefix("sqlite:///"))
     content = store.read_bytes()
@@ -189,14 +186,6 @@ def test_failing_store_costs_one_warning(
     tracking._failed.clear()
     assert track(sqlite, tmp_path / "run", result_of()).run_id == tracker.run_id
     assert [step for step, _ in curve(sqlite, tracker.run_id)] == [0, 1, 2]
-
-
-def test_folder_that_cannot_be_written_costs_a_warning(
-    sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").touch()
-    Tracker.of_run(CONFIG, sqlite, EXPERIMENT, folder=tmp_path / "file").epoch(epoch(0))
-    assert len(caplog.messages) == 1
 
 
 def test_no_tracking(tmp_path: Path) -> None:
@@ -227,8 +216,7 @@ def test_check_explains_in_one_line(uri: str, message: str, tmp_path: Path) -> N
 
 def test_check_refuses_a_deleted_experiment(sqlite: str) -> None:
     tracking.check(sqlite, "old")
-    found = MlflowClient(sqlite).get_experiment_by_name("old")
-    MlflowClient(sqlite).delete_experiment(found.experiment_id)
+    MlflowClient(sqlite).delete_experiment(MlflowClient(sqlite).get_experiment_by_name("old").experiment_id)
     with pytest.raises(TrackingError, match=r"the experiment old .* is deleted: choose another name"):
         tracking.check(sqlite, "old")
 
