@@ -202,12 +202,12 @@ def test_resumes_bit_for_bit_with_three_processes(tmp_path: Path) -> None:
 
 def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path) -> None:
     """Started by torchrun's command; and the whole run by its agent, whose processes start faster."""
-    options = ["--epochs", "8", "--batch_size", "16"]
+    options = ["--epochs", "5", "--batch_size", "24"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "lr_relax.study.lr_study", *OPTIONS, *options, "--out", str(tmp_path / "killed")]
     killed = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert killed.stderr
-    assert any("epoch 2/8" in line for line in killed.stderr)
+    assert any("epoch 2/5" in line for line in killed.stderr)
     workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
     assert len(workers) == 2
     for process in [killed.pid, *map(int, workers)]:
@@ -218,7 +218,7 @@ def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path) -> N
 
     torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "killed")])
     _, *lines = told(tmp_path / "logs", "stderr")
-    assert [line.split("  ")[0] for line in lines] == [f"epoch {i}/8" for i in range(1, 9)]
+    assert [line.split("  ")[0] for line in lines] == [f"epoch {i}/5" for i in range(1, 6)]
     assert len(told(tmp_path / "logs", "stdout")) == 3  # of the first process alone
 
     torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "whole"), "--cluster_job"])
