@@ -242,7 +242,7 @@ def main() -> None:
     results = []
     for i, row in enumerate(rows, 1):
         print(f"[{i}/{len(rows)}] {row.name}", file=sys.stderr)
-        samples = measure(row, *((0.5, 2) if options.quick else (8, 5)))
+        samples = measure(row, *((0.5, 2) if options.quick else (4, 5)))
         if samples is None:
             print("left out: not supported on this system", file=sys.stderr)
         else:
