@@ -59,7 +59,8 @@ TCH_TESTS := tests/python tests/replication/test_rust.py $(addprefix --ignore=te
 	study test_docs.py test_docstrings.py test_plots.py)
 
 test-tch: build $(TCH)/.built  ## Test the crate with tch, and the package on its build with pyo3-tch
-	cargo test --quiet --no-default-features --features tch
+	cargo test --quiet --no-default-features --features tch --lib --test tensors
+	cargo test --quiet --no-default-features --features tch --doc
 	PYTHONPATH=$(abspath $(TCH)) $(PYTEST) $(TCH_TESTS)
 	PYTHONPATH=$(abspath $(TCH)) $(BIN)/python -m mypy.stubtest lr_relax._native
 
