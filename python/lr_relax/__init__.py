@@ -2,7 +2,7 @@
 
 Label relaxation (Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021) trains a
 classifier against a set of distributions instead of a single smoothed one, and so yields calibrated
-probabilities without scaling them afterwards.
+probabilities without scaling them afterward.
 
 >>> import torch
 >>> from lr_relax import LabelRelaxationLoss

@@ -48,29 +48,29 @@ def check_number(name: str, expected: str, in_range: Callable[[float], bool], nu
 
 def check(input: Tensor, target: Tensor, options: Options) -> None:
     """Raise what the kernel raises, except for values in tensors."""
-    loss, parameter, reduction, dim, ignore_index, weight, from_logits, inplace, target_b, lam = options
-    check_hyperparameters(loss, parameter, reduction)
-    for name, integer in (("dim", dim), ("ignore_index", ignore_index)):
+    loss, parameter, weight, dim = options.loss, options.parameter, options.weight, options.dim
+    check_hyperparameters(loss, parameter, options.reduction)
+    for name, integer in (("dim", dim), ("ignore_index", options.ignore_index)):
         if not isinstance(integer, int):
             raise TypeError(f"Expected argument `{name}` to be an integer, but got {integer!r}.")
         if not -(2**63) <= integer < 2**63:
             raise ValueError(f"Expected argument `{name}` to fit in 64 bits, but got {integer!r}.")
-    for name, flag in (("from_logits", from_logits), ("inplace", inplace)):
+    for name, flag in (("from_logits", options.from_logits), ("inplace", options.inplace)):
         if not isinstance(flag, bool):
             raise TypeError(f"Expected argument `{name}` to be a bool, but got {flag!r}.")
-    is_mixture = target_b is not None
+    is_mixture = options.target_b is not None
     tensors = {"input": input, "target_a" if is_mixture else "target": target}
     numbers = {}
     if weight is not None:
         tensors["weight"] = weight
     if isinstance(parameter, Tensor):
         numbers["alpha"] = parameter
-    if target_b is not None:
-        tensors["target_b"] = target_b
-        if isinstance(lam, Tensor):
-            numbers["lam"] = lam
+    if options.target_b is not None:
+        tensors["target_b"] = options.target_b
+        if isinstance(options.lam, Tensor):
+            numbers["lam"] = options.lam
         else:
-            check_number("lam", "a number in [0, 1]", lambda x: 0 <= x <= 1, lam)
+            check_number("lam", "a number in [0, 1]", lambda x: 0 <= x <= 1, options.lam)
     for name, tensor in (tensors | numbers).items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(tensor).__name__}.")

@@ -102,9 +102,9 @@ class _Fused(torch.autograd.Function):
             torch.autograd.graph.increment_version(input)
             grad, input = input.detach(), None  # type: ignore[assignment]
         # All tensors are saved, so that torch notices changes of their values before backward.
-        _, parameter, _, _, _, weight, _, _, target_b, lam = options
-        others = [x for x in (parameter, target_b, lam) if isinstance(x, Tensor)]
-        ctx.save_for_backward(input, target, grad, weight, *others)
+        others = (options.parameter, options.target_b, options.lam)
+        tensors = [x for x in others if isinstance(x, Tensor)]
+        ctx.save_for_backward(input, target, grad, options.weight, *tensors)
         ctx.options = options
         return loss
 

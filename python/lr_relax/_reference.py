@@ -98,8 +98,8 @@ def _of_rows(numbers: float | Tensor) -> float | Tensor:
 
 
 def _rows(scores: Tensor, target: Tensor, options: Options) -> _Rows:
-    _, _, _, dim, ignore_index, weight, _, _, target_b, lam = options
-    weight = None if weight is None else weight.detach().to(scores.dtype)
+    dim, ignore_index, target_b, lam = options.dim, options.ignore_index, options.target_b, options.lam
+    weight = None if options.weight is None else options.weight.detach().to(scores.dtype)
     n_classes = scores.shape[-1]
     if target_b is not None:
         assert lam is not None
@@ -110,7 +110,7 @@ def _rows(scores: Tensor, target: Tensor, options: Options) -> _Rows:
     elif target.dtype == torch.bool or target.is_floating_point():
         dense = target.detach().movedim(dim, -1)
         if dense.dtype == torch.bool:
-            counted = ~dense.all(-1)  # a set of all classes asks for nothing
+            counted = ~dense.all(-1)  # the set of all classes has loss 0
         else:
             dense, counted = dense.to(scores.dtype), dense.new_ones(scores.shape[:-1], dtype=torch.bool)
     else:
@@ -328,7 +328,7 @@ def _ln_probabilities(scores: Tensor) -> Tensor:
     """The log-probabilities of rows after division by their sum; NaN for invalid rows."""
     total = scores.sum(-1, keepdim=True)
     valid = _is_valid(scores, from_logits=False).unsqueeze(-1)
-    # The logarithm of 0 has no gradient that one could use.
+    # The gradient of log 0 is infinite.
     positive = scores > 0
     ln_p = scores.where(positive, 1.0).log().where(positive, -math.inf) - total.where(valid, 1.0).log()
     return ln_p.where(valid, math.nan)

@@ -143,6 +143,10 @@ def mixup_label_relaxation_loss(
     >>> mixup_label_relaxation_loss(logits, target_a, target_b, lam=0.5)
     tensor(0.3816)
     """
+    if target_b is None:
+        raise TypeError("Expected argument `target_b` to be a tensor, but got NoneType.")
+    if lam is None:
+        raise TypeError("Expected argument `lam` to be a number in [0, 1], but got None.")
     options = Options(
         "label_relaxation", alpha, reduction, dim, ignore_index, weight, True, inplace, target_b, lam
     )

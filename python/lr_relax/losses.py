@@ -58,7 +58,7 @@ class _Loss(nn.Module):
 class LabelRelaxationLoss(_Loss):
     """The divergence of the prediction from the set of distributions with ``p[target] >= 1 - alpha``.
 
-    Classifiers trained with it are calibrated without scaling their probabilities afterwards. See
+    Classifiers trained with it are calibrated without scaling their probabilities afterward. See
     `lr_relax.functional.label_relaxation_loss` for the formula, the arguments and their ranges.
 
     Shape:

@@ -159,7 +159,7 @@ def misuse_second_loss() -> None:
     (label_relaxation_loss(z, Y) + label_relaxation_loss(z, Y, inplace=True)).backward()
 
 
-def misuse_changed_afterwards() -> None:
+def misuse_changed_afterward() -> None:
     z = logits()
     loss = label_relaxation_loss(z, Y, inplace=True)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def misuse_second_derivative() -> None:
 
 @pytest.mark.parametrize(
     "misuse",
-    [misuse_saved_output, misuse_second_loss, misuse_changed_afterwards, misuse_second_derivative],
+    [misuse_saved_output, misuse_second_loss, misuse_changed_afterward, misuse_second_derivative],
     ids=lambda f: f.__name__,
 )
 def test_misuse(misuse: Callable[[], None]) -> None:

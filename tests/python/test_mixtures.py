@@ -182,6 +182,8 @@ def test_tracing() -> None:
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "lam too large": ({"lam": 1.5}, ValueError, "`lam`.*1.5"),
     "lam a word": ({"lam": "a"}, TypeError, "`lam`"),
+    "lam missing": ({"lam": None}, TypeError, "`lam`.*None"),
+    "target_b missing": ({"target_b": None}, TypeError, "`target_b`.*NoneType"),
     "lam too long": ({"lam": torch.rand(3)}, ValueError, r"`lam`.*\(4,\).*\(3,\)"),
     "lam an integer tensor": ({"lam": torch.ones(4).long()}, TypeError, "`lam`.*torch.int64"),
     "target_b out of range": ({"target_b": torch.tensor([0, 1, 3, 0])}, IndexError, "`target_b`.*3 at row 2"),

@@ -273,7 +273,7 @@ def _client(uri: str) -> MlflowClient:
         sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
     with suppress(UnsupportedModelRegistryStoreURIException):
         return MlflowClient(uri)
-    raise TrackingError(f"{scheme!r} is no kind of store; use sqlite:///mlflow.db or http://host:port")
+    raise TrackingError(f"{scheme!r} is not a supported store; use sqlite:///mlflow.db or http://host:port")
 
 
 def _database(uri: str) -> Path | None:
@@ -315,7 +315,8 @@ def _calls(uri: str) -> Iterator[None]:
     except Exception as error:
         text = str(error).partition("\n[SQL")[0]  # without the statement, nested causes, or a page of HTML
         if "Max retries exceeded" in text:
-            text = f"no server answers ({text.rpartition(': ')[2].rstrip(')')})"
+            reason = text.rpartition(": ")[2].rstrip(")\"'")
+            text = f"no server answers ({reason})"
         reason = textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__
         raise TrackingError(f"MLflow at {_shown(uri)}: {reason}") from error
     finally:

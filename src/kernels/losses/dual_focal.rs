@@ -7,10 +7,10 @@
 //! L = -f^g ln p_y,      f = 1 - p_y + p_j,
 //! ```
 //!
-//! so that unlike the focal loss it also enlarges the gap between the two. With u = -g f^(g - 1) ln p_y,
+//! so that unlike the focal loss it also enlarges the gap between the two. With u = -g f^(g - 1),
 //!
 //! ```text
-//! dL/dz_y = -f^g (1 - p_y) - u f p_y,      dL/dz_k = p_k (f^g + u (p_y - p_j)) + u p_j [k = j].
+//! dL/dz_y = g f^g p_y ln p_y - f^g (1 - p_y),      dL/dz_k = p_k (f^g + u (p_y - p_j) ln p_y) + u p_j ln p_y [k = j].
 //! ```
 
 use std::ops::Range;

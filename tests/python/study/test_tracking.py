@@ -203,7 +203,7 @@ def test_no_tracking(tmp_path: Path) -> None:
         ("sqlite:///", "expected a file"),
         ("sqlite:///a?b", "expected a file"),
         ("http://somebody:secret@127.0.0.1:9", "^MLflow at http://127.0.0.1:9: no server answers"),
-        ("gopher://x", "'gopher' is no kind of store"),
+        ("gopher://x", "'gopher' is not a supported store"),
         ("postgresql://127.0.0.1:9/x", "postgresql://127.0.0.1:9/x: "),
     ],
 )

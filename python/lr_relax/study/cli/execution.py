@@ -66,7 +66,10 @@ execution_options = all_of(
     switch("restart", "Train again, even finished runs.", group="Execution"),
     _execution("device", default="auto", show_default=True, help=_DEVICE),
     _execution(
-        "threads", type=POSITIVE, show_default="torch's", help="CPU threads; they change the rounding."
+        "threads",
+        type=click.IntRange(1, 1024),
+        show_default="torch's; 1 in compare",
+        help="CPU threads; they change the rounding.",
     ),
 )
 study_options = all_of(

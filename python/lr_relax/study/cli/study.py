@@ -45,7 +45,9 @@ def study_ho(**options: Any) -> None:
     """Choose a loss's alpha on validation data, then test: the script lr_study_ho of the paper's code."""
     config = read_config(options, alpha=0.0, test_run=False)
     grids = grid.LEGACY_GRIDS if "grid" in options["legacy"] else grid.GRIDS
-    alphas = options["alphas"] or grids[config.loss_name]
+    alphas = grids[config.loss_name] if options["alphas"] is None else options["alphas"]
+    if not alphas:
+        raise click.BadParameter("expected at least one alpha.", param_hint="'--alphas'")
     try:
         candidates = [replace(config, alpha=alpha) for alpha in alphas]
     except ValueError as error:
