@@ -256,7 +256,7 @@ pub(super) trait GroupLoss: Copy {
     fn group_size(&self) -> usize;
 
     /// Computes the weighted losses of up to sixteen rows, and writes their gradients, times the batch's factor.
-    /// `CLASSES` tells whether the targets are class indices; it is true unless the loss is credal.
+    /// `CLASSES` is true for targets that are class indices, and always if the loss is not credal.
     fn group<E: Element, const CLASSES: bool>(
         &self,
         batch: &Batch<'_, E>,

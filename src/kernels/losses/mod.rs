@@ -5,7 +5,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `hyperparameter`, `log_odds` | the range of a loss's number; the probabilities of a class against all others |
-//! | `exponentials` | rows with their exponentials, and sums over the classes |
+//! | `exponentials`, `probabilities` | rows with their exponentials, and sums over the classes |
 //! | `batch` | rows, targets, weights and the destination of the gradient; [`GroupLoss`], what every loss provides |
 //! | `row_target` | the target of one row |
 //! | `binary` | losses that are functions of the log-odds of the class |
@@ -87,6 +87,7 @@ macro_rules! losses {
         }
     };
 }
+
 pub(crate) const ONLY_LABEL_RELAXATION: &str =
     "Only label relaxation takes sets, distributions or mixtures as targets, or an alpha for each row.";
 

@@ -47,7 +47,7 @@ pub(super) fn top_of_probabilities<E: Element>(row: &[E]) -> Top<E::Wide> {
         return top_of_few(row);
     }
     let mut of_lanes =
-        Extremes { max: [E::Wide::ZERO; LANES], min: [E::Wide::ZERO; LANES], sum: [0.0; LANES] };
+        LaneSums { max: [E::Wide::ZERO; LANES], min: [E::Wide::ZERO; LANES], sum: [0.0; LANES] };
     let (vectors, tail) = row.as_chunks();
     for p in vectors {
         of_lanes.add(p);
@@ -64,14 +64,14 @@ pub(super) fn top_of_probabilities<E: Element>(row: &[E]) -> Top<E::Wide> {
     top::<E>(score, sum, negative)
 }
 
-/// The extremes and the sum of each lane, and 0.
-struct Extremes<F> {
+/// The sum, the maximum and the minimum of each lane. Maximum and minimum start from 0.
+struct LaneSums<F> {
     max: Lanes<F>,
     min: Lanes<F>,
     sum: Lanes<f64>,
 }
 
-impl<F: Real> Extremes<F> {
+impl<F: Real> LaneSums<F> {
     // Not a closure: one that is not inlined is compiled for the baseline.
     #[inline(always)]
     fn add<E: Element<Wide = F>>(&mut self, p: &Lanes<E>) {

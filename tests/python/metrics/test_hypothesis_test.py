@@ -143,14 +143,14 @@ def test_p_values_are_uniform(shape: str) -> None:
     """For 6000 calibrated predictions, where the laws of "ks" and "kuiper" are accurate to 0.01 and 0.02."""
     rng = np.random.default_rng(2)
     p_values: dict[str, list[float]] = {method: [] for method in METHODS}
-    for _ in range(700):
+    for _ in range(1000):
         p = rng.random(6000) if shape == "uniform" else rng.beta(5, 1, 6000)
         y = (rng.random(6000) < p).astype(int)
         for method in METHODS:
             p_values[method].append(calibration_test(p, y, method=method).p_value)
     for method, bias in {"spiegelhalter": 0, "ks": 0.01, "kuiper": 0.02}.items():
         deviation = stats.kstest(p_values[method], "uniform").statistic
-        assert deviation < bias + stats.kstwo.isf(0.01, 700), method
+        assert deviation < bias + stats.kstwo.isf(0.01, 1000), method
 
 
 @pytest.mark.parametrize("method", METHODS)

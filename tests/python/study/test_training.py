@@ -116,18 +116,28 @@ def test_steps_agree_with_keras(split: splits.Split, clip: float) -> None:
                 weight.add_(0.9 * velocity - rate * gradient)
         return weights
 
-    def clipped(network: Network, images: Tensor, labels: Tensor) -> list[Tensor]:
+    def gradients(network: Network, images: Tensor, labels: Tensor, decay: bool) -> list[Tensor]:
         _, first, _, last = network
         logits = network(images)
         loss = F.cross_entropy(logits, labels)
         loss = loss + 0.3 * logits.softmax(1).square().sum(1).mean()
-        loss = loss + 0.02 * first.weight.square().sum() + 0.05 * last.weight.square().sum()
-        gradients = torch.autograd.grad(loss, list(network.parameters()))
-        return [g.clamp(-clip, clip) if clip else g for g in gradients]
+        if decay:
+            loss = loss + 0.02 * first.weight.square().sum() + 0.05 * last.weight.square().sum()
+        return list(torch.autograd.grad(loss, list(network.parameters())))
+
+    def clipped(network: Network, images: Tensor, labels: Tensor) -> list[Tensor]:
+        return [g.clamp(-clip, clip) if clip else g for g in gradients(network, images, labels, decay=True)]
+
+    def clipped_before_decay(network: Network, images: Tensor, labels: Tensor) -> list[Tensor]:
+        of_loss = gradients(network, images, labels, decay=False)
+        each = zip(of_loss, (0.04, 0, 0.1, 0), network.parameters(), strict=True)
+        return [g.clamp(-clip, clip) + decay * weight.detach() for g, decay, weight in each]
 
     got = list(made.network.parameters())
     for mine, expected in zip(got, by_hand(clipped), strict=True):
         torch.testing.assert_close(mine.detach(), expected, rtol=1e-9, atol=1e-11)
+    if clip:  # the order of clipping and decay makes a difference
+        assert (got[0] - by_hand(clipped_before_decay)[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("legacy", [False, True])
