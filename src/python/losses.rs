@@ -49,8 +49,8 @@ pub(super) fn loss<'py>(
         None => tensors::allocate(py, inputs.loss_type(), &inputs.rows())?,
     };
     let reduction = options.reduction;
-    // SAFETY: both outputs are new and have the types and shapes that `inputs` asks for. In place, the caller passes the
-    // input on.
+    // SAFETY: both outputs are new and have the types and shapes that `inputs` asks for. In place, `check_in_place` has
+    // accepted the input, whose values the caller gives up.
     let work = || unsafe { inputs.compute(loss, upstream.unwrap_or(1.0), reduction, &losses, to) };
     if inputs.input().len() < QUICK { work() } else { py.allow_threads(work) }?;
     Ok((out, grad))
