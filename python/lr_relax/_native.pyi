@@ -49,7 +49,7 @@ def calibration_bins(
     sample_weight: _Array | None,
     from_logits: bool,
     n_bins: int,
-    binning: str,
+    binning: str | list[float],
     kind: str,
     ignore_index: int | None,
 ) -> tuple[_Floats, _Integers, _Integers]: ...
@@ -61,7 +61,7 @@ def binned_top_labels(
     target: _Array,
     from_logits: bool,
     n_bins: int,
-    binning: str,
+    binning: str | list[float],
     ignore_index: int | None,
 ) -> tuple[_Floats, npt.NDArray[np.int8], npt.NDArray[np.uint32]]: ...
 def row_scores(

@@ -4,6 +4,7 @@
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
 
 use crate::metrics::{Binning, DIGITS, Exact, Kind, MAX_TERM, Resampled, Score, bin_labels, bootstrap};
 use crate::rows::Scores;
@@ -71,7 +72,7 @@ pub(super) fn calibration_bins<'py>(
     sample_weight: Option<Any<'_, 'py>>,
     from_logits: bool,
     n_bins: usize,
-    binning: &str,
+    binning: Any<'_, 'py>,
     kind: &str,
     ignore_index: Option<i64>,
 ) -> PyResult<(Floats<'py>, Integers<'py>, Integers<'py>)> {
@@ -86,7 +87,7 @@ pub(super) fn calibration_bins<'py>(
         }
     };
     let borrowed = Borrowed::new("preds", preds, target, sample_weight, from_logits, ignore_index)?;
-    let bins = py.allow_threads(|| borrowed.arguments().bin(kind, binning, n_bins))?;
+    let bins = py.allow_threads(|| borrowed.arguments().bin(kind, &binning, n_bins))?;
     let columns = [&bins.weight, &bins.correct, &bins.confidence].into_iter().flatten();
     let digits: Vec<i64> = columns.flat_map(|sum| sum.digits()).collect();
     let counts: Vec<i64> = bins.counts.iter().map(|&n| n as i64).collect();
@@ -94,8 +95,12 @@ pub(super) fn calibration_bins<'py>(
     Ok((edges.into_pyarray(py), counts.into_pyarray(py), digits.into_pyarray(py)))
 }
 
-fn parse_binning(name: &str) -> PyResult<Binning> {
-    match name {
+/// The name of a binning, or edges.
+fn parse_binning(binning: Any<'_, '_>) -> PyResult<Binning> {
+    let Ok(name) = binning.extract::<PyBackedStr>() else {
+        return Ok(Binning::Edges(binning.extract::<Vec<f64>>()?.into()));
+    };
+    match &*name {
         "uniform" => Ok(Binning::Uniform),
         "paper" => Ok(Binning::Paper),
         "quantile" => Ok(Binning::Quantile),
@@ -113,13 +118,13 @@ pub(super) fn binned_top_labels<'py>(
     target: Any<'_, 'py>,
     from_logits: bool,
     n_bins: usize,
-    binning: &str,
+    binning: Any<'_, 'py>,
     ignore_index: Option<i64>,
 ) -> PyResult<(Floats<'py>, Outcomes<'py>, Indices<'py>)> {
     let binning = parse_binning(binning)?;
     let borrowed = Borrowed::new("preds", preds, target, None, from_logits, ignore_index)?;
     let (confidence, outcome, bins) =
-        py.allow_threads(|| bin_labels(&borrowed.arguments().predictions()?, binning, n_bins))?;
+        py.allow_threads(|| bin_labels(&borrowed.arguments().predictions()?, &binning, n_bins))?;
     Ok((confidence.into_pyarray(py), outcome.into_pyarray(py), bins.into_pyarray(py)))
 }
 

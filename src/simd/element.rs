@@ -16,9 +16,15 @@ pub trait Element: Copy + Send + Sync + PartialOrd + std::fmt::Debug + 'static {
     /// Zero.
     const ZERO: Self;
 
-    /// The largest accepted difference between the sum of a row of probabilities and 1. It allows for the
-    /// rounding of each probability to this type and for the error of a softmax in `f32`.
+    /// The largest difference between the sum of a row of probabilities and 1 that is due to the rounding of each
+    /// probability to this type and to the error of a softmax in `f32`.
+    const SUM_ROUNDING: f64;
+
+    /// The largest accepted difference: the probabilities may have been rounded to `bf16` before.
     const SUM_TOLERANCE: f64;
+
+    /// How far a probability may lie outside of [0, 1] by rounding.
+    const SLACK: f64;
 
     /// Converts to the wider type, exactly.
     fn widen(self) -> Self::Wide;
@@ -32,7 +38,9 @@ macro_rules! wide_element {
         impl Element for $t {
             type Wide = $t;
             const ZERO: $t = 0.0;
-            const SUM_TOLERANCE: f64 = 1e-3;
+            const SUM_ROUNDING: f64 = 1e-3;
+            const SUM_TOLERANCE: f64 = 5e-3;
+            const SLACK: f64 = 1e-6;
 
             #[inline(always)]
             fn widen(self) -> $t {
@@ -52,7 +60,9 @@ wide_element!(f64);
 impl Element for bf16 {
     type Wide = f32;
     const ZERO: bf16 = bf16::ZERO;
+    const SUM_ROUNDING: f64 = 1e-2;
     const SUM_TOLERANCE: f64 = 1e-2;
+    const SLACK: f64 = 8e-3;
 
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -72,7 +82,9 @@ impl Element for bf16 {
 impl Element for f16 {
     type Wide = f32;
     const ZERO: f16 = f16::ZERO;
+    const SUM_ROUNDING: f64 = 1e-2;
     const SUM_TOLERANCE: f64 = 1e-2;
+    const SLACK: f64 = 1e-3;
 
     #[inline(always)]
     fn widen(self) -> f32 {

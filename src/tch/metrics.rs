@@ -10,7 +10,7 @@ use crate::untyped::metrics::Arguments;
 /// The expected calibration error (ECE): the mean difference of confidence and accuracy over `n_bins` bins.
 ///
 /// * `preds`: probabilities or logits, depending on `scores`, of shape (..., C) and kind half, bfloat16, float or
-///   double. If it has the shape of `target`: the probability (or logit) of class 1 of a binary event.
+///   double; or (N,), the probability (or logit) of class 1 of binary events.
 /// * `target`: (...), class indices in [0, C) of any integer kind.
 ///
 /// Returns a value in [0, 1]. Confidences are summed without rounding: the result depends neither on the order of
@@ -65,7 +65,7 @@ pub fn reliability_curve(
     binning: Binning,
 ) -> Result<Bins, Error> {
     with(preds, target, scores, |arguments| {
-        let bins = arguments.bin(Kind::TopLabel, binning, n_bins)?;
+        let bins = arguments.bin(Kind::TopLabel, &binning, n_bins)?;
         if bins.counts.iter().all(|&n| n == 0) {
             return Err(Error::value("Expected argument `preds` to hold at least one row, but got none."));
         }

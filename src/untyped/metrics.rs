@@ -11,9 +11,9 @@ use crate::simd::Isa;
 pub(crate) struct Arguments<'a> {
     /// The name of `preds` in error messages.
     pub name: &'static str,
-    /// (..., C), or (...): the probability of class 1.
+    /// (..., C), or (N,): the probability of class 1.
     pub preds: &'a View,
-    /// (...)
+    /// (...), or (N,)
     pub target: &'a View,
     /// (...)
     pub weight: Option<&'a View>,
@@ -49,12 +49,19 @@ impl Arguments<'_> {
             )));
         }
         let (n_classes, is_binary) = match preds.shape[..] {
-            _ if preds.shape == target.shape => (2, true),
-            [.., n_classes] if preds.shape.len() >= 2 && n_classes > 0 => (n_classes, false),
+            [_] if preds.shape == target.shape => (2, true),
+            [.., n_classes] if preds.shape.len() >= 2 && n_classes > 1 => (n_classes, false),
+            [.., 0 | 1] if preds.shape.len() >= 2 => {
+                return Err(Error::value(format!(
+                    "Expected argument `{name}` to have at least 2 classes, but got shape {}; for binary events, pass \
+                     their probabilities with shape (N,).",
+                    tuple(&preds.shape)
+                )));
+            }
             _ => {
                 return Err(Error::value(format!(
-                    "Expected argument `{name}` to have shape (N, C) with at least one class, or that of `target`, \
-                     but got {}.",
+                    "Expected argument `{name}` to have shape (N, C), or for binary events (N,) like `target`, but got \
+                     {}.",
                     tuple(&preds.shape)
                 )));
             }
@@ -72,7 +79,7 @@ impl Arguments<'_> {
     }
 
     /// Bins the predictions.
-    pub(crate) fn bin(&self, kind: Kind, binning: Binning, n_bins: usize) -> Result<Bins, Error> {
+    pub(crate) fn bin(&self, kind: Kind, binning: &Binning, n_bins: usize) -> Result<Bins, Error> {
         let predictions = self.predictions()?;
         if kind == Kind::Classwise && self.preds.shape == self.target.shape {
             return Err(Error::value(format!(

@@ -4,6 +4,7 @@
 //! a stream of rows was split into batches.
 
 use std::ops::AddAssign;
+use std::sync::Arc;
 
 use crate::rows::Error;
 
@@ -11,7 +12,7 @@ use super::exact::Exact;
 use super::predictions::zeros;
 
 /// How confidences are assigned to bins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Binning {
     /// Bins of equal width, closed on the left, the last one on both sides. The edge k/n is rounded to the element
     /// type of the predictions, so that a confidence that prints as an edge is on that edge for every type.
@@ -21,10 +22,21 @@ pub enum Binning {
     Paper,
     /// Bins of equal mass, whose edges are quantiles of the confidences.
     Quantile,
+    /// Bins with these edges, which increase from 0 to 1; rounded as those of [`Binning::Uniform`].
+    Edges(Arc<[f64]>),
 }
 
 /// The largest number of bins.
 pub const MAX_BINS: usize = 1 << 20;
+
+/// Checks the edges of [`Binning::Edges`].
+pub(super) fn check_edges(edges: &[f64], n_bins: usize) -> Result<(), Error> {
+    let ends = edges.first() == Some(&0.0) && edges.last() == Some(&1.0);
+    if !ends || edges.len() != n_bins + 1 || !edges.is_sorted_by(|a, b| a < b) {
+        return Err(Error::value("Expected argument `n_bins` to hold edges that increase from 0 to 1."));
+    }
+    Ok(())
+}
 
 pub(super) fn check_n_bins(n_bins: usize) -> Result<(), Error> {
     if !(1..=MAX_BINS).contains(&n_bins) {

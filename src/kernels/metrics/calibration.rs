@@ -9,7 +9,9 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::rows::Error;
 
-use super::bins::{Accumulator, Binning, Bins, Counts, check_n_bins, paper_edges, sorted_bin, uniform_bin};
+use super::bins::{
+    Accumulator, Binning, Bins, Counts, check_edges, check_n_bins, paper_edges, sorted_bin, uniform_bin,
+};
 use super::predictions::{Outcome, Predictions};
 use super::quantiles;
 
@@ -35,12 +37,12 @@ pub type BinnedLabels = (Vec<f64>, Vec<Outcome>, Vec<u32>);
 /// Assigns each row to a bin by its confidence; see [`Predictions::top_labels`].
 pub fn bin_labels(
     predictions: &Predictions<'_>,
-    binning: Binning,
+    binning: &Binning,
     n_bins: usize,
 ) -> Result<BinnedLabels, Error> {
     check_n_bins(n_bins)?;
     let (confidence, outcome) = predictions.top_labels()?;
-    let edges = match fixed_edges(predictions, binning, n_bins) {
+    let edges = match fixed_edges(predictions, binning, n_bins)? {
         Some(edges) => edges,
         None => quantiles::of_confidences(predictions, &confidence, n_bins)?,
     };
@@ -49,17 +51,28 @@ pub fn bin_labels(
 }
 
 /// Edges that do not depend on the confidences.
-fn fixed_edges(predictions: &Predictions<'_>, binning: Binning, n_bins: usize) -> Option<Vec<f64>> {
-    match binning {
-        Binning::Uniform => Some(predictions.uniform_edges(n_bins)),
+fn fixed_edges(
+    predictions: &Predictions<'_>,
+    binning: &Binning,
+    n_bins: usize,
+) -> Result<Option<Vec<f64>>, Error> {
+    Ok(match binning {
+        Binning::Uniform => Some(predictions.rounded((0..=n_bins).map(|k| k as f64 / n_bins as f64))),
         Binning::Paper => Some(paper_edges(n_bins)),
         Binning::Quantile => None,
-    }
+        Binning::Edges(edges) => {
+            check_edges(edges, n_bins)?;
+            Some(predictions.rounded(edges.iter().copied()))
+        }
+    })
 }
 
 #[inline(always)]
-fn find_bin(confidence: f64, edges: &[f64], binning: Binning) -> usize {
-    if binning == Binning::Quantile { sorted_bin(confidence, edges) } else { uniform_bin(confidence, edges) }
+fn find_bin(confidence: f64, edges: &[f64], binning: &Binning) -> usize {
+    match binning {
+        Binning::Uniform | Binning::Paper => uniform_bin(confidence, edges),
+        Binning::Quantile | Binning::Edges(_) => sorted_bin(confidence, edges),
+    }
 }
 
 /// Bins predictions.
@@ -69,7 +82,7 @@ fn find_bin(confidence: f64, edges: &[f64], binning: Binning) -> usize {
 pub fn bin(
     predictions: &Predictions<'_>,
     kind: Kind,
-    binning: Binning,
+    binning: &Binning,
     n_bins: usize,
 ) -> Result<Bins, Error> {
     if predictions.weights().is_some() {
@@ -82,7 +95,7 @@ pub fn bin(
 fn bin_with<A: Accumulator>(
     predictions: &Predictions<'_>,
     kind: Kind,
-    binning: Binning,
+    binning: &Binning,
     n_bins: usize,
 ) -> Result<Bins, Error> {
     let n_groups = if kind == Kind::Classwise { predictions.n_classes() } else { 1 };
@@ -93,7 +106,7 @@ fn bin_with<A: Accumulator>(
              each of {n_groups}."
         )));
     }
-    let edges = match (fixed_edges(predictions, binning, n_bins), kind) {
+    let edges = match (fixed_edges(predictions, binning, n_bins)?, kind) {
         (Some(edges), _) => edges,
         (None, Kind::TopLabel) => {
             quantiles::of_confidences(predictions, &predictions.top_labels()?.0, n_bins)?
@@ -139,7 +152,7 @@ fn add_top_labels<A: Accumulator>(
     predictions: &Predictions<'_>,
     range: Range<usize>,
     edges: &[f64],
-    binning: Binning,
+    binning: &Binning,
 ) -> Option<usize> {
     let (mut confidences, mut outcomes) = ([0.0; BLOCK], [0 as Outcome; BLOCK]);
     for block in blocks(range, BLOCK) {
@@ -169,7 +182,7 @@ fn add_classwise<A: Accumulator>(
     predictions: &Predictions<'_>,
     range: Range<usize>,
     edges: &[f64],
-    binning: Binning,
+    binning: &Binning,
     n_bins: usize,
 ) -> Option<usize> {
     let n_classes = predictions.n_classes();
@@ -219,7 +232,7 @@ mod tests {
         (p[2 * 70_001], p[2 * 70_000 + 1]) = (f64::NAN, -0.5);
         let predictions = predictions(&p, 2, &vec![0; 100_000], None, Isa::best());
         for kind in [Kind::TopLabel, Kind::Classwise] {
-            let got = bin(&predictions, kind, Binning::Uniform, 15);
+            let got = bin(&predictions, kind, &Binning::Uniform, 15);
             assert!(matches!(got, Err(Error::Row { row: 70_000, .. })), "{got:?}");
         }
     }
@@ -237,7 +250,7 @@ mod tests {
             let w: Vec<f64> = seed.iter().map(|s| s.1).collect();
             let of = |p: &[f64], y: &[i64], w: &[f64], isa| {
                 let predictions = predictions(p, 2, y, weighted.then_some(w), isa);
-                bin(&predictions, kind, Binning::Uniform, 15).unwrap()
+                bin(&predictions, kind, &Binning::Uniform, 15).unwrap()
             };
             let all = of(&p, &y, &w, Isa::Portable);
             prop_assert_eq!(all.counts.iter().sum::<u64>(), (seed.len() * if classwise { 2 } else { 1 }) as u64);
@@ -257,6 +270,16 @@ mod tests {
         }
 
         #[test]
+        fn uniform_edges_make_uniform_bins(p in prop::collection::vec(0.0..=1.0_f64, 1..50), n_bins in 1..30_usize) {
+            let y: Vec<i64> = p.iter().map(|&p| i64::from(p > 0.4)).collect();
+            let predictions = predictions(&p, 1, &y, None, Isa::best());
+            let edges: Vec<f64> = (0..=n_bins).map(|k| k as f64 / n_bins as f64).collect();
+            let of = |binning| bin(&predictions, Kind::TopLabel, &binning, n_bins);
+            prop_assert_eq!(of(Binning::Edges(edges.clone().into())).unwrap(), of(Binning::Uniform).unwrap());
+            prop_assert!(of(Binning::Edges(edges[..n_bins].into())).is_err());
+        }
+
+        #[test]
         fn integer_weights_repeat_rows(rows in prop::collection::vec((0.0..=1.0_f64, 0..5_u8), 1..50)) {
             let y: Vec<i64> = rows.iter().map(|r| i64::from(r.1 % 2)).collect();
             let p: Vec<f64> = rows.iter().map(|r| r.0).collect();
@@ -265,8 +288,8 @@ mod tests {
             let rows: Vec<usize> = (0..rows.len()).flat_map(repeat).collect();
             let p_many: Vec<f64> = rows.iter().map(|&i| p[i]).collect();
             let y_many: Vec<i64> = rows.iter().map(|&i| y[i]).collect();
-            let a = bin(&predictions(&p, 1, &y, Some(&w), Isa::best()), Kind::TopLabel, Binning::Paper, 7).unwrap();
-            let b = bin(&predictions(&p_many, 1, &y_many, None, Isa::best()), Kind::TopLabel, Binning::Paper, 7).unwrap();
+            let a = bin(&predictions(&p, 1, &y, Some(&w), Isa::best()), Kind::TopLabel, &Binning::Paper, 7).unwrap();
+            let b = bin(&predictions(&p_many, 1, &y_many, None, Isa::best()), Kind::TopLabel, &Binning::Paper, 7).unwrap();
             prop_assert_eq!((&a.weight, &a.correct), (&b.weight, &b.correct));
             for (a, b) in a.confidence.iter().zip(&b.confidence) {
                 prop_assert!((a.to_f64() - b.to_f64()).abs() <= 1e-13);

@@ -23,8 +23,8 @@ pub(super) fn binary<E: Element>(x: E, scores: Scores) -> f64 {
             E::Wide::from_f64(p).to_f64()
         }
         Scores::Probabilities => {
-            if (0.0..=1.0).contains(&x) {
-                x
+            if (-E::SLACK..=1.0 + E::SLACK).contains(&x) {
+                x.clamp(0.0, 1.0)
             } else {
                 f64::NAN
             }
@@ -43,8 +43,45 @@ pub(super) fn top_of_logits<E: Element>(row: &[E]) -> Top<E::Wide> {
 
 #[inline(always)]
 pub(super) fn top_of_probabilities<E: Element>(row: &[E]) -> Top<E::Wide> {
+    let scan = scan(row);
+    let confidence = scan.score.to_f64() / scan.divisor::<E>();
+    Top { score: scan.score, confidence: if confidence > 1.0 { 1.0 } else { confidence } }
+}
+
+/// What to divide the probabilities of a row by; NaN if the row is not a distribution.
+#[inline(always)]
+pub(super) fn divisor<E: Element>(row: &[E]) -> f64 {
+    scan(row).divisor::<E>()
+}
+
+/// The largest and the smallest of 0 and the probabilities of a row, and their sum.
+struct Scan<F> {
+    score: F,
+    least: F,
+    sum: f64,
+}
+
+impl<F: Real> Scan<F> {
+    /// The sum, if it differs from 1 by more than rounding; otherwise 1. NaN if the row is not a distribution: NaN
+    /// and infinities make the sum invalid.
+    #[inline(always)]
+    fn divisor<E: Element<Wide = F>>(&self) -> f64 {
+        let distance = (self.sum - 1.0).abs();
+        let valid = distance <= E::SUM_TOLERANCE && self.least.to_f64() >= -E::SLACK;
+        if !valid {
+            f64::NAN
+        } else if distance > E::SUM_ROUNDING {
+            self.sum
+        } else {
+            1.0
+        }
+    }
+}
+
+#[inline(always)]
+fn scan<E: Element>(row: &[E]) -> Scan<E::Wide> {
     if row.len() < LANES {
-        return top_of_few(row);
+        return scan_few(row);
     }
     let mut of_lanes =
         LaneSums { max: [E::Wide::ZERO; LANES], min: [E::Wide::ZERO; LANES], sum: [0.0; LANES] };
@@ -57,11 +94,11 @@ pub(super) fn top_of_probabilities<E: Element>(row: &[E]) -> Top<E::Wide> {
         padded[..tail.len()].copy_from_slice(tail);
         of_lanes.add(&padded);
     }
-    // NaN and infinities make the sum invalid.
-    let sum = fold(of_lanes.sum, |a, b| a + b);
-    let negative = lanes::any_greater(&[E::Wide::ZERO; LANES], &of_lanes.min);
-    let score = fold(of_lanes.max, |a, b| if b > a { b } else { a });
-    top::<E>(score, sum, negative)
+    Scan {
+        score: fold(of_lanes.max, |a, b| if b > a { b } else { a }),
+        least: fold(of_lanes.min, |a, b| if b < a { b } else { a }),
+        sum: fold(of_lanes.sum, |a, b| a + b),
+    }
 }
 
 /// The sum, the maximum and the minimum of each lane. Maximum and minimum start from 0.
@@ -84,21 +121,15 @@ impl<F: Real> LaneSums<F> {
 
 /// The same for rows shorter than a vector, for which reducing the lanes takes longer than the row.
 #[inline(always)]
-fn top_of_few<E: Element>(row: &[E]) -> Top<E::Wide> {
-    let (mut score, mut sum, mut negative) = (E::Wide::ZERO, 0.0, false);
+fn scan_few<E: Element>(row: &[E]) -> Scan<E::Wide> {
+    let (mut score, mut least, mut sum) = (E::Wide::ZERO, E::Wide::ZERO, 0.0);
     for p in row {
         let p = p.widen();
         score = if p > score { p } else { score };
-        negative |= p < E::Wide::ZERO;
+        least = if p < least { p } else { least };
         sum += p.to_f64();
     }
-    top::<E>(score, sum, negative)
-}
-
-#[inline(always)]
-fn top<E: Element>(score: E::Wide, sum: f64, negative: bool) -> Top<E::Wide> {
-    let valid = (sum - 1.0).abs() <= E::SUM_TOLERANCE && !negative;
-    Top { score, confidence: if valid { score.to_f64().min(1.0) } else { f64::NAN } }
+    Scan { score, least, sum }
 }
 
 /// Writes the probabilities of a row, in the type that softmax returns; returns whether it is a distribution.
@@ -107,10 +138,14 @@ pub(super) fn probabilities<E: Element>(row: &[E], scores: Scores, out: &mut Vec
     out.resize(row.len(), E::Wide::ZERO);
     match scores {
         Scores::Probabilities => {
+            let scan = scan(row);
+            let divisor = scan.divisor::<E>();
+            let exact = divisor == 1.0 && scan.least >= E::Wide::ZERO;
             for (out, p) in out.iter_mut().zip(row) {
-                *out = p.widen();
+                let p = p.widen();
+                *out = if exact { p } else { E::Wide::from_f64((p.to_f64() / divisor).max(0.0)) };
             }
-            !top_of_probabilities(row).confidence.is_nan()
+            !divisor.is_nan()
         }
         Scores::Logits => {
             let all = sum_exp(row, usize::MAX);

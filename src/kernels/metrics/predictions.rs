@@ -98,13 +98,12 @@ impl<'a> Predictions<'a> {
         self.weights.as_deref()
     }
 
-    /// k/n for k in 0..=n, each rounded to the type of the predictions.
-    pub(crate) fn uniform_edges(&self, n: usize) -> Vec<f64> {
-        fn edges<E: Element>(_: &Rows<'_, E>, n: usize) -> Vec<f64> {
-            let edge = |k| E::narrow(E::Wide::from_f64(k as f64 / n as f64)).widen().to_f64();
-            (0..=n).map(edge).collect()
+    /// The numbers, each rounded to the type of the predictions.
+    pub(crate) fn rounded(&self, numbers: impl Iterator<Item = f64>) -> Vec<f64> {
+        fn round<E: Element>(_: &Rows<'_, E>, numbers: impl Iterator<Item = f64>) -> Vec<f64> {
+            numbers.map(|x| E::narrow(E::Wide::from_f64(x)).widen().to_f64()).collect()
         }
-        typed!(&self.rows, rows => edges(rows, n))
+        typed!(&self.rows, rows => round(rows, numbers))
     }
 
     /// The confidence of each row, and whether the prediction is correct.
@@ -178,15 +177,28 @@ impl<'a> Predictions<'a> {
     }
 
     fn not_a_distribution(&self, row: usize) -> Error {
+        fn can_be_normalized<E: Element>(rows: &Rows<'_, E>, row: usize) -> (bool, f64) {
+            let mut scratch = Vec::new();
+            let p = rows.row(row, &mut scratch).iter().map(|p| p.widen().to_f64());
+            let in_range = p.clone().all(|p| (-E::SLACK..=1.0 + E::SLACK).contains(&p));
+            let sum: f64 = p.sum();
+            (in_range && sum > 0.0, sum)
+        }
         let why = match (self.scores, self.n_classes()) {
-            (Scores::Logits, 1) => "logits that are not NaN",
-            (Scores::Logits, _) => "logits that have a softmax (no NaN, no +inf, not all -inf)",
-            (Scores::Probabilities, 1) => "probabilities in [0, 1] (pass `from_logits=True` for logits)",
-            (Scores::Probabilities, _) => {
-                "probabilities that are not negative and sum to 1 (pass `from_logits=True` for logits)"
-            }
+            (Scores::Logits, 1) => "logits that are not NaN".into(),
+            (Scores::Logits, _) => "logits that have a softmax (no NaN, no +inf, not all -inf)".into(),
+            (Scores::Probabilities, 1) => "probabilities in [0, 1] (pass `from_logits=True` for logits)".into(),
+            (Scores::Probabilities, _) => match typed!(&self.rows, rows => can_be_normalized(rows, row)) {
+                (true, sum) => format!(
+                    "probabilities that sum to 1 (the sum is {sum:.6}; pass `normalize=True` to divide rows by their sum)"
+                )
+                .into(),
+                (false, _) => {
+                    "probabilities that are not negative and sum to 1 (pass `from_logits=True` for logits)".into()
+                }
+            },
         };
-        Error::Row { argument: "preds", row, why: why.into() }
+        Error::Row { argument: "preds", row, why }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::simd::{self, Element, Kernel, LANES, Real, log};
 use crate::threads::Disjoint;
 
 use super::super::sum_exp::sum_exp;
-use super::distribution::{binary, probabilities, top_of_probabilities};
+use super::distribution::{binary, divisor, probabilities};
 use super::exact::MAX_TERM;
 use super::predictions::{MAX_WEIGHT, Predictions, typed, zeros};
 
@@ -66,10 +66,12 @@ impl<E: Element> Kernel for ScoreRows<'_, E> {
                 Score::Brier => {
                     // The target class is summed apart: 1 - p_y would lose digits in the sum of squares.
                     let (rest, others) = match self.scores {
-                        Scores::Probabilities if is_distribution(row) => (
-                            1.0 - row[y].widen().to_f64(),
-                            sum_of_squares(&row[..y], E::widen) + sum_of_squares(&row[y + 1..], E::widen),
-                        ),
+                        Scores::Probabilities => {
+                            let divisor = divisor(row);
+                            let squares =
+                                sum_of_squares(&row[..y], E::widen) + sum_of_squares(&row[y + 1..], E::widen);
+                            (1.0 - row[y].widen().to_f64() / divisor, squares / (divisor * divisor))
+                        }
                         Scores::Logits if probabilities(row, self.scores, &mut p) => (
                             1.0 - p[y].to_f64(),
                             sum_of_squares(&p[..y], |p| p) + sum_of_squares(&p[y + 1..], |p| p),
@@ -88,8 +90,9 @@ impl<E: Element> Kernel for ScoreRows<'_, E> {
                         let p = binary(row[0], self.scores);
                         -if y == 1 { p.ln() } else { (-p).ln_1p() }
                     }
-                    (Scores::Probabilities, false) if !is_distribution(row) => f64::NAN,
-                    (Scores::Probabilities, false) => -row[y].widen().to_f64().min(1.0).ln(),
+                    (Scores::Probabilities, false) => {
+                        -(row[y].widen().to_f64() / divisor(row)).clamp(0.0, 1.0).ln()
+                    }
                 },
             };
             if out.is_nan() {
@@ -100,11 +103,6 @@ impl<E: Element> Kernel for ScoreRows<'_, E> {
         }
         None
     }
-}
-
-#[inline(always)]
-fn is_distribution<E: Element>(row: &[E]) -> bool {
-    !top_of_probabilities(row).confidence.is_nan()
 }
 
 #[inline(always)]
@@ -211,6 +209,19 @@ mod tests {
                 let budget = |a: f64| 1e-13 * a + 1e-15 * if n_classes == 1 { a.exp() } else { 1.0 };
                 prop_assert!(a.iter().zip(&b).all(|(&a, b)| (a - b).abs() <= budget(a)), "{a:?} {b:?}");
             }
+        }
+    }
+
+    #[test]
+    fn rounded_rows_are_divided_by_their_sum() {
+        for (row, sum) in [([0.625, 0.25, 0.126_953_125], 1.001_953_125), ([1.000_000_1, -1e-7, 0.0], 1.0)] {
+            let predictions = of(&row, 3, &[0], Scores::Probabilities);
+            let p = row.map(|p| (p / sum).clamp(0.0, 1.0));
+            assert_eq!(predictions.probabilities().unwrap(), p);
+            assert_eq!(predictions.top_labels().unwrap(), (vec![p[0]], vec![1]));
+            assert_eq!(predictions.score(Score::NegativeLogLikelihood).unwrap()[0], -p[0].ln());
+            let brier = (1.0 - p[0]).powi(2) + p[1] * p[1] + p[2] * p[2];
+            assert!((predictions.score(Score::Brier).unwrap()[0] - brier).abs() < 1e-12);
         }
     }
 

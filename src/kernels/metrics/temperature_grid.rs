@@ -168,7 +168,7 @@ mod tests {
                 let scaled = AnyRows::F64(Rows::from_slice(&scaled, n_classes).unwrap());
                 let scaled =
                     Predictions::new(scaled, targets.clone(), None, Scores::Logits, Isa::best()).unwrap();
-                let want = bin(&scaled, Kind::TopLabel, Binning::Paper, 15).unwrap();
+                let want = bin(&scaled, Kind::TopLabel, &Binning::Paper, 15).unwrap();
                 assert_eq!(bins.counts, want.counts);
                 let (a, b) = (bins.expected_calibration_error(), want.expected_calibration_error());
                 assert!((a - b).abs() < 1e-14, "{t} {a} {b}");
