@@ -6,24 +6,18 @@ A single call and a stream of batches use the same digits, so that their results
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from lr_relax import _native
 
-from ._inputs import (
-    Array,
-    Floats,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_not_empty,
-    check_predictions,
-    check_weights,
-)
+from ._checks import Array, Floats, check_choice, check_flag, check_integer, check_not_empty
+from ._inputs import Predictions
 
 Integers = npt.NDArray[np.int64]
 
@@ -31,9 +25,10 @@ MAX_BINS = 2**20
 """The limit of the kernel."""
 DIGITS = 8
 """The number of 32-bit digits of an exact sum."""
-NORMS = ("l1", "l2", "max")
-BINNINGS = ("uniform", "quantile", "paper")
-KINDS = ("top_label", "classwise")
+Norm = Literal["l1", "l2", "max"]
+Binning = Literal["uniform", "quantile", "paper"]
+Kind = Literal["top_label", "classwise"]
+NORMS, BINNINGS, KINDS = get_args(Norm), get_args(Binning), get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -57,29 +52,51 @@ class Bins:
         return Bins(counts.reshape(-1, n_bins), weights, corrects, confidences, gaps)
 
 
+def check_bins(n_bins: int | Sequence[float] | Array, binning: str) -> tuple[int, str | list[float]]:
+    """The number of bins, and the name of the binning or the edges."""
+    check_choice("binning", binning, BINNINGS)
+    if isinstance(n_bins, int | np.integer | str) or not hasattr(n_bins, "__len__"):
+        return check_integer("n_bins", n_bins, 1, MAX_BINS), binning
+    try:
+        edges = [float(edge) for edge in n_bins]
+    except (TypeError, ValueError):
+        edges = []
+    increasing = all(low < high for low, high in pairwise(edges))
+    if not (2 <= len(edges) <= MAX_BINS + 1 and edges[0] == 0 and edges[-1] == 1 and increasing):
+        raise ValueError(
+            "Expected argument `n_bins` to be an integer or edges that increase from 0 to 1, "
+            f"but got {n_bins!r:.200}."
+        )
+    if binning != "uniform":
+        raise ValueError(
+            f"Expected argument `binning` to be 'uniform', because `n_bins` holds edges, but got {binning!r}."
+        )
+    return len(edges) - 1, edges
+
+
 def bin_digits(
-    preds: Tensor | Array,
-    target: Tensor | Array,
-    sample_weight: Tensor | Array | None,
-    *,
-    from_logits: bool,
-    n_bins: int,
-    binning: str,
-    kind: str,
-    ignore_index: int | None,
+    rows: Predictions, n_bins: int, binning: str | list[float], kind: str
 ) -> tuple[Floats, Integers, Integers]:
     """The edges and the counts of all bins, and the digits of the three sums of each bin."""
-    check_flag("from_logits", from_logits)
-    n_bins = check_integer("n_bins", n_bins, 1, MAX_BINS)
-    check_choice("binning", binning, BINNINGS)
     check_choice("kind", kind, KINDS)
-    preds, target = check_predictions(preds, target, ignore_index)
-    weight = check_weights(sample_weight, target)
-    if weight is not None:
-        weight = weight.reshape(tuple(target.shape))
-    return _native.calibration_bins(
-        preds, target, weight, bool(from_logits), n_bins, binning, kind, ignore_index
+    edges, counts, digits = zip(
+        *(
+            _native.calibration_bins(
+                each.preds,
+                each.target,
+                None if each.weight is None else each.weight.reshape(tuple(each.target.shape)),
+                each.from_logits,
+                n_bins,
+                binning,
+                kind,
+                each.ignore_index,
+            )
+            for each in rows.by_label()
+        ),
+        strict=True,
     )
+    columns = np.concatenate([each.reshape(3, -1) for each in digits], axis=1)
+    return np.concatenate(edges), np.concatenate(counts), columns.reshape(-1)
 
 
 def check_norm(norm: str, debias: bool) -> None:
@@ -91,23 +108,32 @@ def check_norm(norm: str, debias: bool) -> None:
         )
 
 
-def error(bins: Bins, norm: str, debias: bool) -> float:
-    """The calibration error, averaged over the groups."""
+def errors(bins: Bins, norm: str, debias: bool) -> Floats:
+    """The calibration error of each group, NaN for groups without weight."""
     weight, filled = bins.weight, bins.weight > 0
     total = weight.sum(1)
     check_not_empty(total.max(initial=0))
     # The gap of an empty bin is 0.
     gap = np.divide(bins.gap, weight, out=np.zeros_like(weight), where=filled)
+    total = np.where(total > 0, total, np.nan)
+    result: Floats
     if norm == "l1":
-        errors = bins.gap.sum(1) / total
-    elif norm == "max":
-        errors = gap.max(1)
-    else:
-        squares = gap**2
-        if debias:
-            accuracy = np.divide(bins.correct, weight, out=np.zeros_like(weight), where=filled)
-            several = bins.counts > 1
-            variance = accuracy * (1 - accuracy) / np.where(several, bins.counts - 1, 1)
-            squares = np.where(several, squares - variance, 0)
-        errors = np.sqrt(np.maximum((weight * squares).sum(1) / total, 0))
-    return math.fsum(errors) / len(errors)
+        result = bins.gap.sum(1) / total
+        return result
+    if norm == "max":
+        result = gap.max(1) + 0 * total
+        return result
+    squares = gap**2
+    if debias:
+        accuracy = np.divide(bins.correct, weight, out=np.zeros_like(weight), where=filled)
+        several = bins.counts > 1
+        variance = accuracy * (1 - accuracy) / np.where(several, bins.counts - 1, 1)
+        squares = np.where(several, squares - variance, 0)
+    result = np.sqrt(np.maximum((weight * squares).sum(1) / total, 0))
+    return result
+
+
+def mean(errors: Floats) -> float:
+    """The mean over the groups that have a value."""
+    known = errors[~np.isnan(errors)]
+    return math.fsum(known) / len(known)

@@ -1,124 +1,443 @@
-"""Checks of the arguments of the metrics: predictions, targets, weights and options."""
+"""Reading the arguments of the metrics: predictions, targets, weights and the options that all share."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import (
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    cast,
+    get_args,
+    overload,
+)
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lr_relax import _native
-from lr_relax._arguments import FLOATS
 
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from ._checks import (
+    Array,
+    ArrayLike,
+    Bools,
+    Floats,
+    as_array,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_not_empty,
+    on_device,
+    warn,
+)
 
+Task = Literal["multiclass", "binary", "multilabel"]
+F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+
+TASKS = get_args(Task)
 MAX_WEIGHT = 2.0**32
 """The largest weight of a row, as in the kernels."""
 
-_REAL_TYPES = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)} | {
-    torch.bool,
-    *FLOATS,
-}
+
+class Options(TypedDict, total=False):
+    """The options that all metrics share; `calibration_error` documents them."""
+
+    task: Task | None
+    from_logits: bool
+    dim: int | None
+    labels: Sequence[Any] | Array | None
+    normalize: bool
+    ignore_index: int | None
 
 
-def top_labels(
-    preds: Tensor | Array,
-    target: Tensor | Array,
+class ProbabilitiesWarning(UserWarning):
+    """Every row of what is said to be logits is already a probability distribution."""
+
+
+class Metric(Protocol[P]):
+    """A metric with one value: a tensor for tensors, a NumPy number for arrays."""
+
+    @overload
+    def __call__(
+        self, preds: Tensor, target: Tensor | ArrayLike, *args: P.args, **kwargs: P.kwargs
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self, preds: ArrayLike, target: Tensor | ArrayLike, *args: P.args, **kwargs: P.kwargs
+    ) -> np.float64: ...
+
+
+def metric(function: Callable[Concatenate[Any, Any, P], Any]) -> Metric[P]:
+    """`reads_options` for a metric with one value."""
+    return cast("Metric[P]", reads_options(function))
+
+
+def reads_options(function: F) -> F:
+    """List `Options` in the signature of a function, and break the graph of `torch.compile` at its calls."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return torch._dynamo.disable(function)(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return function(*args, **kwargs)
+
+    signature, options = inspect.signature(function), inspect.signature(read).parameters
+    *own, _ = signature.parameters.values()
+    shared = [options[name] for name in Options.__annotations__ if name not in signature.parameters]
+    call.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    return cast("F", call)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Checked predictions, on the CPU and in the form that the kernels take, which check their values."""
+
+    preds: Tensor | Array
+    """(..., C); for events, (N,)."""
+    target: Tensor | Array
+    """(...); for events, (N,)."""
+    weight: Floats | None
+    """(N,), of all rows."""
+    from_logits: bool
+    ignore_index: int | None
+    n_labels: int
+    """0 for classes, 1 for binary events, K for events of K labels, which alternate."""
+    device: torch.device | None
+    """The device of the results; None if they are NumPy numbers."""
+
+    def counted(self) -> Bools | None:
+        """A mask of the rows that are not ignored; None if none are."""
+        if self.ignore_index is None:
+            return None
+        mask: Bools = (np.asarray(self.target) != self.ignore_index).reshape(-1)
+        return mask
+
+    def of_rows(self, values: Array) -> Array:
+        """The values of the rows that are not ignored."""
+        counted = self.counted()
+        return values if counted is None else values[counted]
+
+    def weights(self) -> Floats | None:
+        """The weights of the rows that are not ignored."""
+        return None if self.weight is None else self.of_rows(self.weight)
+
+    def top_labels(self) -> tuple[Floats, Bools]:
+        """The confidence of each row that is not ignored, and whether its prediction is correct.
+
+        For events, these are the probability of class 1 and whether the target is 1.
+        """
+        confidence, outcome = _native.top_labels(self.preds, self.target, self.from_logits, self.ignore_index)
+        confidence, outcome = self.of_rows(confidence), self.of_rows(outcome)
+        check_not_empty(len(outcome))
+        return confidence, outcome == 1
+
+    def is_correct(self, confidence: Floats, correct: Bools) -> Bools:
+        """Whether the predicted class is the target, from the results of `top_labels`.
+
+        Of an event, class 1 is predicted if its probability is above 1/2.
+        """
+        return (confidence > 0.5) == correct if self.n_labels else correct
+
+    def by_label(self) -> list[Predictions]:
+        """The events of each label; one element for classes and binary events."""
+        if self.n_labels < 2:
+            return [self]
+
+        def column(array: Any, k: int) -> Any:
+            return None if array is None else array.reshape(-1, self.n_labels)[:, k]
+
+        return [
+            replace(
+                self,
+                preds=column(self.preds, k),
+                target=column(self.target, k),
+                weight=column(self.weight, k),
+                n_labels=1,
+            )
+            for k in range(self.n_labels)
+        ]
+
+    def result(self, value: Any) -> Any:
+        """A number or an array in double precision, as a tensor or as NumPy has it."""
+        return np.float64(value) if self.device is None else on_device(value, self.device)
+
+
+def read(
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
+    sample_weight: Tensor | ArrayLike | None = None,
     *,
+    name: str = "preds",
+    task: Task | None = None,
     from_logits: bool = False,
+    dim: int | None = None,
+    labels: Sequence[Any] | Array | None = None,
+    normalize: bool = False,
     ignore_index: int | None = None,
-) -> tuple[Floats, Bools]:
-    """The confidence of each row that is not ignored, and whether its prediction is correct.
+) -> Predictions:
+    """Check the arguments of a metric; `name` is that of `preds` in messages."""
+    check_options(task=task, from_logits=from_logits, dim=dim, normalize=normalize, ignore_index=ignore_index)
+    device = preds.device if isinstance(preds, Tensor) else None
+    scores, classes = as_array(name, preds), as_array("target", target)
+    weight = None if sample_weight is None else as_array("sample_weight", sample_weight)
+    task, scores, classes, weight = arranged(name, task, scores, classes, weight, dim)
+    n_classes = scores.shape[-1] if task == "multiclass" and scores.ndim else 2
+    is_one_hot = task == "multiclass" and scores.shape == classes.shape
+    if labels is not None:
+        classes, ignore_index = _codes(classes, labels, n_classes, ignore_index), -1
+    classes = whole_numbers(classes)
+    if n_classes == 2 and classes.dtype in (torch.bool, np.bool_):
+        classes = classes * 1
+    if is_one_hot:
+        classes = _one_hot_classes(classes, ignore_index)
+    shape = tuple(classes.shape)
+    n_labels = {"multiclass": 0, "binary": 1}.get(task, shape[-1] if shape else 1)
+    if n_labels:
+        scores, classes = scores.reshape(-1), classes.reshape(-1)
+    if normalize:
+        scores = _normalized(name, scores, from_logits or bool(n_labels))
+    if from_logits:
+        _warn_of_probabilities(name, scores)
+    weights = None if weight is None else _weights(weight, shape)
+    return Predictions(scores, classes, weights, bool(from_logits), ignore_index, n_labels, device)
 
-    Arguments and errors are as in `calibration_error`.
-    """
+
+def arranged(
+    name: str,
+    task: Task | None,
+    scores: Any,
+    classes: Any,
+    weight: Any,
+    dim: int | None,
+) -> tuple[Task, Any, Any, Any]:
+    """The task, and the three arrays with the dimension of the classes or labels at the end."""
+    task = task or _task(name, scores, classes)
+    if task == "multiclass":
+        return task, *_classes_last(name, scores, classes, dim), weight
+    return task, *_events(name, task, scores, classes, weight, dim)
+
+
+def check_options(
+    *,
+    task: object = None,
+    from_logits: object = False,
+    dim: object = None,
+    labels: object = None,
+    normalize: object = False,
+    ignore_index: object = None,
+) -> None:
+    """Check what can be checked without predictions."""
+    if task is not None:
+        check_choice("task", task, TASKS)
     check_flag("from_logits", from_logits)
-    preds, target = check_predictions(preds, target, ignore_index)
-    confidence, outcome = _native.top_labels(preds, target, bool(from_logits), ignore_index)
-    if ignore_index is not None:
-        counted = outcome >= 0
-        confidence, outcome = confidence[counted], outcome[counted]
-    check_not_empty(len(outcome))
-    return confidence, outcome == 1
-
-
-def is_correct(preds: Tensor | Array, target: Tensor | Array, confidence: Floats, correct: Bools) -> Bools:
-    """Whether the predicted class is the target, from the results of `top_labels`.
-
-    For a binary event, these are the probability of class 1 and whether the target is 1. Class 1 is predicted
-    if its probability is above 1/2.
-    """
-    return (confidence > 0.5) == correct if tuple(preds.shape) == tuple(target.shape) else correct
-
-
-def check_predictions(
-    preds: Tensor | Array, target: Tensor | Array, ignore_index: int | None, *, name: str = "preds"
-) -> tuple[Tensor | Array, Tensor | Array]:
-    """Both arrays on the CPU. The kernels check their types, shapes and values."""
+    if dim is not None:
+        check_integer("dim", dim, -64, 63)
+    check_flag("normalize", normalize)
     if ignore_index is not None:
         check_integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
-    preds, target = on_cpu(name, preds), on_cpu("target", target)
-    return preds, as_classes(preds, target)
 
 
-def as_classes(preds: Tensor | Array, target: Tensor | Array) -> Tensor | Array:
-    """The target; for binary events, bools become 0 and 1."""
-    if tuple(preds.shape) != tuple(target.shape):
-        return target
-    if isinstance(target, Tensor):
-        return target.view(torch.uint8) if target.dtype == torch.bool else target
-    return target.view(np.uint8) if target.dtype == np.bool_ else target
-
-
-def check_not_empty(n_rows: float) -> None:
-    if not n_rows > 0:
-        raise ValueError(
-            "Expected argument `preds` to hold at least one row that counts, but got none "
-            "(of a weight that is not 0)."
-        )
-
-
-def on_cpu(name: str, array: Tensor | Array) -> Tensor | Array:
-    if not isinstance(array, Tensor | np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        raise TypeError(
-            f"Expected argument `{name}` to be a torch tensor or a NumPy array, "
-            f"but got {type(array).__name__}."
-        )
-    if not isinstance(array, Tensor):
-        return array
-    if array.is_meta or array.is_nested or array.layout != torch.strided:
-        what = "on the meta device" if array.is_meta else "sparse or nested"
-        raise TypeError(f"Expected argument `{name}` to be a dense tensor with memory, but got one {what}.")
-    return array.detach().cpu().resolve_neg()
-
-
-def check_weights(
-    sample_weight: Tensor | Array | None, target: Tensor | Array, rows: Bools | None = None
-) -> Floats | None:
-    """The weights in double precision, of all rows or of the given ones."""
-    if sample_weight is None:
-        return None
-    weight = on_cpu("sample_weight", sample_weight)
-    is_real = (
-        weight.dtype in _REAL_TYPES
-        if isinstance(weight, Tensor)
-        else weight.dtype.kind in "fiub" and weight.dtype.itemsize <= 8
+def _task(name: str, scores: Tensor | Array, classes: Tensor | Array) -> Task:
+    """The only possible task; ValueError if several are."""
+    if tuple(scores.shape) != tuple(classes.shape):
+        return "multiclass"
+    if scores.ndim <= 1:
+        return "binary"
+    raise ValueError(
+        f"Expected argument `target` to hold the classes of `{name}`, but got shape {tuple(classes.shape)}, "
+        f"that of `{name}`. Pass task='multiclass' if `target` is one-hot, task='binary' if every element is "
+        "a binary event, or task='multilabel' for binary events of several labels."
     )
-    if not is_real:
-        raise TypeError(f"Expected argument `sample_weight` to hold real numbers, but got {weight.dtype}.")
-    if tuple(weight.shape) != tuple(target.shape):
+
+
+def _classes_last(
+    name: str, scores: Tensor | Array, classes: Tensor | Array, dim: int | None
+) -> tuple[Tensor | Array, Tensor | Array]:
+    """Move the dimension of the classes to the end."""
+    shape, n, is_one_hot = tuple(scores.shape), scores.ndim, scores.shape == classes.shape
+    if dim is not None:
+        dim = check_integer("dim", dim, -n, n - 1) if n else None
+    elif n > 2:
+        fits = [d for d in (1, n - 1) if is_one_hot or shape[:d] + shape[d + 1 :] == tuple(classes.shape)]
+        if len(fits) == 2:
+            raise ValueError(
+                f"Expected argument `dim`, because the classes of `{name}` of shape {shape} may lie in "
+                "dimension 1 or in the last one: pass dim=1, as for `nn.CrossEntropyLoss`, or dim=-1."
+            )
+        if fits == [1]:
+            raise ValueError(
+                f"Expected argument `target` to have shape {shape[:-1]}, that of `{name}` without its last "
+                f"dimension, but got {tuple(classes.shape)}; pass dim=1 if dimension 1 holds the classes."
+            )
+    if dim is None:
+        return scores, classes
+    return _moved(scores, dim), _moved(classes, dim) if is_one_hot else classes
+
+
+def _events(
+    name: str,
+    task: str,
+    scores: Tensor | Array,
+    classes: Tensor | Array,
+    weight: Tensor | Array | None,
+    dim: int | None,
+) -> tuple[Tensor | Array, Tensor | Array, Tensor | Array | None]:
+    """Check the shapes of events; move the dimension of several labels to the end."""
+    shape = tuple(classes.shape)
+    if tuple(scores.shape) != shape:
+        hint = ""
+        if scores.ndim == classes.ndim + 1 and scores.shape[-1] <= 2:
+            hint = f"; pass `{name}[..., {scores.shape[-1] - 1}]`, the probability of class 1"
         raise ValueError(
-            f"Expected argument `sample_weight` to have shape {tuple(target.shape)}, that of `target`, "
+            f"Expected argument `{name}` to have shape {shape}, that of `target`, with task='{task}', "
+            f"but got {tuple(scores.shape)}{hint}."
+        )
+    if task == "binary":
+        if dim is not None:
+            raise ValueError(f"Expected argument `dim` to be None for binary events, but got {dim!r}.")
+        return scores, classes, weight
+    if len(shape) < 2:
+        raise ValueError(f"Expected argument `{name}` to have shape (N, K), with K labels, but got {shape}.")
+    if len(shape) > 2 and dim is None:
+        raise ValueError(
+            f"Expected argument `dim`, the dimension of the labels, because `{name}` has shape {shape}."
+        )
+    dim = -1 if dim is None else check_integer("dim", dim, -len(shape), len(shape) - 1)
+    if weight is not None and weight.ndim == len(shape):
+        weight = _moved(weight, dim)
+    elif weight is not None and tuple(weight.shape) == shape[:dim] + shape[dim:][1:]:  # of whole rows
+        weight = weight[..., None] + _moved(classes * 0, dim)
+    return _moved(scores, dim), _moved(classes, dim), weight
+
+
+def _moved(array: Any, dim: int) -> Any:
+    return array.movedim(dim, -1) if isinstance(array, Tensor) else np.moveaxis(array, dim, -1)
+
+
+def _one_hot_classes(classes: Tensor | Array, ignore_index: int | None) -> Array:
+    """The classes that one-hot rows encode."""
+    if ignore_index is not None:
+        raise ValueError("Expected argument `ignore_index` to be None for one-hot targets.")
+    rows = np.asarray(classes)
+    one_hot = ((rows == 0) | (rows == 1)).all(-1) & (rows.sum(-1) == 1)
+    if not one_hot.all():
+        raise ValueError(
+            "Expected argument `target` to be one-hot, with a single 1 in each row, but row "
+            f"{int((~one_hot).reshape(-1).argmax())} is not. Targets that are distributions have no metric."
+        )
+    labels: Array = rows.argmax(-1)
+    return labels
+
+
+def _codes(classes: Tensor | Array, labels: Any, n_classes: int, ignore_index: int | None) -> Array:
+    """The index of each target in `labels`, -1 where it is ignored."""
+    names, targets = np.asarray(labels), np.asarray(classes)
+    if names.ndim != 1 or len(np.unique(names)) != len(names) or len(names) != n_classes:
+        raise ValueError(
+            f"Expected argument `labels` to hold {n_classes} different labels, one for each class, "
+            f"but got {labels!r:.200}."
+        )
+    order = np.argsort(names)
+    try:
+        place = order[np.searchsorted(names, targets, sorter=order).clip(max=n_classes - 1)]
+        known = names[place] == targets
+    except TypeError:
+        known = np.zeros(targets.shape, np.bool_)
+    ignored = np.zeros(targets.shape, np.bool_) if ignore_index is None else targets == ignore_index
+    unknown = ~(known | ignored)
+    if unknown.any():
+        row = int(unknown.reshape(-1).argmax())
+        raise ValueError(
+            f"Expected argument `target` to hold only `labels`, but got {targets.reshape(-1)[row]!r} at "
+            f"row {row}."
+        )
+    codes: Array = np.where(ignored, -1, place)
+    return codes
+
+
+def whole_numbers(classes: Tensor | Array) -> Tensor | Array:
+    """Targets in floats as integers; TypeError if they are no whole numbers."""
+    if isinstance(classes, Tensor):
+        if not classes.is_floating_point():
+            return classes
+        classes = classes.detach().cpu().double().numpy()
+    if classes.dtype.kind in "OSU":
+        raise TypeError(
+            f"Expected argument `target` to hold class indices, but got {classes.dtype}; pass `labels`, "
+            "the label of each class."
+        )
+    if classes.dtype.kind != "f":
+        return classes
+    broken = ~((classes == np.rint(classes)) & (np.abs(classes) < 2**53))
+    if broken.any():
+        row = int(broken.reshape(-1).argmax())
+        raise TypeError(
+            f"Expected argument `target` to hold class indices, but got {classes.reshape(-1)[row]} of type "
+            f"{classes.dtype} at row {row}."
+        )
+    return classes.astype(np.int64)
+
+
+def _normalized(name: str, scores: Tensor | Array, without_rows: bool) -> Tensor | Array:
+    """Probabilities divided by the sum of their row."""
+    if without_rows:
+        raise ValueError(
+            "Expected argument `normalize` to be False for logits and binary events, but got True."
+        )
+    if isinstance(scores, Tensor):
+        wide = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
+        return wide / wide.sum(-1, keepdim=True, dtype=torch.float64).to(wide.dtype)
+    if scores.dtype.kind != "f":
+        return scores  # the kernel refuses it
+    with np.errstate(divide="ignore", invalid="ignore"):
+        array: Array = scores if scores.dtype.itemsize > 2 else scores.astype(np.float32)
+        divided: Array = array / array.sum(-1, keepdims=True, dtype=np.float64).astype(array.dtype)
+    return divided
+
+
+def _warn_of_probabilities(name: str, scores: Tensor | Array) -> None:
+    few = scores[(0,) * (scores.ndim - 2)] if 0 not in tuple(scores.shape) else scores
+    if _are_probabilities(few[:32]) and _are_probabilities(scores):
+        warn(
+            f"Every row of `{name}` is a probability distribution, but from_logits=True: pass "
+            "from_logits=False for probabilities.",
+            ProbabilitiesWarning,
+        )
+
+
+def _are_probabilities(scores: Any) -> bool:
+    """Whether all of at least 2 rows are distributions; or all of at least 32 events lie in [0, 1]."""
+    if 0 in tuple(scores.shape) or scores.ndim == 0 or (scores.ndim > 1 and min(scores.shape[-2:]) == 1):
+        return False
+    with np.errstate(invalid="ignore"):
+        if scores.ndim == 1:
+            return len(scores) >= 32 and bool(((scores >= 0) & (scores <= 1)).all())
+        return bool((scores >= 0).all()) and bool((abs(scores.sum(-1) - 1) < 5e-3).all())
+
+
+def _weights(weight: Tensor | Array, shape: tuple[int, ...]) -> Floats:
+    """The weights in double precision."""
+    if isinstance(weight, Tensor):
+        is_real, array = not weight.is_complex(), weight.double().numpy() if not weight.is_complex() else None
+    else:
+        is_real, array = weight.dtype.kind in "fiub" and weight.dtype.itemsize <= 8, weight
+    if not is_real or array is None:
+        raise TypeError(f"Expected argument `sample_weight` to hold real numbers, but got {weight.dtype}.")
+    if tuple(weight.shape) != shape:
+        raise ValueError(
+            f"Expected argument `sample_weight` to have shape {shape}, that of `target`, "
             f"but got {tuple(weight.shape)}."
         )
-    if isinstance(weight, Tensor):
-        weight = weight.double().numpy()
-    weights = np.ascontiguousarray(weight, dtype=np.float64).reshape(-1)
+    weights = np.ascontiguousarray(array, dtype=np.float64).reshape(-1)
     invalid = ~((weights >= 0) & (weights <= MAX_WEIGHT))
     if invalid.any():
         row = int(invalid.argmax())
@@ -126,49 +445,4 @@ def check_weights(
             "Expected argument `sample_weight` to hold numbers in [0, 2^32], "
             f"but got {weights[row]} at row {row}."
         )
-    return weights if rows is None else weights[rows]
-
-
-def counted_rows(target: Tensor | Array, ignore_index: int | None) -> Bools | None:
-    """A mask of the rows that are not ignored, or None without `ignore_index`."""
-    if ignore_index is None:
-        return None
-    classes = target.numpy() if isinstance(target, Tensor) else target
-    counted: Bools = (classes != ignore_index).reshape(-1)
-    return counted
-
-
-def scalar_like(preds: Tensor | Array, value: float) -> Any:
-    """A float64 scalar: a tensor on the device of `preds`, or a NumPy number."""
-    if isinstance(preds, Tensor):
-        return torch.tensor(value, dtype=torch.float64, device=preds.device)
-    return np.float64(value)
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        *most, last = map(repr, choices)
-        raise ValueError(f"Expected argument `{name}` to be {', '.join(most)} or {last}, but got {value!r}.")
-
-
-def check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"Expected argument `{name}` to be a bool, but got {value!r}.")
-
-
-def check_integer(name: str, value: object, low: int, high: int) -> int:
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or not low <= int(value) <= high:  # type: ignore[call-overload]
-        raise ValueError(
-            f"Expected argument `{name}` to be an integer in [{low}, {high}], but got {value!r}."
-        )
-    return int(value)  # type: ignore[call-overload, no-any-return]
-
-
-def check_share(name: str, value: object) -> float:
-    """A number strictly between 0 and 1."""
-    if not isinstance(value, float | int | np.floating) or isinstance(value, bool):
-        raise TypeError(f"Expected argument `{name}` to be a number in (0, 1), but got {value!r}.")
-    if not (0 < value < 1 and math.isfinite(value)):
-        raise ValueError(f"Expected argument `{name}` to be a number in (0, 1), but got {value!r}.")
-    return float(value)
+    return weights

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from lr_relax import _native
 
-from ._bins import BINNINGS, MAX_BINS
-from ._inputs import (
+from ._bins import Binning, check_bins
+from ._checks import (
     Array,
+    ArrayLike,
     Floats,
+    as_array,
     check_choice,
-    check_flag,
     check_integer,
     check_not_empty,
-    check_predictions,
     check_share,
-    counted_rows,
-    is_correct,
-    top_labels,
 )
+from ._inputs import Options, read, reads_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 METRICS = (
     "expected_calibration_error",
@@ -54,19 +55,19 @@ class BootstrapInterval:
     """The metric of each resample, of shape (n_resamples,)."""
 
 
+@reads_options
 def bootstrap_ci(
-    preds: Tensor | Array,
-    target: Tensor | Array,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     *,
     metric: str | Callable[[Any, Any], Any] = "expected_calibration_error",
-    from_logits: bool = False,
-    n_bins: int = 15,
-    binning: str = "uniform",
-    ignore_index: int | None = None,
+    n_bins: int | Sequence[float] | Array = 15,
+    binning: Binning = "uniform",
     n_resamples: int = 1000,
     confidence_level: float = 0.95,
     method: str = "percentile",
     seed: int = 0,
+    **options: Unpack[Options],
 ) -> BootstrapInterval:
     """Compute a bootstrap confidence interval of a metric.
 
@@ -85,11 +86,11 @@ def bootstrap_ci(
     estimate. The method "basic" reflects the interval at the estimate.
 
     Args:
-        preds, target, from_logits, n_bins, binning, ignore_index: As in `calibration_error`.
+        preds, target, n_bins, binning, **options: As in `calibration_error`.
         metric: "expected_calibration_error", "maximum_calibration_error", "brier_score",
             "negative_log_likelihood", "accuracy", or a function of (preds, target). The function is called
-            with the rows of each resample, drawn with replacement along the first dimension; `from_logits`,
-            `n_bins`, `binning` and `ignore_index` do not apply to it.
+            with the rows of each resample, drawn with replacement along the first dimension; the other
+            options of predictions do not apply to it.
         n_resamples: The number of resamples, at least 2.
         confidence_level: The confidence level of the interval, in (0, 1).
         method: "percentile" or "basic".
@@ -110,9 +111,7 @@ def bootstrap_ci(
     """
     if not callable(metric):
         check_choice("metric", metric, METRICS)
-    check_flag("from_logits", from_logits)
-    n_bins = check_integer("n_bins", n_bins, 1, MAX_BINS)
-    check_choice("binning", binning, BINNINGS)
+    n, name_or_edges = check_bins(n_bins, binning)
     n_resamples = check_integer("n_resamples", n_resamples, 2, 2**24)
     level = check_share("confidence_level", confidence_level)
     check_choice("method", method, ("percentile", "basic"))
@@ -120,7 +119,7 @@ def bootstrap_ci(
     if callable(metric):
         estimate, draws = _resample_rows(metric, preds, target, n_resamples, seed)
     else:
-        values, groups, n_groups = _rows(metric, preds, target, from_logits, n_bins, binning, ignore_index)
+        values, groups, n_groups = _rows(metric, preds, target, n, name_or_edges, options)
         statistic = _STATISTICS.get(metric, _mean)
         weight: Floats = np.bincount(groups, minlength=n_groups).astype(np.float64)
         value: Floats = np.bincount(groups, weights=values, minlength=n_groups).astype(np.float64)
@@ -145,35 +144,33 @@ def bootstrap_ci(
 
 def _rows(
     metric: str,
-    preds: Tensor | Array,
-    target: Tensor | Array,
-    from_logits: bool,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     n_bins: int,
-    binning: str,
-    ignore_index: int | None,
+    binning: str | list[float],
+    options: Options,
 ) -> tuple[Floats, Any, int]:
     """A value for each row, the group it belongs to, and the number of groups."""
-    cpu_preds, cpu_target = check_predictions(preds, target, ignore_index)
+    rows = read(preds, target, **options)
     if metric.endswith("calibration_error"):
-        confidence, outcome, bins = _native.binned_top_labels(
-            cpu_preds, cpu_target, bool(from_logits), n_bins, binning, ignore_index
+        confidence, outcome, bins = (
+            rows.of_rows(column)
+            for column in _native.binned_top_labels(
+                rows.preds, rows.target, rows.from_logits, n_bins, binning, rows.ignore_index
+            )
         )
-        if ignore_index is not None:
-            rows = outcome >= 0
-            confidence, outcome, bins = confidence[rows], outcome[rows], bins[rows]
         check_not_empty(len(outcome))
         # Empty bins are dropped: there may be many.
         filled = np.bincount(bins) > 0
         groups = (np.cumsum(filled) - 1).astype(np.uint32)[bins]
         return confidence - outcome, groups, int(filled.sum())
     if metric == "accuracy":
-        confidence, correct = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
-        values = is_correct(preds, target, confidence, correct).astype(np.float64)
+        values = rows.is_correct(*rows.top_labels()).astype(np.float64)
     else:
         name = "brier" if metric == "brier_score" else "log_likelihood"
-        values = _native.row_scores(cpu_preds, cpu_target, bool(from_logits), ignore_index, name)
-        counted = counted_rows(cpu_target, ignore_index)
-        values = values if counted is None else values[counted]
+        values = rows.of_rows(
+            _native.row_scores(rows.preds, rows.target, rows.from_logits, rows.ignore_index, name)
+        )
     check_not_empty(len(values))
     if np.isinf(values).any():
         raise ValueError("Expected argument `preds` to give each target a probability above 0.")
@@ -203,12 +200,12 @@ _STATISTICS = {"expected_calibration_error": _expected, "maximum_calibration_err
 
 def _resample_rows(
     metric: Callable[[Any, Any], Any],
-    preds: Tensor | Array,
-    target: Tensor | Array,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     n_resamples: int,
     seed: int,
 ) -> tuple[float, Floats]:
-    check_predictions(preds, target, None)
+    preds, target = as_array("preds", preds), as_array("target", target)
     n = len(target) if target.ndim else 0
     if preds.ndim == 0 or len(preds) != n or n == 0:
         raise ValueError(

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
-from ._inputs import Array, Bools, Floats, check_choice, top_labels
+from ._checks import ArrayLike, Bools, Floats, check_choice
+from ._inputs import Options, read, reads_options
 
-METHODS = ("spiegelhalter", "ks", "kuiper")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Method = Literal["spiegelhalter", "ks", "kuiper"]
+METHODS = get_args(Method)
 _TERMS = range(1, 12)  # of the series below, which need 5 at most
 
 
@@ -36,13 +42,13 @@ class CalibrationTest:
         )
 
 
+@reads_options
 def calibration_test(
-    preds: Tensor | Array,
-    target: Tensor | Array,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    method: str = "spiegelhalter",
-    from_logits: bool = False,
-    ignore_index: int | None = None,
+    method: Method = "spiegelhalter",
+    **options: Unpack[Options],
 ) -> CalibrationTest:
     """Test the hypothesis that predictions are calibrated: correct with the probability of their confidence.
 
@@ -64,12 +70,8 @@ def calibration_test(
     confidences.
 
     Args:
-        preds: Probabilities of shape (..., C), or logits with `from_logits`; or the probability of a binary
-            event, of the shape of `target`. A torch tensor or a NumPy array of 16, 32 or 64 bit floats.
-        target: Classes in [0, C), of the shape of `preds` without its last dimension; or 0 and 1.
+        preds, target, **options: As in `calibration_error`.
         method: "spiegelhalter", "ks" (Kolmogorov-Smirnov) or "kuiper".
-        from_logits: Whether `preds` holds logits.
-        ignore_index: Rows with this target are ignored.
 
     Returns:
         A :class:`CalibrationTest` with the normalized statistic and its p-value, both Python floats.
@@ -99,7 +101,7 @@ def calibration_test(
     CalibrationTest(method='spiegelhalter', statistic=5, p_value=5.73303e-07, n=100)
     """
     check_choice("method", method, METHODS)
-    confidence, correct = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
+    confidence, correct = read(preds, target, **options).top_labels()
     if method == "spiegelhalter":
         statistic = _spiegelhalter(confidence, correct)
         p_value = _two_sided_normal(abs(statistic))

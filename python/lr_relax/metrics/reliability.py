@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ._bins import Bins, bin_digits, error
-from ._inputs import Array, Floats, check_share
+from ._bins import Binning, Bins, Kind, bin_digits, check_bins, errors
+from ._checks import Array, ArrayLike, Floats, check_share
+from ._inputs import Options, read, reads_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +31,8 @@ class ReliabilityCurve:
     """The edges of the bins, shape (n_bins + 1,). A bin includes its left edge; the last one includes both.
 
     With "uniform" binning, they are rounded to the type of the predictions."""
-    counts: npt.NDArray[np.int64]
-    """The number of predictions in each bin, shape (n_bins,)."""
+    counts: npt.NDArray[Any]
+    """The number of predictions in each bin, shape (n_bins,); with weights, their sum."""
     confidence: Floats
     """The mean confidence in each bin, NaN for empty bins."""
     accuracy: Floats
@@ -52,21 +55,52 @@ class ReliabilityCurve:
         return reliability_diagram(self, ax=ax, title=title)
 
 
+@overload
 def reliability_curve(
-    preds: Tensor | Array,
-    target: Tensor | Array,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
-    n_bins: int = 15,
-    binning: str = "uniform",
-    ignore_index: int | None = None,
+    n_bins: int | Sequence[float] | Array = 15,
+    binning: Binning = "uniform",
+    kind: Literal["top_label"] = "top_label",
     confidence_level: float = 0.95,
-) -> ReliabilityCurve:
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
+) -> ReliabilityCurve: ...
+@overload
+def reliability_curve(
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
+    *,
+    n_bins: int | Sequence[float] | Array = 15,
+    binning: Binning = "uniform",
+    kind: Literal["classwise"],
+    confidence_level: float = 0.95,
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
+) -> list[ReliabilityCurve]: ...
+@reads_options
+def reliability_curve(
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
+    *,
+    n_bins: int | Sequence[float] | Array = 15,
+    binning: Binning = "uniform",
+    kind: Kind = "top_label",
+    confidence_level: float = 0.95,
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
+) -> Any:
     """Compute confidence and accuracy over bins of confidence.
 
     Args:
-        preds, target, from_logits, n_bins, binning, ignore_index: As in `calibration_error`.
+        preds, target, n_bins, binning, sample_weight, **options: As in `calibration_error`.
+        kind: "top_label" for one curve; "classwise" for a list of curves, one for each class or, with the
+            task "multilabel", for each label.
         confidence_level: The confidence level of the intervals of the accuracies, in (0, 1).
+
+    With weights, the interval of a bin is that of ``sum(w) ** 2 / sum(w ** 2)`` predictions, Kish's effective
+    sample size.
 
     Source of the intervals: Wilson, "Probable inference, the law of succession, and statistical inference",
     JASA 1927; Brown, Cai & DasGupta, "Interval Estimation for a Binomial Proportion", 2001, eq. 4.
@@ -77,36 +111,58 @@ def reliability_curve(
     (array([0, 2]), array([nan, 0.5]))
     """
     confidence_level = check_share("confidence_level", confidence_level)
-    edges, counts, digits = bin_digits(
-        preds,
-        target,
-        None,
-        from_logits=from_logits,
-        n_bins=n_bins,
-        binning=binning,
-        kind="top_label",
-        ignore_index=ignore_index,
-    )
-    bins = Bins.from_digits(counts, digits, int(n_bins))
-    return curve_of_sums(
-        edges, counts, bins.confidence[0], bins.correct[0], error(bins, "l1", False), confidence_level
-    )
+    n, name_or_edges = check_bins(n_bins, binning)
+    rows = read(preds, target, sample_weight, **options)
+    if rows.n_labels > 1:
+        if kind == "top_label":  # the events of all labels together
+            rows = replace(rows, n_labels=1)
+        kind = "top_label" if kind == "classwise" else kind
+        is_list = rows.n_labels > 1
+    else:
+        is_list = kind == "classwise"
+    edges, counts, digits = bin_digits(rows, n, name_or_edges, kind)
+    bins = Bins.from_digits(counts, digits, n)
+    effective = None
+    if rows.weight is not None:
+        largest = max(float(rows.weight.max(initial=0)), 1e-300)
+        squares = replace(rows, weight=(rows.weight / largest) ** 2)
+        _, _, digits_of_squares = bin_digits(squares, n, name_or_edges, kind)
+        sums = Bins.from_digits(counts, digits_of_squares, n).weight
+        effective = np.divide((bins.weight / largest) ** 2, sums, out=np.zeros_like(sums), where=sums > 0)
+    all_errors = errors(bins, "l1", False)
+    all_edges = np.broadcast_to(edges.reshape(-1, n + 1), (len(all_errors), n + 1))
+    curves = [
+        curve_of_sums(
+            all_edges[k],
+            bins.counts[k] if rows.weight is None else bins.weight[k],
+            bins.confidence[k],
+            bins.correct[k],
+            float(all_errors[k]),
+            confidence_level,
+            None if effective is None else effective[k],
+        )
+        for k in range(len(all_errors))
+    ]
+    return curves if is_list else curves[0]
 
 
 def curve_of_sums(
     edges: Floats,
-    counts: npt.NDArray[np.int64],
+    counts: npt.NDArray[Any],
     confidence: Floats,
     correct: Floats,
     expected_calibration_error: float,
     confidence_level: float = 0.95,
+    effective: Floats | None = None,
 ) -> ReliabilityCurve:
-    """The curve from the number of predictions, of correct ones, and the sum of confidences in each bin."""
+    """The curve from sums over each bin: of the weights of all predictions, of the correct ones, and of the
+    weighted confidences; `effective` is the effective number of predictions."""
     z2 = NormalDist().inv_cdf((1 - confidence_level) / 2) ** 2
+    n = counts if effective is None else effective
     with np.errstate(divide="ignore", invalid="ignore"):
         confidence, accuracy = confidence / counts, correct / counts
-        middle = (accuracy + z2 / (2 * counts)) / (1 + z2 / counts)
-        half = np.sqrt(z2 * (accuracy * (1 - accuracy) + z2 / (4 * counts)) / counts) / (1 + z2 / counts)
+        middle = (accuracy + z2 / (2 * n)) / (1 + z2 / n)
+        half = np.sqrt(z2 * (accuracy * (1 - accuracy) + z2 / (4 * n)) / n) / (1 + z2 / n)
     return ReliabilityCurve(
         edges=edges,
         counts=counts,

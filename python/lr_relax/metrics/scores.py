@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from lr_relax import _native
 
-from ._bins import DIGITS, MAX_BINS, Bins, bin_digits
-from ._inputs import (
-    Array,
-    Floats,
-    check_flag,
-    check_integer,
-    check_not_empty,
-    check_predictions,
-    check_weights,
-    counted_rows,
-    is_correct,
-    scalar_like,
-)
+from ._bins import DIGITS, Binning, Bins, bin_digits, check_bins
+from ._checks import Array, ArrayLike, Bools, Floats, check_integer, check_not_empty
+from ._inputs import Options, Predictions, metric, read, reads_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Integers = npt.NDArray[np.int64]
 
 
+@metric
 def brier_score(
-    preds: Tensor | Array,
-    target: Tensor | Array,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
-    sample_weight: Tensor | Array | None = None,
-    ignore_index: int | None = None,
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> Any:
     """The Brier score: the mean squared distance of the probabilities from the one-hot target.
 
-    Equivalent to ``((preds - one_hot(target)) ** 2).sum(-1).mean()``, in [0, 2]; for the probability of class
-    1 of a binary event, `preds` in the shape of `target`, to ``((preds - target) ** 2).mean()``, in [0, 1].
+    Equivalent to ``((preds - one_hot(target)) ** 2).sum(-1).mean()``, in [0, 2]; for events, to
+    ``((preds - target) ** 2).mean()``, in [0, 1].
 
     Arguments, result and errors are as in `calibration_error`. The scores of the rows are summed without
     rounding, so that their order does not matter.
@@ -50,17 +45,17 @@ def brier_score(
     >>> round(float(brier_score(np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]]), np.array([0, 2]))), 6)
     0.5
     """
-    digits = score_digits("brier", preds, target, sample_weight, from_logits, ignore_index)
-    return scalar_like(preds, mean_score(digits))
+    rows = read(preds, target, sample_weight, **options)
+    return rows.result(mean_score(score_digits("brier", rows)))
 
 
+@metric
 def negative_log_likelihood(
-    preds: Tensor | Array,
-    target: Tensor | Array,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
-    sample_weight: Tensor | Array | None = None,
-    ignore_index: int | None = None,
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> Any:
     """The mean negative log-likelihood of the target (log loss, cross-entropy).
 
@@ -74,54 +69,61 @@ def negative_log_likelihood(
     >>> round(float(negative_log_likelihood(np.array([[0.5, 0.5], [0.25, 0.75]]), np.array([0, 0]))), 6)
     1.039721
     """
-    digits = score_digits("log_likelihood", preds, target, sample_weight, from_logits, ignore_index)
-    return scalar_like(preds, mean_score(digits))
+    rows = read(preds, target, sample_weight, **options)
+    return rows.result(mean_score(score_digits("log_likelihood", rows)))
 
 
+@metric
 def accuracy(
-    preds: Tensor | Array,
-    target: Tensor | Array,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
-    sample_weight: Tensor | Array | None = None,
-    ignore_index: int | None = None,
+    top_k: int = 1,
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> Any:
-    """The fraction of rows whose most probable class (the first of several) is the target.
+    """The fraction of rows whose target is the most probable class, or among the `top_k` most probable ones.
 
-    Equivalent to ``(preds.argmax(-1) == target).mean()``; for the probability of class 1 of a binary event,
-    `preds` in the shape of `target`, to ``((preds > 0.5) == target).mean()``.
+    Equivalent to ``(preds.argmax(-1) == target).mean()``; for events, to
+    ``((preds > 0.5) == target).mean()``. Of equally probable classes, the first comes first.
 
     Arguments, result and errors are as in `calibration_error`.
     """
-    check_flag("from_logits", from_logits)
-    on_cpu, target = check_predictions(preds, target, ignore_index)
-    confidence, outcome = _native.top_labels(on_cpu, target, bool(from_logits), ignore_index)
-    rows = counted_rows(target, ignore_index)
-    correct = is_correct(on_cpu, target, confidence, outcome == 1)
-    weights = check_weights(sample_weight, target, rows)
-    correct = correct if rows is None else correct[rows]
+    rows = read(preds, target, sample_weight, **options)
+    n_classes = 1 if rows.n_labels or not rows.preds.ndim else max(rows.preds.shape[-1], 1)
+    top_k = check_integer("top_k", top_k, 1, n_classes)
+    correct = rows.is_correct(*rows.top_labels()) if top_k == 1 else _in_top(rows, top_k)
+    weights = rows.weights()
     if weights is None:
-        check_not_empty(len(correct))
-        return scalar_like(preds, correct.mean())
+        return rows.result(correct.mean())
     sums = np.concatenate([_native.exact_sum(weights[correct]), _native.exact_sum(weights), [0]])
-    return scalar_like(preds, mean_score(sums))
+    return rows.result(mean_score(sums))
 
 
-def score_digits(
-    name: str,
-    preds: Tensor | Array,
-    target: Tensor | Array,
-    sample_weight: Tensor | Array | None,
-    from_logits: bool,
-    ignore_index: int | None,
-) -> Integers:
+def _in_top(rows: Predictions, top_k: int) -> Bools:
+    """Whether the target of each row that is not ignored is among the most probable classes."""
+    rows.top_labels()  # checks the values
+    scores = torch.as_tensor(np.ascontiguousarray(rows.preds) if rows.device is None else rows.preds)
+    scores = scores.reshape(-1, scores.shape[-1])
+    target = (
+        rows.target
+        if isinstance(rows.target, Tensor)
+        else torch.from_numpy(np.ascontiguousarray(rows.target))
+    )
+    classes = target.long().reshape(-1, 1)
+    n_classes = scores.shape[1]
+    own = scores.gather(1, classes.clamp(0, n_classes - 1))  # ignored rows may have any target
+    first = (scores == own) & (torch.arange(n_classes) < classes)
+    in_top: Bools = (((scores > own) | first).sum(1) < top_k).numpy()
+    return rows.of_rows(in_top)
+
+
+def score_digits(name: str, rows: Predictions) -> Integers:
     """The digits of the sums of the scores and of the weights, and the number of infinite scores."""
-    check_flag("from_logits", from_logits)
-    preds, target = check_predictions(preds, target, ignore_index)
-    rows = counted_rows(target, ignore_index)
-    weights = check_weights(sample_weight, target, rows)
-    scores: Floats = _native.row_scores(preds, target, bool(from_logits), ignore_index, name)
-    scores = scores if rows is None else scores[rows]
+    weights = rows.weights()
+    scores: Floats = rows.of_rows(
+        _native.row_scores(rows.preds, rows.target, rows.from_logits, rows.ignore_index, name)
+    )
     infinite = np.isinf(scores)
     n_infinite = int(infinite.sum() if weights is None else (infinite & (weights > 0)).sum())
     if n_infinite or (weights is not None and infinite.any()):
@@ -157,15 +159,15 @@ class BrierDecomposition:
     """The variation inside the bins: 0 if all predictions in a bin are equal, as assumed by Murphy."""
 
 
+@reads_options
 def brier_decomposition(
-    preds: Tensor | Array,
-    target: Tensor | Array,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
-    n_bins: int = 15,
-    binning: str = "uniform",
-    sample_weight: Tensor | Array | None = None,
-    ignore_index: int | None = None,
+    n_bins: int | Sequence[float] | Array = 15,
+    binning: Binning = "uniform",
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> BrierDecomposition:
     """Decompose the Brier score into reliability, resolution and uncertainty.
 
@@ -176,33 +178,18 @@ def brier_decomposition(
         resolution = (share * (accuracy - base_rate) ** 2).sum()
         uncertainty = base_rate * (1 - base_rate)
 
-    A binary event (`preds` in the shape of `target`) has a single term instead of the sum. Arguments and
+    Events have a single term instead of the sum. Arguments and
     errors are as in `calibration_error`.
 
     Source: Murphy, "A New Vector Partition of the Probability Score", 1973; for `within_bins`: Stephenson,
     Coelho & Jolliffe, "Two extra components in the Brier score decomposition", 2008.
     """
-    score = float(
-        brier_score(
-            preds,
-            target,
-            from_logits=from_logits,
-            sample_weight=sample_weight,
-            ignore_index=ignore_index,
-        )
-    )
-    is_binary = tuple(preds.shape) == tuple(target.shape)
-    _, counts, digits = bin_digits(
-        preds,
-        target,
-        sample_weight,
-        from_logits=from_logits,
-        n_bins=n_bins,
-        binning=binning,
-        kind="top_label" if is_binary else "classwise",
-        ignore_index=ignore_index,
-    )
-    bins = Bins.from_digits(counts, digits, check_integer("n_bins", n_bins, 1, MAX_BINS))
+    n, name_or_edges = check_bins(n_bins, binning)
+    rows = read(preds, target, sample_weight, **options)
+    rows = replace(rows, n_labels=min(rows.n_labels, 1))  # the events of all labels together
+    score = mean_score(score_digits("brier", rows))
+    _, counts, digits = bin_digits(rows, n, name_or_edges, "top_label" if rows.n_labels else "classwise")
+    bins = Bins.from_digits(counts, digits, n)
     total = bins.weight.sum(1, keepdims=True)
     share = bins.weight / total
     of_bin = np.where(bins.weight > 0, bins.weight, 1.0)

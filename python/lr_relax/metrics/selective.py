@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from ._inputs import Array, Floats, is_correct, scalar_like, top_labels
+from ._checks import ArrayLike, Floats
+from ._inputs import Options, Predictions, metric, read, reads_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -29,21 +33,10 @@ class RiskCoverageCurve:
     """The mean of `risk`: the area under the curve (AURC)."""
 
 
-@overload
+@metric
 def area_under_risk_coverage_curve(
-    preds: Tensor, target: Tensor, *, from_logits: bool = False, ignore_index: int | None = None
-) -> Tensor: ...
-@overload
-def area_under_risk_coverage_curve(
-    preds: Array, target: Array, *, from_logits: bool = False, ignore_index: int | None = None
-) -> np.float64: ...
-def area_under_risk_coverage_curve(
-    preds: Tensor | Array,
-    target: Tensor | Array,
-    *,
-    from_logits: bool = False,
-    ignore_index: int | None = None,
-) -> Tensor | np.float64:
+    preds: Tensor | ArrayLike, target: Tensor | ArrayLike, **options: Unpack[Options]
+) -> Any:
     """The area under the risk-coverage curve (AURC): the error rate averaged over all coverages.
 
     Equivalent to, with ``wrong = preds.argmax(1) != target`` sorted by decreasing confidence
@@ -56,23 +49,12 @@ def area_under_risk_coverage_curve(
     no increasing function of the confidences changes it. It is low if errors are rare and have low
     confidences.
 
-    Args:
-        preds: Probabilities of shape (..., C), or logits with `from_logits`; or the probability of a binary
-            event, of the shape of `target`: class 1 is predicted above 0.5, and class 0 otherwise, with the
-            confidence ``max(p, 1 - p)``. A torch tensor or a NumPy array of 16, 32 or 64 bit floats.
-        target: Classes in [0, C), of the shape of `preds` without its last dimension; or 0 and 1.
-        from_logits: Whether `preds` holds logits.
-        ignore_index: Rows with this target are ignored.
+    Arguments and errors are as in `calibration_error`. Of an event with probability p, class 1 is predicted
+    if p is above 1/2, and class 0 otherwise, with the confidence ``max(p, 1 - p)``.
 
     Returns:
         A value in [0, 1], 0 only if every row is correct: a float64 scalar tensor on the device of `preds`,
         or a NumPy float64 for arrays.
-
-    Raises:
-        ValueError: If there are no rows, if a row is not a distribution (the first one is named), or if a
-            shape is wrong.
-        TypeError: If an argument has a wrong type.
-        IndexError: If a target is not in [0, C); the first one is named.
 
     Source: Geifman, Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers",
     ICLR 2019, section 3.
@@ -81,17 +63,13 @@ def area_under_risk_coverage_curve(
     >>> round(float(area_under_risk_coverage_curve(preds, np.array([0, 1, 1]))), 6)  # (0 + 1/2 + 1/3) / 3
     0.277778
     """
-    curve = risk_coverage_curve(preds, target, from_logits=from_logits, ignore_index=ignore_index)
-    value: Tensor | np.float64 = scalar_like(preds, curve.area)
-    return value
+    rows = read(preds, target, **options)
+    return rows.result(_curve(rows).area)
 
 
+@reads_options
 def risk_coverage_curve(
-    preds: Tensor | Array,
-    target: Tensor | Array,
-    *,
-    from_logits: bool = False,
-    ignore_index: int | None = None,
+    preds: Tensor | ArrayLike, target: Tensor | ArrayLike, **options: Unpack[Options]
 ) -> RiskCoverageCurve:
     """Compute the error rate for each coverage.
 
@@ -101,9 +79,13 @@ def risk_coverage_curve(
     >>> curve.coverage, curve.risk, curve.threshold
     (array([0.5, 1. ]), array([0. , 0.5]), array([0.9, 0.8]))
     """
-    confidence, correct = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
-    correct = is_correct(preds, target, confidence, correct)
-    if preds.ndim == target.ndim:  # for a binary event, `confidence` is the probability of class 1
+    return _curve(read(preds, target, **options))
+
+
+def _curve(rows: Predictions) -> RiskCoverageCurve:
+    confidence, correct = rows.top_labels()
+    correct = rows.is_correct(confidence, correct)
+    if rows.n_labels:  # `confidence` is the probability of class 1
         confidence = np.maximum(confidence, 1 - confidence)
 
     _, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)

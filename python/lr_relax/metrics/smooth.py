@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from torch import Tensor
 
 from lr_relax._arguments import check_number
 
-from ._inputs import Array, Bools, Floats, check_flag, scalar_like, top_labels
+from ._checks import ArrayLike, Bools, Floats, check_flag, check_not_empty
+from ._inputs import Options, read, reads_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Error bounds of smooth_calibration_error, relative to the mean absolute residual; sigma is the bandwidth.
 # - The kernel is cut off at 8 sigma, and in frequency at 8 / sigma: 2e-15.
@@ -31,51 +35,52 @@ _CHUNK = 2**18  # rows that are processed at a time, to fit into caches
 @overload
 def smooth_calibration_error(
     preds: Tensor,
-    target: Tensor,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
-    ignore_index: int | None = None,
     return_bandwidth: Literal[False] = False,
     bandwidth: float | None = None,
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> Tensor: ...
 @overload
 def smooth_calibration_error(
-    preds: Array,
-    target: Array,
+    preds: ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
-    ignore_index: int | None = None,
     return_bandwidth: Literal[False] = False,
     bandwidth: float | None = None,
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> np.float64: ...
 @overload
 def smooth_calibration_error(
     preds: Tensor,
-    target: Tensor,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
-    ignore_index: int | None = None,
     return_bandwidth: Literal[True],
     bandwidth: float | None = None,
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Tensor, float]: ...
 @overload
 def smooth_calibration_error(
-    preds: Array,
-    target: Array,
+    preds: ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
-    ignore_index: int | None = None,
     return_bandwidth: Literal[True],
     bandwidth: float | None = None,
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> tuple[np.float64, float]: ...
+@reads_options
 def smooth_calibration_error(
-    preds: Tensor | Array,
-    target: Tensor | Array,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
-    ignore_index: int | None = None,
     return_bandwidth: bool = False,
     bandwidth: float | None = None,
+    sample_weight: Tensor | ArrayLike | None = None,
+    **options: Unpack[Options],
 ) -> Any:
     """The smooth calibration error (smooth ECE, smECE), which needs no bins and no parameters.
 
@@ -95,12 +100,8 @@ def smooth_calibration_error(
     is near a confidence.
 
     Args:
-        preds: Probabilities of shape (..., C), or logits with `from_logits`: the confidence is the highest
-            probability. Or, with the shape of `target`, the probability (or logit) of class 1 of binary
-            events, which is the confidence. A torch tensor or a NumPy array of 16, 32 or 64 bit floats.
-        target: Classes in [0, C), of the shape of `preds` without its last dimension; or 0 and 1.
-        from_logits: Whether `preds` holds logits.
-        ignore_index: Rows with this target are ignored.
+        preds, target, sample_weight, **options: As in `calibration_error`. The confidence of an event is the
+            probability of class 1. With weights, means are weighted.
         return_bandwidth: Whether to return the bandwidth as well.
         bandwidth: The standard deviation of the noise, above 0. For 1 and above, the error is nearly the
             difference of mean confidence and accuracy.
@@ -125,27 +126,39 @@ def smooth_calibration_error(
     check_flag("return_bandwidth", return_bandwidth)
     if bandwidth is not None:
         check_number("bandwidth", "a finite number above 0", lambda x: 0 < x < math.inf, bandwidth)
-    confidence, correct = top_labels(preds, target, from_logits=from_logits, ignore_index=ignore_index)
-    residuals = _Residuals(confidence, correct)
+    rows = read(preds, target, sample_weight, **options)
+    residuals = _Residuals(*rows.top_labels(), rows.weights())
     if bandwidth is None:
         error, width = residuals.fixed_point()
     else:
         width = float(bandwidth)
         error = residuals.smoothed(width, width)(width)
-    return (scalar_like(preds, error), width) if return_bandwidth else scalar_like(preds, error)
+    return (rows.result(error), width) if return_bandwidth else rows.result(error)
 
 
 class _Residuals:
     """The residuals, outcome minus confidence, at the confidences."""
 
-    def __init__(self, confidence: Floats, is_correct: Bools) -> None:
+    def __init__(self, confidence: Floats, is_correct: Bools, weights: Floats | None) -> None:
         # Sorted, so that sums do not depend on the order of the rows. Two separate sorts are faster than one
         # sort of pairs.
-        correct, wrong = np.sort(confidence[is_correct]), np.sort(confidence[~is_correct])
+        self.weight: Floats | None = None
+        if weights is None:
+            correct, wrong = np.sort(confidence[is_correct]), np.sort(confidence[~is_correct])
+            self.total = float(len(confidence))
+        else:
+            kept = np.lexsort((weights, confidence))
+            kept = kept[weights[kept] > 0]
+            check_not_empty(len(kept))
+            of_correct, of_wrong = kept[is_correct[kept]], kept[~is_correct[kept]]
+            correct, wrong = confidence[of_correct], confidence[of_wrong]
+            self.weight = weights[np.concatenate([of_correct, of_wrong])]
+            self.total = math.fsum(weights[kept])
         self.at = np.concatenate([correct, wrong])
         self.size = np.concatenate([1.0 - correct, -wrong])
+        if self.weight is not None:
+            self.size *= self.weight
         self.n_correct = len(correct)
-        self.n = len(self.at)
         self.one_sign = not (len(correct) and len(wrong))
 
     def fixed_point(self) -> tuple[float, float]:
@@ -194,13 +207,13 @@ class _Residuals:
         return lambda bandwidth: alone + line(bandwidth)
 
     def _mean(self) -> float:
-        return float(abs(self.size.sum())) / self.n
+        return float(abs(self.size.sum())) / self.total
 
     def _unsmoothed(self) -> float:
         return float(np.abs(self._distinct[1]).sum())
 
     def _line(self, low: float, high: float) -> _Line:
-        return _Line(self.at, self.size / self.n, 1.0, low, high)
+        return _Line(self.at, self.size / self.total, 1.0, low, high)
 
     @cached_property
     def _distinct(self) -> tuple[Floats, Floats]:
@@ -208,10 +221,11 @@ class _Residuals:
         order = np.argsort(self.at, kind="stable")  # a merge of the two sorted parts
         at = self.at[order]
         first = np.flatnonzero(np.diff(at, prepend=-1.0))
-        correct = np.add.reduceat((order < self.n_correct).astype(np.float64), first)
         # Computed from counts, so that calibrated confidences give exactly 0: 10 * 0.1 is 1, but the sum of
         # ten 0.1 is not.
-        return at[first], (correct - np.diff(first, append=self.n) * at[first]) / self.n
+        weight = np.ones(len(at)) if self.weight is None else self.weight[order]
+        correct = np.add.reduceat(weight * (order < self.n_correct), first)
+        return at[first], (correct - np.add.reduceat(weight, first) * at[first]) / self.total
 
 
 class _Line:

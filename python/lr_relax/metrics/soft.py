@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from lr_relax._arguments import FLOATS, check_number
 from lr_relax._autograd import runs_natively
 
-from ._inputs import Array, as_classes, check_choice, check_flag, check_integer, check_not_empty, on_cpu
+from ._checks import ArrayLike, as_numpy, check_choice, check_integer, check_not_empty
+from ._inputs import Task, arranged, check_options, read, whole_numbers
 
 _INTEGERS = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
@@ -20,33 +21,39 @@ _INTEGERS = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits i
 @overload
 def soft_calibration_error(
     preds: Tensor,
-    target: Tensor | Array,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
     n_bins: int = 15,
     temperature: float = 0.01,
-    norm: str = "l2",
+    norm: Literal["l1", "l2"] = "l2",
+    task: Literal["multiclass", "binary"] | None = None,
+    from_logits: bool = False,
+    dim: int | None = None,
     ignore_index: int | None = None,
 ) -> Tensor: ...
 @overload
 def soft_calibration_error(
-    preds: Array,
-    target: Tensor | Array,
+    preds: ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
     n_bins: int = 15,
     temperature: float = 0.01,
-    norm: str = "l2",
+    norm: Literal["l1", "l2"] = "l2",
+    task: Literal["multiclass", "binary"] | None = None,
+    from_logits: bool = False,
+    dim: int | None = None,
     ignore_index: int | None = None,
 ) -> np.float64: ...
 def soft_calibration_error(
-    preds: Tensor | Array,
-    target: Tensor | Array,
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
     *,
-    from_logits: bool = False,
     n_bins: int = 15,
     temperature: float = 0.01,
-    norm: str = "l2",
+    norm: Literal["l1", "l2"] = "l2",
+    task: Literal["multiclass", "binary"] | None = None,
+    from_logits: bool = False,
+    dim: int | None = None,
     ignore_index: int | None = None,
 ) -> Tensor | np.float64:
     """The soft-binned calibration error (SB-ECE), a differentiable metric and training penalty.
@@ -68,11 +75,8 @@ def soft_calibration_error(
         loss = cross_entropy(logits, y) + weight * soft_calibration_error(logits, y, from_logits=True)
 
     Args:
-        preds: Probabilities of shape (..., C), or logits with `from_logits`: the confidence is the highest
-            probability. Or, with the shape of `target`, the probability (or logit) of class 1 of binary
-            events, which is the confidence. A torch tensor or a NumPy array of 16, 32 or 64 bit floats.
-        target: Classes in [0, C), of the shape of `preds` without its last dimension; or 0 and 1.
-        from_logits: Whether `preds` holds logits.
+        preds, target, task, from_logits, dim: As in `calibration_error`, without the task "multilabel". The
+            confidence of an event is the probability of class 1.
         n_bins: The number of bins, at least 1.
         temperature: The softness of the bins, above 0: the share of a bin falls by a factor e at a distance
             of ``sqrt(temperature)`` from its center.
@@ -101,20 +105,24 @@ def soft_calibration_error(
     0.16846
     >>> error.backward()  # sets `logits.grad`
     """
-    check_flag("from_logits", from_logits)
+    check_options(task=task, from_logits=from_logits, dim=dim, ignore_index=ignore_index)
+    if task not in ("multiclass", "binary", None):
+        raise ValueError(f"Expected argument `task` to be 'multiclass' or 'binary', but got {task!r}.")
     n_bins = check_integer("n_bins", n_bins, 1, 2**20)
     check_number("temperature", "a finite number above 0", lambda x: 0 < x < math.inf, temperature)
     check_choice("norm", norm, ("l1", "l2"))
-    if ignore_index is not None:
-        check_integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
-    scores, classes = _tensors(preds, target)
+    scores, classes = _tensors(preds, target, task, dim)
     keep = None if ignore_index is None else classes != ignore_index
     dtype = torch.float32 if isinstance(preds, Tensor) and preds.dtype != torch.float64 else torch.float64
     confidence, correct, invalid_row, invalid_class = _soft_top_labels(
         scores, classes, dtype, from_logits, keep
     )
-    if runs_natively(scores):
-        _check_values(scores, classes, from_logits, keep, invalid_row, invalid_class)
+    if runs_natively(scores) and (
+        (invalid_row | invalid_class).any() or (keep is not None and not keep.any())
+    ):
+        # Raises the error of the first invalid row.
+        last = -1 if scores.dim() > 1 else None
+        read(scores, classes, from_logits=from_logits, dim=last, ignore_index=ignore_index).top_labels()
 
     residual = torch.where(
         invalid_row | invalid_class, math.nan, correct.to(confidence.dtype) - confidence
@@ -136,44 +144,53 @@ def soft_calibration_error(
     return error if isinstance(preds, Tensor) else np.float64(error.item())
 
 
-def _tensors(preds: Tensor | Array, target: Tensor | Array) -> tuple[Tensor, Tensor]:
-    """Both as tensors on one device, with checked types and shapes."""
+def _tensors(
+    preds: Tensor | ArrayLike, target: Tensor | ArrayLike, task: Task | None, dim: int | None
+) -> tuple[Tensor, Tensor]:
+    """Both as tensors on one device, with checked types and shapes and the classes last; events are flat."""
+    scores: Any = preds
+    classes: Any = target
     if not isinstance(preds, Tensor):
-        preds = on_cpu("preds", preds)
-        if preds.dtype not in (np.float16, np.float32, np.float64):
+        array = as_numpy("preds", preds)
+        if array.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(
-                f"Expected argument `preds` to be of a floating-point type, but got {preds.dtype}."
+                f"Expected argument `preds` to be of a floating-point type, but got {array.dtype}."
             )
-        preds = torch.from_numpy(np.array(preds, order="C"))
+        scores = torch.from_numpy(np.array(array, order="C"))
     elif preds.dtype not in FLOATS:
         raise TypeError(f"Expected argument `preds` to be of a floating-point type, but got {preds.dtype}.")
     if not isinstance(target, Tensor):
-        array: Any = as_classes(preds, on_cpu("target", target))
-        _check_integers(array.dtype, array.dtype.kind in "iu")
-        target = torch.from_numpy(np.array(array, np.int64)).to(preds.device)
-    else:
-        if target.dtype == torch.bool and target.shape == preds.shape:  # a binary event
-            target = target.to(torch.uint8)
-        _check_integers(target.dtype, target.dtype in _INTEGERS)
-    if target.device != preds.device:
+        classes = np.array(whole_numbers(as_numpy("target", target)))
+        _check_integers(classes.dtype, classes.dtype.kind in "iub")
+        if classes.dtype.kind == "u":
+            classes = classes.astype(np.int64)
+        classes = torch.from_numpy(classes).to(scores.device)
+    elif runs_natively(scores) and not target.is_meta:
+        classes = torch.as_tensor(whole_numbers(target))
+    if classes.device != scores.device:
         raise TypeError(
-            f"Expected argument `target` to be on {preds.device}, the device of `preds`, "
-            f"but got {target.device}."
+            f"Expected argument `target` to be on {scores.device}, the device of `preds`, "
+            f"but got {classes.device}."
         )
-    if target.shape != preds.shape:
-        *rows, n_classes = preds.shape or (0,)
-        if not rows or n_classes == 0:
-            raise ValueError(
-                "Expected argument `preds` to have shape (N, C) with at least one class, "
-                f"or that of `target`, but got {tuple(preds.shape)}."
-            )
-        if list(target.shape) != rows:
-            raise ValueError(
-                f"Expected argument `target` to have shape {tuple(rows)}, that of `preds` "
-                f"without its classes, but got {tuple(target.shape)}."
-            )
-    check_not_empty(preds.numel())
-    return preds, target.long()
+    task, scores, classes, _ = arranged("preds", task, scores, classes, None, dim)
+    n_classes = scores.shape[-1] if task == "multiclass" and scores.dim() else 2
+    if classes.dtype == torch.bool and n_classes == 2:
+        classes = classes.to(torch.uint8)
+    _check_integers(classes.dtype, classes.dtype in _INTEGERS)
+    if task == "binary":
+        scores, classes = scores.reshape(-1), classes.reshape(-1)
+    elif scores.dim() < 2 or n_classes < 2:
+        raise ValueError(
+            f"Expected argument `preds` to have at least 2 classes, but got shape {tuple(scores.shape)}; "
+            "for binary events, pass their probabilities with shape (N,)."
+        )
+    elif classes.shape != scores.shape[:-1]:
+        raise ValueError(
+            f"Expected argument `target` to have shape {tuple(scores.shape[:-1])}, that of `preds` "
+            f"without its classes, but got {tuple(classes.shape)}."
+        )
+    check_not_empty(scores.numel())
+    return scores, classes.long()
 
 
 def _check_integers(dtype: object, is_integer: bool) -> None:
@@ -189,15 +206,18 @@ def _soft_top_labels(
     """For each row: the confidence, and whether it is correct, invalid, or has an invalid target."""
     is_binary = scores.dim() == classes.dim()
     p = scores.to(dtype)
-    tolerance = 1e-2 if scores.dtype in (torch.float16, torch.bfloat16) else 1e-3  # as in the kernels
+    # As in the kernels.
+    is_half = scores.dtype in (torch.float16, torch.bfloat16)
+    rounding, tolerance = (1e-2, 1e-2) if is_half else (1e-3, 5e-3)
+    slack = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(scores.dtype, 1e-6)
     if keep is not None:  # ignored rows must not reach the gradient: 0 times NaN is NaN
         blank = 0.0 if from_logits or is_binary else 1.0 / scores.shape[-1]
         p = torch.where(keep if is_binary else keep.unsqueeze(-1), p, blank)
     if is_binary:
         n_classes = 2
-        confidence = torch.sigmoid(p) if from_logits else p
+        confidence = torch.sigmoid(p) if from_logits else p.clamp(0, 1)
         correct = classes == 1
-        invalid_row = confidence.isnan() if from_logits else ~((p >= 0) & (p <= 1))
+        invalid_row = confidence.isnan() if from_logits else ~((p >= -slack) & (p <= 1 + slack))
     else:
         n_classes = scores.shape[-1]
         p = p.softmax(-1) if from_logits else p
@@ -206,44 +226,12 @@ def _soft_top_labels(
         if from_logits:
             invalid_row = confidence.isnan()
         else:
+            total = p.sum(-1)
+            distance = (total.detach() - 1).abs()
             # Written so that NaN is invalid.
-            invalid_row = ~((p.amin(-1) >= 0) & ((p.detach().sum(-1) - 1).abs() <= tolerance))
-            confidence = confidence.clamp(max=1)
+            invalid_row = ~((p.amin(-1) >= -slack) & (distance <= tolerance))
+            confidence = torch.where(distance > rounding, confidence / total, confidence).clamp(max=1)
     invalid_class = (classes < 0) | (classes >= n_classes)
     if keep is not None:
         invalid_class = invalid_class & keep
     return confidence, correct, invalid_row, invalid_class
-
-
-def _check_values(
-    scores: Tensor,
-    classes: Tensor,
-    from_logits: bool,
-    keep: Tensor | None,
-    invalid_row: Tensor,
-    invalid_class: Tensor,
-) -> None:
-    is_binary = scores.dim() == classes.dim()
-    if keep is not None:
-        check_not_empty(int(keep.any()))
-    if invalid_class.any():
-        row = int(invalid_class.flatten().int().argmax())
-        n_classes = 2 if is_binary else scores.shape[-1]
-        raise IndexError(
-            f"Expected argument `target` to hold classes in [0, {n_classes}), "
-            f"but got {classes.flatten()[row].item()} at row {row}."
-        )
-    if invalid_row.any():
-        if from_logits:
-            what = (
-                "logits that are not NaN"
-                if is_binary
-                else "logits that have a softmax (no NaN, no +inf, not all -inf)"
-            )
-        else:
-            what = (
-                "probabilities in [0, 1]" if is_binary else "probabilities that are not negative and sum to 1"
-            )
-            what += " (pass `from_logits=True` for logits)"
-        row = int(invalid_row.flatten().int().argmax())
-        raise ValueError(f"Expected argument `preds` to hold {what}, but row {row} does not.")

@@ -6,15 +6,17 @@ were split into batches, and the states of several processes are added exactly (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._bins import BINNINGS, DIGITS, KINDS, MAX_BINS, Bins, bin_digits, check_norm, error
-from ._inputs import Array, check_choice, check_flag, check_integer
+from ._bins import DIGITS, KINDS, Binning, Bins, Kind, Norm, bin_digits, check_bins, check_norm, errors, mean
+from ._checks import Array, ArrayLike, check_choice, check_integer, on_device
+from ._inputs import Options, Predictions, check_options, read
 from .scores import mean_score, score_digits
 
 try:
@@ -31,7 +33,7 @@ class _Sums(Metric):
     """A metric whose state is a tensor of integer sums.
 
     A `MetricCollection` shares the state of metrics whose states have the same names and values. So the name
-    of the state lists all options that affect the sums.
+    of the state depends on all options that affect the sums.
     """
 
     is_differentiable = False
@@ -39,14 +41,12 @@ class _Sums(Metric):
     full_state_update = False
     plot_lower_bound = 0.0
 
-    def __init__(self, n: int, what: str, from_logits: bool, ignore_index: int | None, **kwargs: Any) -> None:
-        check_flag("from_logits", from_logits)
-        if ignore_index is not None:
-            check_integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
+    def __init__(self, n: int, what: str, kwargs: dict[str, Any]) -> None:
+        options: Any = {name: kwargs.pop(name) for name in Options.__annotations__ if name in kwargs}
+        check_options(**options)
         super().__init__(**kwargs)
-        self.from_logits, self.ignore_index = bool(from_logits), ignore_index
-        rows = f"{'logits' if from_logits else 'probabilities'}_ignore_{ignore_index}".replace("-", "minus_")
-        self._name = f"sums_{what}_{rows}"
+        self.options: Options = options
+        self._name = f"sums_{what}_{crc32(repr(sorted(options.items())).encode()):08x}"
         self._of_batch = False
         self.add_state(self._name, torch.zeros(n, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -79,9 +79,22 @@ class _Sums(Metric):
         finally:
             self._of_batch = False
 
-    def _add(self, of_batch: Callable[[], Any]) -> None:
+    def update(
+        self,
+        preds: Tensor | ArrayLike,
+        target: Tensor | ArrayLike,
+        sample_weight: Tensor | ArrayLike | None = None,
+    ) -> None:
+        """Add a batch."""
+        if torch.compiler.is_dynamo_compiling():
+            torch._dynamo.disable(self._add)(preds, target, sample_weight)  # type: ignore[no-untyped-call]
+        else:
+            self._add(preds, target, sample_weight)
+
+    def _add(self, *arguments: Any) -> None:
         try:
-            sums = torch.from_numpy(np.ascontiguousarray(of_batch()))
+            digits = self._digits(read(*arguments, **self.options))
+            sums = torch.from_numpy(np.ascontiguousarray(digits))
         except Exception:
             self._update_count -= 1  # torchmetrics has incremented it
             raise
@@ -90,7 +103,15 @@ class _Sums(Metric):
     def _result(self, of_sums: Callable[[Any], float]) -> Tensor:
         sums = self.sums.cpu().numpy()
         value = float("nan") if self._of_batch and not sums.any() else of_sums(sums)
-        return torch.tensor(value, dtype=torch.float64, device=self.sums.device)
+        return on_device(value, self.sums.device)
+
+    def _digits(self, rows: Predictions) -> Any:
+        """The sums of a batch."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """The arguments that are not the default."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot values, by default the current one, as in every `torchmetrics.Metric`."""
@@ -101,10 +122,11 @@ class CalibrationError(_Sums):
     """The streaming version of `lr_relax.metrics.calibration_error`.
 
     Args:
-        n_bins, norm, kind, debias, from_logits, ignore_index: As in the function.
+        n_bins, norm, kind, debias: As in the function.
         binning: "uniform" or "paper"; the edges of "quantile" depend on all rows.
-        num_classes: C, required for kind "classwise".
-        **kwargs: Options of `torchmetrics.Metric`.
+        num_classes: C, required for kind "classwise"; the number of labels, for the task "multilabel".
+        **kwargs: `task`, `from_logits`, `dim`, `labels`, `normalize` and `ignore_index` as in the function,
+            and options of `torchmetrics.Metric`.
 
     `update(preds, target, sample_weight=None)` accepts the arguments of the function, and empty batches;
     `compute()` returns a float64 scalar, bitwise equal to a single call on all rows. A batch with an invalid
@@ -122,63 +144,58 @@ class CalibrationError(_Sums):
     def __init__(
         self,
         *,
-        n_bins: int = 15,
-        norm: str = "l1",
-        binning: str = "uniform",
-        kind: str = "top_label",
+        n_bins: int | Sequence[float] | Array = 15,
+        norm: Norm = "l1",
+        binning: Binning = "uniform",
+        kind: Kind = "top_label",
         debias: bool = False,
         num_classes: int | None = None,
-        from_logits: bool = False,
-        ignore_index: int | None = None,
         **kwargs: Any,
     ) -> None:
-        n_bins = check_integer("n_bins", n_bins, 1, MAX_BINS)
+        n, self._binning = check_bins(n_bins, binning)
         check_norm(norm, debias)
-        check_choice("binning", binning, BINNINGS)
         check_choice("kind", kind, KINDS)
         if binning == "quantile":
             raise ValueError(
                 "Expected argument `binning` to be 'uniform' or 'paper', but got 'quantile', "
                 "whose edges depend on all rows."
             )
-        if kind == "classwise" or num_classes is not None:
+        has_groups = kind == "classwise" or kwargs.get("task") == "multilabel"
+        if has_groups or num_classes is not None:
             num_classes = check_integer("num_classes", num_classes, 1, 2**31)
-        self._n_all = n_bins * (num_classes if kind == "classwise" and num_classes else 1)
+        self._n_all = n * (num_classes if has_groups and num_classes else 1)
         if self._n_all > 2**22:
             raise ValueError(
                 "Expected argument `n_bins` to make at most 4194304 bins for all classes, "
-                f"but got {n_bins} for each of {num_classes}."
+                f"but got {n} for each of {num_classes}."
             )
-        what = f"{n_bins}_{binning}_bins_{kind}"
-        super().__init__(self._n_all * (1 + 3 * DIGITS), what, from_logits, ignore_index, **kwargs)
-        self.n_bins, self.norm, self.binning, self.kind = n_bins, norm, binning, kind
+        bins = (
+            f"{n}_{binning}"
+            if isinstance(self._binning, str)
+            else f"{crc32(repr(self._binning).encode()):08x}"
+        )
+        super().__init__(self._n_all * (1 + 3 * DIGITS), f"{bins}_bins_{kind}", kwargs)
+        self.n_bins, self.norm, self.binning, self.kind = n, norm, binning, kind
         self.debias, self.num_classes = debias, num_classes
 
     def update(
-        self, preds: Tensor | Array, target: Tensor | Array, sample_weight: Tensor | Array | None = None
+        self,
+        preds: Tensor | ArrayLike,
+        target: Tensor | ArrayLike,
+        sample_weight: Tensor | ArrayLike | None = None,
     ) -> None:
         """Add a batch."""
-        self._add(lambda: self._digits(preds, target, sample_weight))
-
-    def _digits(
-        self, preds: Tensor | Array, target: Tensor | Array, sample_weight: Tensor | Array | None
-    ) -> Any:
         if self.debias and sample_weight is not None:
+            self._update_count -= 1  # torchmetrics has incremented it
             raise ValueError("Expected argument `sample_weight` to be None with `debias`, but got weights.")
-        _, counts, digits = bin_digits(
-            preds,
-            target,
-            sample_weight,
-            from_logits=self.from_logits,
-            n_bins=self.n_bins,
-            binning=self.binning,
-            kind=self.kind,
-            ignore_index=self.ignore_index,
-        )
+        super().update(preds, target, sample_weight)
+
+    def _digits(self, rows: Predictions) -> Any:
+        _, counts, digits = bin_digits(rows, self.n_bins, self._binning, self.kind)
         if len(counts) != self._n_all:
             raise ValueError(
                 f"Expected argument `preds` to have {self.num_classes} classes, as in `num_classes`, "
-                f"but got shape {tuple(preds.shape)}."
+                f"but got {len(counts) // self.n_bins}."
             )
         return np.concatenate([counts, digits])
 
@@ -187,23 +204,26 @@ class CalibrationError(_Sums):
 
         def of_sums(sums: Any) -> float:
             counts, digits = sums[: self._n_all], sums[self._n_all :]
-            return error(Bins.from_digits(counts, digits, self.n_bins), self.norm, self.debias)
+            return mean(errors(Bins.from_digits(counts, digits, self.n_bins), self.norm, self.debias))
 
         return self._result(of_sums)
+
+    def extra_repr(self) -> str:
+        own = {"n_bins": 15, "norm": "l1", "binning": "uniform", "kind": "top_label", "debias": False}
+        values = {
+            name: getattr(self, name) for name, default in own.items() if getattr(self, name) != default
+        }
+        return ", ".join([*(f"{n}={v!r}" for n, v in values.items()), *filter(None, [super().extra_repr()])])
 
 
 class _MeanScore(_Sums):
     score: str
 
-    def __init__(self, *, from_logits: bool = False, ignore_index: int | None = None, **kwargs: Any) -> None:
-        super().__init__(2 * DIGITS + 1, self.score, from_logits, ignore_index, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(2 * DIGITS + 1, self.score, kwargs)
 
-    def update(
-        self, preds: Tensor | Array, target: Tensor | Array, sample_weight: Tensor | Array | None = None
-    ) -> None:
-        """Add a batch."""
-        options = (sample_weight, self.from_logits, self.ignore_index)
-        self._add(lambda: score_digits(self.score, preds, target, *options))
+    def _digits(self, rows: Predictions) -> Any:
+        return score_digits(self.score, rows)
 
     def compute(self) -> Tensor:
         """The mean over all rows so far."""

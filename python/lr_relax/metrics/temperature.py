@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from lr_relax import _native
 from lr_relax._arguments import check_number
 
-from ._inputs import Array, check_choice, check_predictions, on_cpu
+from ._bins import Bins, bin_digits, errors, mean
+from ._checks import Array, ArrayLike, as_numpy, check_choice, on_device, warn
+from ._inputs import Options, Predictions, read
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 PAPER_GRID = (0.25, 0.5, 0.75, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.5, 3.0)
 """The temperatures of Lienen & Hüllermeier (2021)."""
@@ -43,24 +48,24 @@ class TemperatureScaling(nn.Module):
 
     def fit(
         self,
-        logits: Tensor | Array,
-        target: Tensor | Array,
+        logits: Tensor | ArrayLike,
+        target: Tensor | ArrayLike,
         *,
-        method: str = "nll",
+        method: Literal["nll", "grid"] = "nll",
         temperatures: Sequence[float] = PAPER_GRID,
-        ignore_index: int | None = None,
+        **options: Unpack[Options],
     ) -> TemperatureScaling:
         """Fit the temperature to predictions on held-out data.
 
         Args:
-            logits: Logits of shape (..., C), a tensor or NumPy array of 16, 32 or 64 bit floats.
-            target: Classes in [0, C), of the shape of `logits` without its last dimension and any integer
-                type.
+            logits: Logits of shape (..., C), or probabilities with ``from_logits=False``; or, of binary
+                events, of the shape of `target`. A tensor or an array of 16, 32 or 64 bit floats.
+            target: Classes in [0, C), of the shape of `logits` without its classes.
             method: "nll": maximum likelihood, by Newton's method to double precision. "grid": the first of
                 `temperatures` with the smallest expected calibration error over 15 bins, as in the paper's
                 code.
             temperatures: The grid, up to 4096 numbers in [1e-4, 1e4). Default: the grid of the paper.
-            ignore_index: Rows with this target are ignored.
+            **options: As in `calibration_error`, but `from_logits` is True by default.
 
         Returns:
             The module itself.
@@ -75,43 +80,84 @@ class TemperatureScaling(nn.Module):
         """
         check_choice("method", method, ("nll", "grid"))
         grid = _check_temperatures(temperatures)
-        logits, target = check_predictions(logits, target, ignore_index, name="logits")
+        options = {"from_logits": True, **options}
+        rows = read(logits, target, name="logits", **options)
         if method == "nll":
-            best, at_end, _ = _native.fit_temperature(logits, target, ignore_index)
+            z, classes = _log_odds(rows)
+            best, at_end, _ = _native.fit_temperature(z, classes, rows.ignore_index)
             if at_end:
-                warnings.warn(
+                warn(
                     f"The likelihood increases up to the end of the range of temperatures; {best:g} is used.",
                     RuntimeWarning,
-                    stacklevel=2,
                 )
         else:
-            errors = _native.calibration_errors_of_temperatures(logits, target, grid, 15, ignore_index)
-            best = grid[int(errors.argmin())]
+            best = grid[int(_errors(rows, grid).argmin())]
         # In double precision, even after `module.half()`.
-        self.temperature.data = torch.tensor(best, dtype=torch.float64, device=self.temperature.device)
+        self.temperature.data = on_device(best, self.temperature.device)
         return self
 
     def forward(self, logits: Tensor) -> Tensor:
-        """``logits / temperature``, in the type of `logits`; differentiable."""
+        """``logits / temperature``; differentiable. Half precision becomes float32, against overflow."""
         if not (isinstance(logits, Tensor) and logits.is_floating_point()):
             got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
             raise TypeError(f"Expected argument `logits` to be a floating-point tensor, but got {got}.")
-        return (logits / self.temperature).to(logits.dtype)
+        wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return (wide / self.temperature).to(wide.dtype)
 
     @torch.no_grad()
-    def transform(self, logits: Tensor | Array) -> Any:
-        """``logits / temperature`` of a tensor or an array, of the same kind and floating-point type."""
+    def transform(self, logits: Tensor | ArrayLike) -> Any:
+        """``logits / temperature`` of a tensor or an array, as `forward`."""
         if isinstance(logits, Tensor):
             return self(logits)
-        on_cpu("logits", logits)
-        if logits.dtype.kind != "f":
+        array = as_numpy("logits", logits)
+        if array.dtype.kind != "f":
             raise TypeError(
-                f"Expected argument `logits` to be of a floating-point type, but got {logits.dtype}."
+                f"Expected argument `logits` to be of a floating-point type, but got {array.dtype}."
             )
-        return (logits / np.float64(self.temperature.item())).astype(logits.dtype)
+        wide = np.promote_types(array.dtype, np.float32)
+        divided: Array = (array / np.float64(self.temperature.item())).astype(wide)
+        return divided
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def moved(tensor: Tensor) -> Tensor:
+            try:
+                return fn(tensor)
+            except (TypeError, RuntimeError):  # a device without double precision
+                return fn(tensor.float())
+
+        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature.item():g}"
+
+
+def _log_odds(rows: Predictions) -> tuple[Any, Any]:
+    """Logits of all classes; those of an event with logit z are 0 and z."""
+    z = rows.preds
+    if rows.from_logits:
+        if not rows.n_labels:
+            return z, rows.target
+        z = np.asarray(z.float() if isinstance(z, Tensor) else z, dtype=np.float64)
+        return np.stack([np.zeros_like(z), z], -1), rows.target
+    rows.top_labels()  # checks the values
+    p = np.asarray(z.double() if isinstance(z, Tensor) else z, dtype=np.float64).clip(0, 1)
+    with np.errstate(divide="ignore"):
+        return np.log(np.stack([1 - p, p], -1) if rows.n_labels else p), rows.target
+
+
+def _errors(rows: Predictions, grid: list[float]) -> Any:
+    """The expected calibration error for each temperature, over 15 bins of the paper's code."""
+    z, classes = _log_odds(rows)
+    if not rows.n_labels:
+        return _native.calibration_errors_of_temperatures(z, classes, grid, 15, rows.ignore_index)
+    odds = z[:, 1] - z[:, 0]
+
+    def error(temperature: float) -> float:
+        scaled = replace(rows, preds=odds / temperature, from_logits=True, n_labels=1)
+        _, counts, digits = bin_digits(scaled, 15, "paper", "top_label")
+        return mean(errors(Bins.from_digits(counts, digits, 15), "l1", False))
+
+    return np.array([error(temperature) for temperature in grid])
 
 
 def _check_temperatures(temperatures: Sequence[float]) -> list[float]:

@@ -52,15 +52,19 @@ def put(array: Array, row: int, value: Any) -> Array:
 INVALID = [
     *(
         (put(put(P, 3, NAN), 1, row), Y, {}, ValueError, r"`preds`.*from_logits=True.* row 1 ")
-        for row in ([NAN, 1], [1, NAN], [-0.5, 1.5], [0.5, 0.4], [0.6, 0.6], [INF, 0], [0, 0], [-INF, INF])
+        for row in ([NAN, 1], [1, NAN], [-0.5, 1.5], [INF, 0], [0, 0], [-INF, INF], [1 + 1e-5, -1e-5])
+    ),
+    *(
+        (put(put(P, 3, NAN), 1, row), Y, {}, ValueError, rf"`preds`.*{sum(row):.6f}.*normalize=True.* row 1 ")
+        for row in ([0.5, 0.4], [0.6, 0.6], [0.5, 0.4949], [0.5, 0.5051])
     ),
     *(
         (put(P, 2, row), Y, LOGITS, ValueError, r"softmax.* row 2 ")
         for row in ([NAN, 1], [1, NAN], [INF, 0], [INF, INF], [-INF, -INF], [INF, -INF])
     ),
-    *((put(P[:, 0], 1, x), Y, {}, ValueError, r"in \[0, 1\].* row 1 ") for x in (NAN, -1e-9, 1 + 1e-9, INF)),
+    *((put(P[:, 0], 1, x), Y, {}, ValueError, r"in \[0, 1\].* row 1 ") for x in (NAN, -1e-5, 1 + 1e-5, INF)),
     (put(P[:, 0], 3, NAN), Y, LOGITS, ValueError, "NaN.* row 3 "),
-    (P.reshape(2, 2, 2) * [[[1], [1]], [[1], [2]]], Y.reshape(2, 2), {}, ValueError, "row 3 "),
+    (P.reshape(2, 2, 2) * [[[1], [1]], [[1], [2]]], Y.reshape(2, 2), {"dim": -1}, ValueError, "row 3 "),
     (put(P, 1, NAN), Y, {"ignore_index": 0}, ValueError, "row 1 "),
     (P, put(Y, 2, 2), {}, IndexError, "2 at row 2"),
     (P, put(Y, 2, -1), {}, IndexError, "-1 at row 2"),
@@ -69,7 +73,7 @@ INVALID = [
     (P[:0], Y[:0], {}, ValueError, "at least one row"),
     (P[:0, 0], Y[:0], {}, ValueError, "at least one row"),
     (P, 0 * Y, {"ignore_index": 0}, ValueError, "at least one row"),
-    (P[:, :0], Y, {}, ValueError, "`preds`.*at least one class.*4, 0"),
+    (P[:, :0], Y, {}, ValueError, "`preds`.*at least 2 classes.*4, 0"),
     (P, Y[:3], {}, ValueError, "`target`.*4.*3"),
     (P, Y[:, None], {}, ValueError, "`target`"),
     (P.reshape(2, 2, 2), Y, {}, ValueError, "`target`"),
@@ -77,21 +81,22 @@ INVALID = [
     (P[0], np.array(0), {}, ValueError, "`preds`.*2"),
     *((P, Y, {"from_logits": flag}, TypeError, "`from_logits`") for flag in (1, None, "no")),
     *((P, Y, {"ignore_index": i}, ValueError, "`ignore_index`") for i in (1.0, True, "0", 2**63)),
-    (P.tolist(), Y, {}, TypeError, "`preds`.*list"),
-    (P, Y.tolist(), {}, TypeError, "`target`.*list"),
-    *((P.astype(t), Y, {}, TypeError, "`preds`") for t in (int, bool, complex, np.longdouble, ">f8")),
-    (P, Y.astype(float), {}, TypeError, "`target`.*float64"),
-    (P, Y == 0, {}, TypeError, "`target`.*bool"),
+    (P[:, :1], Y, {}, ValueError, r"at least 2 classes.*\(4, 1\).*shape \(N,\)"),
+    *((P.astype(t), Y, {}, TypeError, "`preds`") for t in (int, bool, complex, np.longdouble)),
+    ([["a", "b"]] * 4, Y, {}, TypeError, "`preds`"),
+    ([[0.5, 0.5], [1.0]], Y, {}, TypeError, "`preds`.*list"),
+    (P, Y + 0.5, {}, TypeError, "`target`.*0.5 of type float64 at row 0"),
+    (P, put(Y.astype(float), 2, NAN), {}, TypeError, "`target`.*nan.*row 2"),
+    (np.full((4, 4), 0.25), Y == 0, {"dim": -1}, TypeError, "`target`.*bool"),
     (np.ma.masked_array(P), Y, {}, TypeError, "`preds`.*MaskedArray"),
     (torch.from_numpy(P).long(), torch.from_numpy(Y), {}, TypeError, "`preds`.*int64"),
-    (torch.from_numpy(P), torch.from_numpy(Y).double(), {}, TypeError, "`target`.*float64"),
-    (torch.from_numpy(P), torch.from_numpy(Y) == 1, {}, TypeError, "`target`.*bool"),
+    (torch.from_numpy(P), torch.from_numpy(Y) + 0.5, {}, TypeError, "`target`.*float"),
 ]  # fmt: skip
 
 INVALID_WEIGHTS = [
     *((put(W, 2, w), ValueError, "`sample_weight`.*row 2") for w in (-1e-300, NAN, INF, 2.0**33)),
-    *((w, ValueError, "`sample_weight`.*shape") for w in (W[:3], W[:, None], np.array(1.0), P)),
-    *((w, TypeError, "`sample_weight`") for w in (W.tolist(), 1.0, np.ma.masked_array(W))),
+    *((w, ValueError, "`sample_weight`.*shape") for w in (W[:3], W[:, None], 1.0, P)),
+    (np.ma.masked_array(W), TypeError, "`sample_weight`"),
     *((w, TypeError, "`sample_weight`") for w in (W * 1j, torch.from_numpy(W * 1j))),
     *((np.array([w] * 4), TypeError, "`sample_weight`") for w in ("x", "1", None)),
     (0 * W, ValueError, "at least one row"),

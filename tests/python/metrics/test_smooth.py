@@ -45,9 +45,12 @@ def quadrature(c: Any, correct: Any, bandwidth: float) -> float:
 
     t = np.linspace(0, 1, math.ceil(max(50, 16 / bandwidth)) + 1)
     at = r(t)
+    # Around a single point, the sum is rounded in another way; so a sign that is rounding noise may differ.
+    signs = [np.sign(r(t[i : i + 1])[0]) for i in range(len(t))]
     zeros = [
         brentq(lambda x: r(np.array([x]))[0], t[i], t[i + 1], xtol=1e-15)
         for i in np.flatnonzero(at[1:] * at[:-1] < 0)
+        if signs[i] * signs[i + 1] < 0
     ]
     t = np.sort(np.concatenate([t, zeros]))
     half = np.diff(t) / 2
@@ -305,7 +308,7 @@ def test_kinds_of_input(error: Any) -> None:
         q = torch.from_numpy(p).to(dtype)
         rounded = error(q.double() / q.double().sum(1, keepdim=True), torch.from_numpy(y))
         assert error(q, torch.from_numpy(y).int()).item() == pytest.approx(rounded.item(), rel=2e-2)
-    coarse = np.array([[0.5, 0.5], [0.25, 0.745]], np.float16)  # sums to 1 within the tolerance of float16
+    coarse = np.array([[0.5, 0.5], [0.25, 0.742]], np.float16)  # sums to 1 within the tolerance of float16
     assert isinstance(error(coarse, np.array([0, 1])), np.float64)
     with pytest.raises(ValueError, match="row 1"):
         error(coarse.astype(np.float32), np.array([0, 1]))

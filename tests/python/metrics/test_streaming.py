@@ -213,8 +213,8 @@ INVALID_BATCHES = [
     (lambda p, y: (torch.where(torch.arange(20)[:, None] == 7, math.nan, p), y), ValueError, "row 7"),
     (lambda p, y: (p, torch.where(torch.arange(20) == 7, 3, y)), IndexError, "3 at row 7"),
     (lambda p, y: (p, y[:19]), ValueError, "`target`"),
-    (lambda p, y: (p, y.double()), TypeError, "`target`"),
-    (lambda p, y: (p.tolist(), y), TypeError, "`preds`"),
+    (lambda p, y: (p, y + 0.5), TypeError, "`target`"),
+    (lambda p, y: (p.long(), y), TypeError, "`preds`"),
     (lambda p, y: (p, y, torch.full((20,), -1.0)), ValueError, "`sample_weight`"),
     (lambda p, y: (p, y, torch.ones(19)), ValueError, "`sample_weight`"),
 ]
@@ -452,6 +452,7 @@ FIRST_BATCHES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Every row of")  # some metrics take the probabilities for logits
 @pytest.mark.parametrize("how", ["update", "forward"])
 @pytest.mark.parametrize("grouped", [True, False], ids=["groups", "no groups"])
 @pytest.mark.parametrize("first", FIRST_BATCHES)

@@ -89,6 +89,7 @@ def test_converges(classes: int) -> None:
         assert fit(z, y) == pytest.approx(optimum(z, y), rel=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:Every row of")  # for a gap of 1
 def test_two_classes() -> None:
     """With a fraction q of correct rows and a gap g of the logits, sigmoid(g / T) = q."""
     for correct, wrong, gap in (
@@ -214,7 +215,6 @@ def test_warns_if_separable(dtype: torch.dtype) -> None:
 def test_constant_logits(value: float, dtype: torch.dtype) -> None:
     logits = torch.full((50, 7), value, dtype=dtype)
     assert fit(logits, torch.arange(50) % 7) == 1.0
-    assert fit(torch.full((50, 1), value, dtype=dtype), torch.zeros(50, dtype=torch.int64)) == 1.0
 
 
 # The grid.
@@ -359,9 +359,9 @@ def test_forward_and_transform() -> None:
     for dtype in FLOATS:
         logits = torch.from_numpy(z).to(dtype).requires_grad_()
         got = scaling(logits)
-        assert (got.dtype, got.shape) == (dtype, logits.shape)
+        assert (got.dtype, got.shape) == (torch.promote_types(dtype, torch.float32), logits.shape)
         exact = logits.detach().double() / scaling.temperature.item()
-        torch.testing.assert_close(got.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-7)
+        torch.testing.assert_close(got.double(), exact, rtol=torch.finfo(got.dtype).eps, atol=1e-7)
         transformed = scaling.transform(logits)
         assert transformed.equal(got.detach())
         assert not transformed.requires_grad
@@ -369,9 +369,9 @@ def test_forward_and_transform() -> None:
         arrays = z.astype(dtype)
         transformed = scaling.transform(arrays)
         assert type(transformed) is np.ndarray
-        assert transformed.dtype == dtype
+        assert transformed.dtype == np.promote_types(dtype, np.float32)
         exact = arrays.astype(float) / scaling.temperature.item()
-        np.testing.assert_allclose(transformed, exact, rtol=np.finfo(dtype).eps, atol=1e-7)
+        np.testing.assert_allclose(transformed, exact, rtol=np.finfo(transformed.dtype).eps, atol=1e-7)
     assert scaling.transform(z.reshape(5, 10, 7)[..., ::-1]).shape == (5, 10, 7)
 
 
@@ -412,15 +412,12 @@ INVALID = [
     (Z, put(Y, 1, -1), {}, IndexError, "-1 at row 1"),
     (Z[:0], Y[:0], {}, ValueError, "`logits`.*at least one row"),
     (Z, 0 * Y, {"ignore_index": 0}, ValueError, "`logits`.*at least one row"),
-    (Z[:, :0], Y, {}, ValueError, "`logits`.*at least one class"),
-    (Z[:, 0], Y % 2, {}, ValueError, "`logits`.*shape"),
+    (Z[:, :0], Y, {}, ValueError, "`logits`.*at least 2 classes"),
     (Z[0], np.array(0), {}, ValueError, "`logits`.*shape"),
     (Z, Y[:3], {}, ValueError, "`target`.*shape"),
     (Z, Y[:, None], {}, ValueError, "`target`.*shape"),
-    (Z.tolist(), Y, {}, TypeError, "`logits`.*list"),
-    (Z, Y.tolist(), {}, TypeError, "`target`.*list"),
     (Z.astype(int), Y, {}, TypeError, "`logits`"),
-    (Z, Y.astype(float), {}, TypeError, "`target`"),
+    (Z, Y + 0.5, {}, TypeError, "`target`"),
     (np.ma.masked_array(Z), Y, {}, TypeError, "`logits`.*MaskedArray"),
     (Z, Y, {"ignore_index": 1.0}, ValueError, "`ignore_index`"),
     *((Z, Y, {"method": m}, ValueError, "`method`.*'nll' or 'grid'") for m in ("NLL", "ece", None, 1)),
@@ -473,7 +470,7 @@ def test_types_of_temperatures() -> None:
         assert TemperatureScaling(temperature).temperature.item() == 2  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("logits", [torch.tensor([[5, 10]]), np.array([[5, 10]]), [[5.0, 10.0]], None])
+@pytest.mark.parametrize("logits", [torch.tensor([[5, 10]]), np.array([[5, 10]]), [[5, 10]], None])
 def test_rejects_logits(logits: Any) -> None:
     scaling = TemperatureScaling(2.5)
     for method in (scaling, scaling.transform):
