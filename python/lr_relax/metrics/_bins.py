@@ -79,22 +79,22 @@ def bin_digits(
 ) -> tuple[Floats, Integers, Integers]:
     """The edges and the counts of all bins, and the digits of the three sums of each bin."""
     check_choice("kind", kind, KINDS)
-    edges, counts, digits = zip(
-        *(
-            _native.calibration_bins(
-                each.preds,
-                each.target,
-                None if each.weight is None else each.weight.reshape(tuple(each.target.shape)),
-                each.from_logits,
-                n_bins,
-                binning,
-                kind,
-                each.ignore_index,
-            )
-            for each in rows.by_label()
-        ),
-        strict=True,
-    )
+    labels = [
+        _native.calibration_bins(
+            each.preds,
+            each.target,
+            None if each.weight is None else each.weight.reshape(tuple(each.target.shape)),
+            each.from_logits,
+            n_bins,
+            binning,
+            kind,
+            each.ignore_index,
+        )
+        for each in rows.by_label()
+    ]
+    if len(labels) == 1:
+        return labels[0]
+    edges, counts, digits = zip(*labels, strict=True)
     columns = np.concatenate([each.reshape(3, -1) for each in digits], axis=1)
     return np.concatenate(edges), np.concatenate(counts), columns.reshape(-1)
 

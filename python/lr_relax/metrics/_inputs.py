@@ -405,8 +405,11 @@ def _normalized(name: str, scores: Tensor | Array, without_rows: bool) -> Tensor
 
 
 def _warn_of_probabilities(name: str, scores: Tensor | Array) -> None:
-    few = scores[(0,) * (scores.ndim - 2)] if 0 not in tuple(scores.shape) else scores
-    if _are_probabilities(few[:32]) and _are_probabilities(scores):
+    if 0 in tuple(scores.shape):
+        return
+    # Of logits, already the first row is no distribution, nearly always.
+    first = scores[(0,) * (scores.ndim - 1)]
+    if (scores.ndim < 2 or abs(float(first.sum()) - 1) < 5e-3) and _are_probabilities(scores):
         warn(
             f"Every row of `{name}` is a probability distribution, but from_logits=True: pass "
             "from_logits=False for probabilities.",
@@ -416,7 +419,7 @@ def _warn_of_probabilities(name: str, scores: Tensor | Array) -> None:
 
 def _are_probabilities(scores: Any) -> bool:
     """Whether all of at least 2 rows are distributions; or all of at least 32 events lie in [0, 1]."""
-    if 0 in tuple(scores.shape) or scores.ndim == 0 or (scores.ndim > 1 and min(scores.shape[-2:]) == 1):
+    if scores.ndim == 0 or (scores.ndim > 1 and min(scores.shape[-2:]) == 1):
         return False
     with np.errstate(invalid="ignore"):
         if scores.ndim == 1:
