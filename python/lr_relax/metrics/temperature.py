@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class TemperatureScaling(nn.Module):
         logits: Tensor | ArrayLike,
         target: Tensor | ArrayLike,
         *,
-        method: Literal["nll", "grid"] = "nll",
+        method: str = "nll",
         temperatures: Sequence[float] = PAPER_GRID,
         **options: Unpack[Options],
     ) -> TemperatureScaling:

@@ -1,0 +1,1 @@
+"""Adapters for other frameworks, a module for each, which imports the framework."""
