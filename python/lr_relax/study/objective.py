@@ -18,36 +18,6 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 CLIP = 1e-7  # Keras's epsilon
 
 
-def criterion(config: RunConfig) -> Criterion:
-    """The loss of a configuration."""
-    name, alpha = config.loss_name, config.alpha
-    if name == "cross_entropy":
-        return CrossEntropyLoss(label_smoothing=alpha)
-    as_probabilities = config.temp_scaling and config.legacy_temp_scaling
-    if config.legacy_clip or as_probabilities:
-        sign = 1 if config.legacy_confidence_penalty else -1
-
-        def as_coded(logits: Tensor, target: Tensor) -> Tensor:
-            outputs = logits if as_probabilities else logits.softmax(1)
-            if name == "label_relaxation":
-                return clipped_label_relaxation(outputs, target, alpha).mean()
-            if name == "focal":
-                return clipped_focal(outputs, target, alpha).mean()
-            return clipped_confidence_penalty(outputs, target, sign * alpha).mean()
-
-        return as_coded
-    if name == "label_relaxation":
-        return LabelRelaxationLoss(alpha)
-    if name == "focal":
-        return FocalLoss(alpha)
-    penalized = ConfidencePenaltyLoss(alpha)
-    if not config.legacy_confidence_penalty:
-        return penalized
-    cross_entropy = CrossEntropyLoss()
-    # CE + beta H = 2 CE - (CE - beta H)
-    return lambda logits, target: 2 * cross_entropy(logits, target) - penalized(logits, target)
-
-
 def clipped_label_relaxation(outputs: Tensor, target: Tensor, alpha: float) -> Tensor:
     """Label relaxation of each row in the paper's code: clipped, and zero for p[target] >= 1 - alpha."""
     p = (outputs / outputs.sum(1, keepdim=True)).clamp(CLIP, 1 - CLIP)
@@ -65,7 +35,34 @@ def clipped_focal(outputs: Tensor, target: Tensor, gamma: float) -> Tensor:
 
 
 def clipped_confidence_penalty(outputs: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Cross-entropy plus beta times the entropy of each row; the paper's penalty has a negative beta."""
+    """Cross-entropy minus beta times the entropy of each row; the paper's code has a negative beta."""
     p = outputs.clamp(CLIP, 1 - CLIP)
     entropy = -(p * p.log()).sum(1)
-    return -p.gather(1, target[:, None])[:, 0].log() + beta * entropy
+    return -p.gather(1, target[:, None])[:, 0].log() - beta * entropy
+
+
+_LOSSES = {
+    "label_relaxation": (LabelRelaxationLoss, clipped_label_relaxation),
+    "focal": (FocalLoss, clipped_focal),
+    "confidence_penalty": (ConfidencePenaltyLoss, clipped_confidence_penalty),
+}
+
+
+def criterion(config: RunConfig) -> Criterion:
+    """The loss of a configuration."""
+    if config.loss_name == "cross_entropy":
+        return CrossEntropyLoss(label_smoothing=config.alpha)
+    module, clipped = _LOSSES[config.loss_name]
+    rewards_confidence = config.legacy_confidence_penalty and module is ConfidencePenaltyLoss
+    as_probabilities = config.temp_scaling and config.legacy_temp_scaling
+    if config.legacy_clip or as_probabilities:
+        alpha = -config.alpha if rewards_confidence else config.alpha
+        return lambda logits, target: clipped(
+            logits if as_probabilities else logits.softmax(1), target, alpha
+        ).mean()
+    loss: Criterion = module(config.alpha)
+    if not rewards_confidence:
+        return loss
+    cross_entropy = CrossEntropyLoss()
+    # CE + beta H = 2 CE - (CE - beta H)
+    return lambda logits, target: 2 * cross_entropy(logits, target) - loss(logits, target)

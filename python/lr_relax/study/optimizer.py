@@ -14,7 +14,6 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,8 @@ class KerasSGD(torch.optim.SGD):
     * x``.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        rate: float,
-        *,
-        momentum: float = 0.9,
-        nesterov: bool = True,
-        weight_decay: float = 0.0,
-        fused: bool = True,
-    ) -> None:
-        super().__init__(
-            params, rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused
-        )
+    def __init__(self, params: Iterable[Any], rate: float, **options: Any) -> None:
+        super().__init__(params, rate, **{"momentum": 0.9, "nesterov": True, "fused": True} | options)
 
     def set_rate(self, rate: float) -> None:
         """Set the learning rate of all groups."""
