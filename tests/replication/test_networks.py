@@ -509,7 +509,7 @@ def test_seed_determines_weights(name: str, oracle: str, shape: tuple[int, ...])
     [
         (
             ("lenet", (3, 32, 32), 10),
-            "Expected argument `name` to be 'simple_dense', 'vgg', 'resnet' or 'densenet', but got 'lenet'.",
+            "Expected argument `name` to be one of simple_dense, vgg, resnet, densenet, but got 'lenet'.",
         ),
         (
             ("vgg", (1, 28, 28), 10),

@@ -3,14 +3,14 @@
 They take images with channels first and return logits, where the paper's code ends with a softmax; their
 values, initial weights and penalties are those of the paper's code (Lienen and Hüllermeier, AAAI 2021,
 https://github.com/julilien/LabelRelaxation). TensorFlow pads images asymmetrically under a stride, but only
-1x1 convolutions have one here, which pad nothing. ReLU is in place
-everywhere, as no backward pass needs its input: this saves a fifth of DenseNet's time.
+1x1 convolutions have one here, which pad nothing. ReLU is in place everywhere, as no backward pass needs its
+input: this saves a fifth of DenseNet's time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,37 +20,38 @@ from .network import ImageNorm, Network, RowNorm, glorot_uniform, he_normal, ini
 
 def build(name: str, input_shape: Sequence[int], n_classes: int) -> Network:
     """A network with new weights from torch's global generator; ``input_shape`` is (C, H, W) of an image."""
+
+    def wrong(argument: str, expected: str, value: object) -> ValueError:
+        return ValueError(f"Expected argument `{argument}` to be {expected}, but got {value!r}.")
+
     if name not in NAMES:
-        names = ", ".join(repr(known) for known in NAMES[:-1])
-        raise ValueError(f"Expected argument `name` to be {names} or {NAMES[-1]!r}, but got {name!r}.")
+        raise wrong("name", f"one of {', '.join(NAMES)}", name)
     shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
-        expected = "a sequence of positive integers"
-        raise ValueError(f"Expected argument `input_shape` to be {expected}, but got {input_shape!r}.")
+        raise wrong("input_shape", "a sequence of positive integers", input_shape)
     if not isinstance(n_classes, int) or n_classes < 2:
-        expected = "an integer of at least 2"
-        raise ValueError(f"Expected argument `n_classes` to be {expected}, but got {n_classes!r}.")
+        raise wrong("n_classes", "an integer of at least 2", n_classes)
     if name == "simple_dense":
         return simple_dense(math.prod(shape), n_classes)
-    make, least = _OF_IMAGES[name]
-    if len(shape) != 3 or min(shape[1:]) < least:
-        expected = f"channels, height and width, of at least {least} pixels, for {name!r}"
-        raise ValueError(f"Expected argument `input_shape` to be {expected}, but got {shape}.")
-    return make(*shape, n_classes)
+    if len(shape) != 3 or min(shape[1:]) < LEAST_SIZES[name]:
+        expected = f"channels, height and width, of at least {LEAST_SIZES[name]} pixels, for {name!r}"
+        raise wrong("input_shape", expected, shape)
+    return {"vgg": vgg, "resnet": resnet, "densenet": densenet}[name](*shape, n_classes)
+
+
+# The least height and width of images, which the poolings leave a pixel of.
+LEAST_SIZES = {"simple_dense": 1, "vgg": 32, "resnet": 29, "densenet": 6}
+NAMES = tuple(LEAST_SIZES)
+
+
+def _relu() -> nn.ReLU:
+    return nn.ReLU(inplace=True)
 
 
 def simple_dense(n_inputs: int, n_classes: int) -> Network:
     """Two hidden layers of 1024 ReLU units, initialized as in Keras: Glorot-uniform weights, zero biases."""
-    network = Network(
-        nn.Flatten(),
-        nn.Linear(n_inputs, 1024),
-        nn.ReLU(inplace=True),
-        nn.Linear(1024, 1024),
-        nn.ReLU(inplace=True),
-        nn.Linear(1024, n_classes),
-    )
-    initialize(network, glorot_uniform)
-    return network
+    hidden = [nn.Linear(n_inputs, 1024), _relu(), nn.Linear(1024, 1024), _relu()]
+    return initialize(Network(nn.Flatten(), *hidden, nn.Linear(1024, n_classes)), glorot_uniform)
 
 
 def vgg(channels: int, height: int, width: int, n_classes: int) -> Network:
@@ -62,16 +63,14 @@ def vgg(channels: int, height: int, width: int, n_classes: int) -> Network:
     n_in = channels
     for stage, (n_out, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
         for index in range(depth):
-            layers += [nn.Conv2d(n_in, n_out, 3, padding=1), nn.ReLU(inplace=True), ImageNorm(n_out)]
+            layers += [nn.Conv2d(n_in, n_out, 3, padding=1), _relu(), ImageNorm(n_out)]
             if index < depth - 1:
                 layers.append(nn.Dropout(0.4 if stage else 0.3))
             n_in = n_out
         layers.append(nn.MaxPool2d(2))
     layers += [nn.Dropout(0.5), nn.Flatten(), nn.Linear(512 * (height // 32) * (width // 32), 512)]
-    layers += [nn.ReLU(inplace=True), RowNorm(512), nn.Dropout(0.5), nn.Linear(512, n_classes)]
-    network = Network(*layers, l2=5e-4)
-    initialize(network, glorot_uniform)
-    return network
+    layers += [_relu(), RowNorm(512), nn.Dropout(0.5), nn.Linear(512, n_classes)]
+    return initialize(Network(*layers, l2=5e-4), glorot_uniform)
 
 
 def resnet(channels: int, height: int, width: int, n_classes: int) -> Network:
@@ -79,19 +78,17 @@ def resnet(channels: int, height: int, width: int, n_classes: int) -> Network:
 
     Three stages of six bottlenecks. All weights have an L2 penalty, and so have the predicted probabilities.
     """
-    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1), ImageNorm(16), nn.ReLU(inplace=True)]
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1), ImageNorm(16), _relu()]
     n_in = 16
     for stage, (n_inner, n_out) in enumerate([(16, 64), (64, 128), (128, 256)]):
         for index in range(6):
             stride = 2 if stage > 0 and index == 0 else 1
             layers.append(_Bottleneck(n_in, n_inner, n_out, stride, activated=stage == index == 0))
             n_in = n_out
-    layers += [ImageNorm(n_in), nn.ReLU(inplace=True), nn.AvgPool2d(8), nn.Flatten()]
     pooled = [math.ceil(size / 4) // 8 for size in (height, width)]
+    layers += [ImageNorm(n_in), _relu(), nn.AvgPool2d(8), nn.Flatten()]
     layers.append(nn.Linear(n_in * math.prod(pooled), n_classes))
-    network = Network(*layers, l2=1e-4, last_l2=1e-2, activity_l2=1e-2)
-    initialize(network, he_normal)
-    return network
+    return initialize(Network(*layers, l2=1e-4, last_l2=1e-2, activity_l2=1e-2), he_normal)
 
 
 class _Bottleneck(nn.Module):
@@ -103,16 +100,10 @@ class _Bottleneck(nn.Module):
 
     def __init__(self, n_in: int, n_inner: int, n_out: int, stride: int, *, activated: bool) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            *([] if activated else [ImageNorm(n_in), nn.ReLU(inplace=True)]),
-            nn.Conv2d(n_in, n_inner, 1, stride),
-            ImageNorm(n_inner),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(n_inner, n_inner, 3, padding=1),
-            ImageNorm(n_inner),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(n_inner, n_out, 1),
-        )
+        layers = [] if activated else [ImageNorm(n_in), _relu()]
+        layers += [nn.Conv2d(n_in, n_inner, 1, stride), ImageNorm(n_inner), _relu()]
+        layers += [nn.Conv2d(n_inner, n_inner, 3, padding=1), ImageNorm(n_inner), _relu()]
+        self.residual = nn.Sequential(*layers, nn.Conv2d(n_inner, n_out, 1))
         self.shortcut = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1, stride)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -131,17 +122,14 @@ def densenet(channels: int, height: int, width: int, n_classes: int) -> Network:
     layers: list[nn.Module] = [nn.Conv2d(channels, n_out, 3, bias=False)]
     for block in range(3):
         if block > 0:
-            layers += [ImageNorm(n_out), nn.ReLU(inplace=True)]
-            layers += [nn.Conv2d(n_out, n_out // 2, 1, bias=False), nn.AvgPool2d(2)]
+            layers += [ImageNorm(n_out), _relu(), nn.Conv2d(n_out, n_out // 2, 1, bias=False)]
+            layers.append(nn.AvgPool2d(2))
             n_out //= 2
         for _ in range(16):
             layers.append(_DenseLayer(n_out, growth))
             n_out += growth
-    layers += [ImageNorm(n_out), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    layers.append(nn.Linear(n_out, n_classes))
-    network = Network(*layers)
-    initialize(network, glorot_uniform)
-    return network
+    layers += [ImageNorm(n_out), _relu(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return initialize(Network(*layers, nn.Linear(n_out, n_classes)), glorot_uniform)
 
 
 class _DenseLayer(nn.Module):
@@ -149,28 +137,9 @@ class _DenseLayer(nn.Module):
 
     def __init__(self, n_in: int, growth: int) -> None:
         super().__init__()
-        self.added = nn.Sequential(
-            ImageNorm(n_in),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(n_in, 4 * growth, 1, bias=False),
-            ImageNorm(4 * growth),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
-        )
+        inner = [nn.Conv2d(n_in, 4 * growth, 1, bias=False), ImageNorm(4 * growth), _relu()]
+        outer = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+        self.added = nn.Sequential(ImageNorm(n_in), _relu(), *inner, outer)
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.cat([input, self.added(input)], 1)
-
-
-# Each network of images, and the least height and width that its poolings leave a pixel of.
-_OF_IMAGES: dict[str, tuple[Callable[[int, int, int, int], Network], int]] = {
-    "vgg": (vgg, 32),
-    "resnet": (resnet, 29),
-    "densenet": (densenet, 6),
-}
-NAMES = ("simple_dense", *_OF_IMAGES)
-
-
-def least_size(name: str) -> int:
-    """The least height and width of images that a network takes."""
-    return 1 if name == "simple_dense" else _OF_IMAGES[name][1]

@@ -7,7 +7,7 @@ AAAI 2021, https://github.com/julilien/LabelRelaxation).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn, no_grad, var_mean
@@ -34,7 +34,7 @@ class Network(nn.Sequential):
 
     def weight_penalty(self) -> Tensor:
         """Keras's L2: the factor times the sum of squares, without the half that weight decay has."""
-        terms = [l2 * weight.square().sum() for weight, l2 in self._factors() if l2]
+        terms = [l2 * weight.square().sum() for weight, l2 in self._factors().items() if l2]
         return sum(terms, next(self.parameters()).new_zeros(()))
 
     def activity_penalty(self, logits: Tensor, *, of_logits: bool = False) -> Tensor:
@@ -46,28 +46,27 @@ class Network(nn.Sequential):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters for an optimizer; a weight decay of 2 l2 has the gradient of the weight penalty."""
-        factors = dict(self._factors())
+        factors = self._factors()
         groups: dict[float, list[nn.Parameter]] = {}
         for parameter in self.parameters():
             groups.setdefault(2 * factors.get(parameter, 0.0), []).append(parameter)
         return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
 
-    def _factors(self) -> Iterator[tuple[Tensor, float]]:
+    def _factors(self) -> dict[Tensor, float]:
         *others, last = _weighted_layers(self)
-        for layer in others:
-            yield layer.weight, self.l2
-        yield last.weight, self.last_l2
+        return {layer.weight: self.l2 for layer in others} | {last.weight: self.last_l2}
 
 
 glorot_uniform = nn.init.xavier_uniform_  # Keras's default
 
 
-def initialize(model: nn.Module, weights: Callable[[Tensor], Tensor]) -> None:
-    """Give every convolution and linear layer new weights, and biases of zero."""
-    for layer in _weighted_layers(model):
+def initialize(network: Network, weights: Callable[[Tensor], Tensor]) -> Network:
+    """Give every convolution and linear layer new weights, and biases of zero; return the network."""
+    for layer in _weighted_layers(network):
         weights(layer.weight)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+    return network
 
 
 def he_normal(weight: Tensor) -> Tensor:
