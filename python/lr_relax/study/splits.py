@@ -7,9 +7,10 @@ remains. Pixels are scaled to [0, 1], and the mean image of the training part is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 from .data import Dataset
 
 SCALING_SHARE = 0.15  # of what is not test data
-VALIDATION_SHARE = 0.25  # of what remains; the paper says 1/6
 
 
 class Rows(NamedTuple):
@@ -50,52 +50,35 @@ def split_rows(
     *,
     validation: bool = False,
     temperature: bool = False,
-    validation_share: float = VALIDATION_SHARE,
+    validation_share: float = 0.25,
 ) -> Rows:
-    """Split ``range(n)``; the arguments are those of :func:`split`."""
-    from sklearn.model_selection import train_test_split  # takes a second to import
-
-    def draw(rows: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rest, drawn = train_test_split(rows, test_size=share, random_state=seed)
-        return rest, drawn
-
-    train, evaluated = draw(np.arange(n), float(test_share))
-    scaling = train[:0]
-    if temperature:
-        train, scaling = draw(train, SCALING_SHARE)
-    if validation:
-        train, evaluated = draw(train, validation_share)
-    return Rows(train, evaluated, scaling)
-
-
-def split(
-    dataset: Dataset,
-    seed: int,
-    *,
-    validation: bool = False,
-    temperature: bool = False,
-    subtract_mean: bool = True,
-    validation_share: float = VALIDATION_SHARE,
-) -> Split:
-    """Split as the paper's code does: the same rows in the same order for the same seed.
+    """Split ``range(n)`` as the paper's code does: the same rows in the same order for the same seed.
 
     ``validation`` evaluates on a part of the training data instead of the test data, ``temperature`` holds
     out a part to fit a temperature to.
     """
-    which = {"validation": validation, "temperature": temperature}
-    rows = split_rows(
-        len(dataset.labels), dataset.test_share, seed, validation_share=validation_share, **which
-    )
-    images = [dataset.pixels[part].astype(np.float32) for part in rows]
-    for part in images:
-        part /= dataset.white
-    mean_image = np.zeros_like(images[0][0])
-    if subtract_mean:
-        # NumPy's float32 mean, rounding included: what the paper's code subtracts.
-        mean_image = images[0].mean(axis=0)
-        for part in images:
-            part -= mean_image
-    train_images, eval_images, scaling_images = map(torch.from_numpy, images)
-    train_labels, eval_labels, scaling_labels = (torch.from_numpy(dataset.labels[part]) for part in rows)
-    evaluation = (eval_images, eval_labels, scaling_images, scaling_labels)
-    return Split(train_images, train_labels, *evaluation, torch.from_numpy(mean_image))
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
+    train, evaluated = train_test_split(np.arange(n), test_size=float(test_share), random_state=seed)
+    scaling = train[:0]
+    if temperature:
+        train, scaling = train_test_split(train, test_size=SCALING_SHARE, random_state=seed)
+    if validation:
+        if math.ceil(validation_share * len(train)) >= len(train):
+            raise ValueError(f"with a `validation_share` of {validation_share:g} the train set will be empty")
+        train, evaluated = train_test_split(train, test_size=validation_share, random_state=seed)
+    return Rows(train, evaluated, scaling)
+
+
+def split(dataset: Dataset, seed: int, *, subtract_mean: bool = True, **parts: Any) -> Split:
+    """Split a data set with :func:`split_rows`, whose options are ``parts``."""
+    rows = split_rows(len(dataset.labels), dataset.test_share, seed, **parts)
+    images = [dataset.pixels[part] / np.float32(dataset.white) for part in rows]
+    # NumPy's float32 mean, rounding included: what the paper's code subtracts.
+    mean_image = images[0].mean(axis=0) if subtract_mean else np.zeros_like(images[0][0])
+    tensors: list[Tensor] = []
+    for pixels, part in zip(images, rows, strict=True):
+        pixels -= mean_image
+        tensors += [torch.from_numpy(pixels), torch.from_numpy(dataset.labels[part])]
+    tensors.append(torch.from_numpy(mean_image))
+    return Split(*tensors)
