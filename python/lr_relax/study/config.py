@@ -112,7 +112,7 @@ class RunConfig:
             _check(each.name, getattr(self, each.name), str(each.type), **dict(each.metadata))
         if self.loss_name in ("label_relaxation", "cross_entropy") and self.alpha >= 1:
             raise _error("alpha", f"a number in [0, 1) for {self.loss_name}", self.alpha)
-        size, least = data.image_shape(self.dataset_name)[1], models.LEAST_SIZES[self.model_name]
+        size, least = data.FACTS[self.dataset_name].shape[1], models.LEAST_SIZES[self.model_name]
         if size < least:
             raise ConfigError(
                 f"Expected images of at least {least} pixels for `model_name` {self.model_name!r}, "
