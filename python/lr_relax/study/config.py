@@ -19,18 +19,13 @@ from typing import Any
 from . import data, models
 from .files import load_json
 
-LOSSES = ("label_relaxation", "cross_entropy", "focal", "confidence_penalty")
 LEGACY = ("confidence-penalty", "clip", "temp-scaling", "grid", "hyperparams", "schedule", "checkpoints")
 """What `--legacy` names: the behavior of the paper's code where it differs from the paper or fails."""
 
-_SHORT = "hyperparams_short.json"
-_FILES = {
-    "label_relaxation": "hyperparams_lr.json",
-    "cross_entropy": "hyperparams_ce.json",
-    "focal": "hyperparams_focal.json",
-    "confidence_penalty": "hyperparams_conf_pen.json",
-}
-_NETWORKS = {"vgg": "VGG16", "resnet": "ResNet56V2", "densenet": "DenseNetBC"}  # in the keys of the files
+# The names of losses and networks in the files of hyperparameters and their keys.
+_FILES = {"label_relaxation": "lr", "cross_entropy": "ce", "focal": "focal", "confidence_penalty": "conf_pen"}
+_NETWORKS = {"vgg": "VGG16", "resnet": "ResNet56V2", "densenet": "DenseNetBC"}
+LOSSES = tuple(_FILES)
 
 
 class ConfigError(ValueError):
@@ -102,14 +97,15 @@ class RunConfig:
     legacy_checkpoints: bool = False  # keep the best network but evaluate the last one
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps) if isinstance(self.steps, list) else self.steps)
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.type == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-                with suppress(OverflowError):  # of an integer, which is refused below
-                    object.__setattr__(self, each.name, float(value) + 0.0)  # -0 becomes 0
-        for each in fields(self):
-            _check(each.name, getattr(self, each.name), str(each.type), **dict(each.metadata))
+            if isinstance(value, list):
+                value = tuple(value)
+            elif each.type == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+                with suppress(OverflowError):  # of an integer, which is refused
+                    value = float(value) + 0.0  # -0 becomes 0
+            object.__setattr__(self, each.name, value)
+            _check(each.name, value, str(each.type), **each.metadata)
         if self.loss_name in ("label_relaxation", "cross_entropy") and self.alpha >= 1:
             raise _error("alpha", f"a number in [0, 1) for {self.loss_name}", self.alpha)
         size, least = data.FACTS[self.dataset_name].shape[1], models.LEAST_SIZES[self.model_name]
@@ -176,28 +172,30 @@ class RunConfig:
         return f"{self.loss_title}{alpha}{' + temperature' if self.temp_scaling else ''}"
 
 
-def _check(name: str, value: Any, type: str, low: float = 0, high: float = 0, **about: Any) -> None:
+def _check(
+    name: str, value: Any, type: str, *, low: float = 0, high: float = 0, above: bool = False, **about: Any
+) -> None:
     """Check a value against the type and the metadata of its field."""
-    above, choices = about.get("above", False), about.get("choices", ())
+
+    def is_integer(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
     if type == "bool":
-        if not isinstance(value, bool):
-            raise _error(name, "True or False", value)
+        valid, expected = isinstance(value, bool), "True or False"
     elif type == "str":
-        if value not in choices:
-            raise _error(name, f"one of {', '.join(choices)}", value)
-    elif type == "float":
-        if not (isinstance(value, float) and (low < value if above else low <= value) and value < high):
-            bounds = f"above {low:g}" if above else f"at least {low:g}"
-            bounds = bounds if math.isinf(high) else f"in {'(' if above else '['}{low:g}, {high:g})"
-            raise _error(name, f"a number {bounds}", value)
+        valid, expected = value in about["choices"], f"one of {', '.join(about['choices'])}"
     elif type == "int":
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise _error(name, f"an integer in [{low}, {high}]", value)
+        valid, expected = is_integer(value), f"an integer in [{low}, {high}]"
+    elif type == "float":
+        valid = isinstance(value, float) and low <= value < high and not (above and value == low)
+        expected = f"a finite number {'above' if above else 'of at least'} {low:g}"
+        if high < math.inf:
+            expected = f"a number in {'(' if above else '['}{low:g}, {high:g})"
     else:
-        for element in value if isinstance(value, tuple) else ():
-            _check(name, element, "int", low, high)
-        if not isinstance(value, tuple) or list(value) != sorted(set(value)):
-            raise _error(name, "increasing epochs", value)
+        valid = isinstance(value, tuple) and all(map(is_integer, value))
+        valid, expected = valid and list(value) == sorted(set(value)), f"increasing epochs in [{low}, {high}]"
+    if not valid:
+        raise _error(name, expected, value)
 
 
 def _error(name: str, expected: str, value: Any) -> ConfigError:
@@ -220,38 +218,23 @@ def hyperparameters(
     """
     if loss_name not in LOSSES:
         raise _error("loss_name", f"one of {', '.join(LOSSES)}", loss_name)
-    file = str(path) if path else _SHORT if short else _FILES[loss_name]
-    rows = _read(path) if path else load_json(file)
-    key = f"{_NETWORKS.get(model_name, model_name)}_{dataset_name}"
-    if legacy and loss_name in ("focal", "confidence_penalty"):
-        if model_name == "densenet":
-            raise ConfigError(f"{file} of the paper's code has no row {key}")
-        key = f"legacy_{key}" if f"legacy_{key}" in rows else key
-    if key not in rows:
-        hint = "; --short has one" if file != _SHORT and key in load_json(_SHORT) else ""
-        raise ConfigError(f"{file} has no row {key}{hint}")
-    if not isinstance(rows[key], dict):
-        raise ConfigError(f"{file} has no options in its row {key}")
-    # The paper's files store booleans as strings.
-    booleans = {"True": True, "true": True, "False": False, "false": False}
-    row = {name: booleans.get(v, v) if isinstance(v, str) else v for name, v in rows[key].items()}
     names = {"model_name": model_name, "dataset_name": dataset_name, "loss_name": loss_name}
-    for name in names.keys() & row.keys():
-        raise ConfigError(f"{file}, row {key}: `{name}` cannot be set in a row")
+    key = f"{_NETWORKS.get(model_name, model_name)}_{dataset_name}"
+    if legacy and loss_name in ("focal", "confidence_penalty") and model_name in ("vgg", "densenet"):
+        key = f"legacy_{key}"
+    file = path or f"hyperparams_{'short' if short else _FILES[loss_name]}.json"
     try:
+        rows = json.loads(path.read_text(encoding="utf-8")) if path else load_json(str(file))
+        row = rows.get(key) if isinstance(rows, dict) else None
+        if not isinstance(row, dict):
+            hint = "; --short has one" if not path and key in load_json("hyperparams_short.json") else ""
+            raise ConfigError(f"there is no such row of options{hint}")
+        # The paper's files store booleans as strings.
+        booleans = {"True": True, "true": True, "False": False, "false": False}
+        row = {name: booleans.get(v, v) if isinstance(v, str) else v for name, v in row.items()}
+        for name in names.keys() & row.keys():
+            raise ConfigError(f"`{name}` cannot be set in a row")
         RunConfig.from_dict({**row, **names})
-    except (ConfigError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file}, row {key}: {error}") from error
     return row
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(rows, dict):
-        raise ConfigError(f"{path} is not an object of rows")
-    return rows

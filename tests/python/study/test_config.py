@@ -205,21 +205,18 @@ def test_own_hyperparameter_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
-        ("\x00", "is not JSON"),
-        ([1], "is not an object of rows"),
-        ({"simple_dense_digits": ROW}, "has no row VGG16_cifar10"),
-        ({"VGG16_cifar10": [1]}, "has no options in its row VGG16_cifar10"),
-        ({"VGG16_cifar10": {"learning_rate": 1}}, "row VGG16_cifar10: .*'learning_rate'"),
-        *(
-            ({"VGG16_cifar10": {name: "focal"}}, f"row VGG16_cifar10: `{name}` cannot be set in a row")
-            for name in ("model_name", "dataset_name", "loss_name")
-        ),
-        ({"VGG16_cifar10": {"epochs": 0}}, "row VGG16_cifar10: .*`epochs`"),
-        ({"VGG16_cifar10": {"epochs": 1.5}}, "row VGG16_cifar10: .*`epochs`"),
-        ({"VGG16_cifar10": {"data_augmentation": "no"}}, "row VGG16_cifar10: .*`data_augmentation`"),
-        ({"VGG16_cifar10": {"steps": "1,2"}}, "row VGG16_cifar10: .*`steps`"),
-        ({"VGG16_cifar10": {"steps": [1, "2"]}}, "row VGG16_cifar10: .*`steps`"),
+        ("{", "Expecting property name"),
+        ("\x00", "Expecting value"),
+        ([1], "there is no such row"),
+        ({"simple_dense_digits": ROW}, "there is no such row"),
+        ({"VGG16_cifar10": [1]}, "there is no such row"),
+        ({"VGG16_cifar10": {"learning_rate": 1}}, "'learning_rate'"),
+        ({"VGG16_cifar10": {"loss_name": "focal"}}, "`loss_name` cannot be set in a row"),
+        ({"VGG16_cifar10": {"epochs": 0}}, "`epochs`"),
+        ({"VGG16_cifar10": {"epochs": 1.5}}, "`epochs`"),
+        ({"VGG16_cifar10": {"data_augmentation": "no"}}, "`data_augmentation`"),
+        ({"VGG16_cifar10": {"steps": "1,2"}}, "`steps`"),
+        ({"VGG16_cifar10": {"steps": [1, "2"]}}, "`steps`"),
     ],
 )
 def test_rejects_invalid_hyperparameter_files(content: Any, message: str, tmp_path: Path) -> None:
@@ -227,11 +224,13 @@ def test_rejects_invalid_hyperparameter_files(content: Any, message: str, tmp_pa
     with pytest.raises(ConfigError, match=message) as raised:
         hyperparameters("focal", "vgg", "cifar10", path=path)
     assert "\n" not in str(raised.value)
-    assert str(path) in str(raised.value)
+    assert str(raised.value).startswith(f"{path}, row VGG16_cifar10: ")
 
 
 def test_missing_row_suggests_short() -> None:
-    with pytest.raises(ConfigError, match=r"has no row simple_dense_digits; --short has one"):
+    with pytest.raises(
+        ConfigError, match="row simple_dense_digits: there is no such row of options; --short has one"
+    ):
         hyperparameters("focal", "simple_dense", "digits")
 
 
@@ -261,8 +260,8 @@ def test_selects_the_file_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
         ("focal", "resnet", "legacy", 6),
         ("confidence_penalty", "vgg", "legacy", 7),
         ("confidence_penalty", "vgg", "short", 8),
-        ("focal", "densenet", "legacy", "of the paper's code has no row DenseNetBC"),
-        ("confidence_penalty", "vgg", r"hyperparams_conf_pen\.json has no row VGG16_cifar10"),
+        ("focal", "densenet", "legacy", "row legacy_DenseNetBC_cifar10: there is no such row"),
+        ("confidence_penalty", "vgg", r"hyperparams_conf_pen\.json, row VGG16_cifar10: there is"),
         ("lr", "vgg", "`loss_name`"),
     ):
         chosen = dict.fromkeys(options, True)
