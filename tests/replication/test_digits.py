@@ -15,16 +15,7 @@ Summaries = dict[str, dict[str, Statistic]]
 
 @pytest.fixture(scope="module")
 def summaries(one_thread: None) -> Summaries:
-    preset = compare.PRESETS["digits"]
-    configs = compare.plan(
-        "digits",
-        seeds=10,
-        epochs=preset.epochs,
-        batch_size=64,
-        learning_rate=preset.learning_rate,
-        alpha=preset.alpha,
-        smoothing=preset.smoothing,
-    )
+    configs = compare.plan("digits")
     digits = data.load("digits", Path("unused"))
     results = [
         run(config, digits)

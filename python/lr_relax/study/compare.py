@@ -6,24 +6,13 @@ differs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-from .config import RunConfig
+from .config import ConfigError, RunConfig
 from .folder import Result, Statistic
 
 METRICS = ("accuracy", "ece", "nll")
-
-
-class Preset(NamedTuple):
-    """Hyperparameters of the comparison on a data set."""
-
-    seeds: int
-    epochs: int
-    learning_rate: float
-    alpha: float
-    smoothing: float
-
 
 # All losses share the epochs and the learning rate. Those of Fashion-MNIST are the paper's, except for 10
 # epochs instead of 50 and one alpha for both losses. Those of the digits were chosen on validation data (10
@@ -37,41 +26,28 @@ class Preset(NamedTuple):
 #
 # Label relaxation helps where cross-entropy is overconfident. With smaller rates it is less so after 20
 # epochs (ECE .0261 at a rate of .05, .0266 at .1).
-PRESETS = {
-    "digits": Preset(seeds=10, epochs=20, learning_rate=0.2, alpha=0.05, smoothing=0.01),
-    "fashion_mnist": Preset(seeds=3, epochs=10, learning_rate=0.05, alpha=0.1, smoothing=0.1),
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"seeds": range(10), "epochs": 20, "initial_lr": 0.2, "alpha": 0.05, "smoothing": 0.01},
+    "fashion_mnist": {"seeds": range(3), "epochs": 10, "initial_lr": 0.05, "alpha": 0.1, "smoothing": 0.1},
 }
 
 
-def plan(
-    dataset: str,
-    *,
-    seeds: int | Iterable[int],
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    alpha: float,
-    smoothing: float,
-    **options: Any,
-) -> list[RunConfig]:
+def plan(dataset: str, **options: Any) -> list[RunConfig]:
     """The runs of a comparison, seed by seed; label smoothing by 0 is cross-entropy, which is not run twice.
 
-    ``seeds`` is a number of seeds or the seeds; the remaining options are those of `RunConfig`.
+    ``options`` are ``seeds``, ``smoothing`` and those of `RunConfig`; by default those of the preset.
     """
-    fixed: dict[str, Any] = {"model_name": "simple_dense", "dataset_name": dataset, "steps": ()}
-    fixed |= {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "initial_lr": learning_rate,
-        "data_augmentation": False,
-    }
+    given = {"steps": (), "data_augmentation": False, "test_run": True, **PRESETS[dataset], **options}
+    seeds, alpha, smoothing = (given.pop(name) for name in ("seeds", "alpha", "smoothing"))
+    if not 0 <= smoothing < 1:
+        raise ConfigError(f"Expected argument `smoothing` to be a number in [0, 1), but got {smoothing!r}.")
     losses = (("cross_entropy", 0.0), ("cross_entropy", smoothing), ("label_relaxation", alpha))
-    configs = [
-        RunConfig(loss_name=loss, alpha=value, seed=seed, **{"test_run": True, **fixed, **options})
-        for seed in (range(seeds) if isinstance(seeds, int) else seeds)
+    runs = [
+        RunConfig("simple_dense", dataset, loss, value, seed, **given)
+        for seed in seeds
         for loss, value in losses
     ]
-    return list(dict.fromkeys(configs))
+    return list(dict.fromkeys(runs))
 
 
 def by_loss(runs: Sequence[Result]) -> dict[str, list[Result]]:

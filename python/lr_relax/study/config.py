@@ -40,10 +40,8 @@ def _option(
 
 
 _MILLION = 1_000_000
-_ALPHA = "Imprecision of label relaxation, weight of label smoothing, focal loss's gamma, "
-_CHECKPOINTS = (
-    "Keep the network with the best validation accuracy and evaluate it; in test runs the last network."
-)
+_ALPHA = "Relaxation's imprecision, smoothing's weight, focal loss's gamma, confidence penalty's beta."
+_CHECKPOINTS = "Evaluate the network with the best validation accuracy; in test runs the last network."
 
 
 @dataclass(frozen=True)
@@ -56,38 +54,28 @@ class RunConfig:
     model_name: str = _option("vgg", "The network.", "Task", choices=models.NAMES)
     dataset_name: str = _option("cifar100", "The data set.", "Task", choices=data.DATASETS)
     loss_name: str = _option(
-        "label_relaxation", "The loss; smoothing is cross_entropy with alpha.", "Task", choices=LOSSES
+        "label_relaxation", "The loss; smoothing is cross_entropy.", "Task", choices=LOSSES
     )
-    alpha: float = _option(0.0, _ALPHA + "confidence penalty's beta.", "Task")
-    seed: int = _option(
-        0, "Seed of split, weights, batches, dropout and augmentation.", "Task", high=2**32 - 1
-    )
+    alpha: float = _option(0.0, _ALPHA, "Task")
+    seed: int = _option(0, "Seed of split, weights, batches, dropout, shifts.", "Task", high=2**32 - 1)
     epochs: int = _option(200, "Number of epochs.", low=1, high=_MILLION)
     batch_size: int = _option(64, "Images per batch.", low=1, high=_MILLION)
     initial_lr: float = _option(1e-3, "Learning rate.", above=True)
-    steps: tuple[int, ...] = _option(
-        (80, 120, 160, 180), "Epochs after which the learning rate drops, as 30,50.", high=_MILLION
-    )
+    steps: tuple[int, ...] = _option((80, 120, 160, 180), "Epochs after which the rate drops.", high=_MILLION)
     lr_sched_multipler: float = _option(0.1, "Factor of each drop of the learning rate.", above=True)
     decay: float = _option(0.0, "Decay of the learning rate per batch: rate / (1 + decay * batches).")
     warmup: int = _option(0, "Epochs in which the learning rate rises to its initial value.", high=_MILLION)
     gradient_clipping: float = _option(0.0, "Maximum absolute value of a gradient's elements; 0 for none.")
-    reduce_on_plateau: bool = _option(
-        False, "Reduce the learning rate after ten epochs without a better loss."
-    )
+    reduce_on_plateau: bool = _option(False, "Reduce the rate after ten epochs without a better loss.")
     data_augmentation: bool = _option(True, "Shift and flip the training images at random.")
     subtract_pixel_mean: bool = _option(True, "Subtract the mean of the training images.")
     model_checkpoints: bool = _option(False, _CHECKPOINTS, "Evaluation")
     test_run: bool = _option(False, "Evaluate on test data instead of validation data.", "Evaluation")
-    temp_scaling: bool = _option(
-        False, "Scale predictions with a temperature of held-out data.", "Evaluation"
-    )
+    temp_scaling: bool = _option(False, "Scale with a temperature of held-out data.", "Evaluation")
     temperature: str = _option(
-        "grid", "Choose it by ECE in the paper's grid, or by NLL.", "Evaluation", choices=("grid", "nll")
+        "grid", "In the paper's grid, or by NLL.", "Evaluation", choices=("grid", "nll")
     )
-    validation_share: float = _option(
-        0.25, "Validation data's share; the paper says 1/6.", "Evaluation", high=1, above=True
-    )
+    validation_share: float = _option(0.25, "The paper says 1/6.", "Evaluation", high=1, above=True)
     n_bins: int = _option(15, "Number of bins of the calibration error.", "Evaluation", low=1, high=1000)
     # The behavior of the paper's code, by the names in LEGACY:
     legacy_clip: bool = False  # clip probabilities (not of cross-entropy): saturated errors have no gradient

@@ -20,23 +20,14 @@ from .network import ImageNorm, Network, RowNorm, glorot_uniform, he_normal, ini
 
 def build(name: str, input_shape: Sequence[int], n_classes: int) -> Network:
     """A network with new weights from torch's global generator; ``input_shape`` is (C, H, W) of an image."""
-
-    def wrong(argument: str, expected: str, value: object) -> ValueError:
-        return ValueError(f"Expected argument `{argument}` to be {expected}, but got {value!r}.")
-
     if name not in NAMES:
-        raise wrong("name", f"one of {', '.join(NAMES)}", name)
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise wrong("input_shape", "a sequence of positive integers", input_shape)
-    if not isinstance(n_classes, int) or n_classes < 2:
-        raise wrong("n_classes", "an integer of at least 2", n_classes)
+        raise ValueError(f"Expected argument `name` to be one of {', '.join(NAMES)}, but got {name!r}.")
     if name == "simple_dense":
-        return simple_dense(math.prod(shape), n_classes)
-    if len(shape) != 3 or min(shape[1:]) < LEAST_SIZES[name]:
+        return simple_dense(math.prod(input_shape), n_classes)
+    if len(input_shape) != 3 or min(input_shape[1:]) < LEAST_SIZES[name]:
         expected = f"channels, height and width, of at least {LEAST_SIZES[name]} pixels, for {name!r}"
-        raise wrong("input_shape", expected, shape)
-    return {"vgg": vgg, "resnet": resnet, "densenet": densenet}[name](*shape, n_classes)
+        raise ValueError(f"Expected argument `input_shape` to be {expected}, but got {tuple(input_shape)}.")
+    return {"vgg": vgg, "resnet": resnet, "densenet": densenet}[name](*input_shape, n_classes)
 
 
 # The least height and width of images, which the poolings leave a pixel of.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import product
 from typing import Any, NamedTuple
 
 from .config import RunConfig
@@ -22,6 +23,9 @@ METRICS = {"accuracy": "accuracy", "ece": "ECE"}
 WITHIN = {"loss_name", "alpha", "seed", "test_run", "temp_scaling", "epochs"}
 WITHIN |= {"temperature", "legacy_temp_scaling", "legacy_confidence_penalty", "legacy_clip"}
 
+Published = Mapping[str, Any]  # a row of misc/published.json
+Source = tuple[str, int | None]  # of published numbers: its name and the epochs
+
 
 class Setting(NamedTuple):
     """The options that runs share if they can be compared; ``others`` are those that differ elsewhere."""
@@ -33,77 +37,36 @@ class Setting(NamedTuple):
 
     @property
     def title(self) -> str:
-        others = [f"{name} {_words(value)}" for name, value in self.others]
+        others = [f"{name} {value}" for name, value in self.others]
         return ", ".join([self.dataset_name, self.model_name, counted([self.epochs], "epoch"), *others])
 
 
 class Method(NamedTuple):
-    """A row of the tables: label smoothing is its own, and so is each loss with temperature scaling."""
+    """A row of the tables, in their order: label smoothing is a loss of its own."""
 
-    loss: str
-    legacy: bool = False
-    clipped: bool = False
-    temperature: str | None = None  # None without scaling, "" as in the paper
+    scaled: bool  # with temperature scaling
+    rank: int  # of the loss in LOSSES
+    variant: str  # "", "(clipped)", "(legacy)" or both
+    temperature: str  # how it is chosen, "" as in the paper
 
     @classmethod
     def of(cls, config: RunConfig) -> Method:
-        effective, temperature = config.effective(), None
-        if config.temp_scaling:
-            words = [config.temperature] * (config.temperature != "grid")
-            temperature = ", ".join([*words, *["legacy"] * effective.legacy_temp_scaling])
-        penalty, clip = effective.legacy_confidence_penalty, effective.legacy_clip
-        return cls(config.loss_title, penalty, clip, temperature)
+        run = config.effective()
+        variant = ["(legacy)"] * run.legacy_confidence_penalty + ["(clipped)"] * run.legacy_clip
+        how = ["nll"] * (run.temperature == "nll") + ["legacy"] * run.legacy_temp_scaling
+        return cls(run.temp_scaling, LOSSES.index(run.loss_title), " ".join(variant), ", ".join(how))
+
+    @property
+    def loss(self) -> str:
+        return LOSSES[self.rank]
 
     @property
     def has_alpha(self) -> bool:
         return self.loss != "cross-entropy"
 
-    @property
-    def order(self) -> tuple[Any, ...]:
-        loss = LOSSES.index(self.loss), self.legacy, self.clipped
-        return (self.temperature is not None, *loss, self.temperature or "")
-
     def title(self, alpha: str = "") -> str:
-        words = [self.loss, "(legacy)" * self.legacy, "(clipped)" * self.clipped, alpha]
-        words += ["+ temperature" * (self.temperature is not None)]
-        words += [f"({self.temperature})" if self.temperature else ""]
-        return " ".join(filter(None, words))
-
-
-class Source(NamedTuple):
-    """The source of a column of published numbers."""
-
-    text: str
-    epochs: int | None
-
-
-class Reference(NamedTuple):
-    """A published number to compare with: a row of misc/published.json."""
-
-    dataset_name: str
-    model_name: str
-    loss_name: str
-    alpha: float | None
-    chosen_for: str | None
-    temp_scaling: bool
-    epochs: int | None
-    seeds: int | None
-    accuracy: float
-    accuracy_std: float | None
-    ece: float
-    ece_std: float | None
-    source: str
-
-    @property
-    def column(self) -> Source:
-        return Source(self.source, self.epochs)
-
-    @property
-    def loss(self) -> str:
-        if self.loss_name == "cross_entropy":
-            smoothed = self.alpha or (self.alpha is None and self.chosen_for is not None)
-            return "label smoothing" if smoothed else "cross-entropy"
-        return self.loss_name.replace("_", " ")
+        scaling = ["+ temperature" * self.scaled, self.temperature and f"({self.temperature})"]
+        return " ".join(filter(None, [self.loss, self.variant, alpha, *scaling]))
 
 
 @dataclass(frozen=True)
@@ -112,9 +75,9 @@ class Row:
 
     method: Method
     chosen: bool  # on validation data, else there is only this alpha
-    runs: tuple[Result, ...]  # by seed
+    runs: list[Result]  # by seed
     missing: dict[int, float | None]  # seeds without a test run, and its alpha, if known
-    references: dict[Source, Reference]
+    published: dict[Source, Published] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -127,6 +90,17 @@ class Row:
     def statistic(self, metric: str) -> Statistic | None:
         return Statistic.of([getattr(run, metric) for run in self.runs]) if self.runs else None
 
+    def matches(self, published: Published, metric: str | None) -> bool:
+        """Whether numbers are of this method, with its alpha or with one that was chosen for the metric."""
+        loss, alpha = published["loss_name"].replace("_", " "), published["alpha"]
+        if loss == "cross entropy":
+            loss = "label smoothing" if alpha or published["chosen_for"] else "cross-entropy"
+        if (loss, published["temp_scaling"]) != (self.method.loss, self.method.scaled):
+            return False
+        if not self.method.has_alpha or {*self.alphas} == {alpha}:
+            return True
+        return self.chosen and metric is not None and published["chosen_for"] == metric
+
 
 class Table(NamedTuple):
     """The methods in one setting; without ``optimized_for`` there was no alpha to choose."""
@@ -134,22 +108,21 @@ class Table(NamedTuple):
     setting: Setting
     optimized_for: str | None
     rows: list[Row]
-    sources: list[Source]
+    sources: list[Source]  # as numbered in the headings
 
 
 def by_setting(items: Iterable[Result]) -> dict[Setting, list[Result]]:
     """The runs that can be compared, in the order of data sets, models and hyperparameters."""
-    of_model: dict[tuple[str, str], list[RunConfig]] = {}
-    items = list(items)
+    of_model: dict[tuple[str, str], list[Result]] = {}
     for item in items:
-        of_model.setdefault((item.config.dataset_name, item.config.model_name), []).append(item.config)
+        of_model.setdefault((item.config.dataset_name, item.config.model_name), []).append(item)
     names = [field.name for field in fields(RunConfig) if field.name not in WITHIN]
     groups: dict[Setting, list[Result]] = {}
-    for item in items:
-        data, model = item.config.dataset_name, item.config.model_name
-        differ = [name for name in names if len({getattr(c, name) for c in of_model[data, model]}) > 1]
-        others = tuple((name, getattr(item.config, name)) for name in differ)
-        groups.setdefault(Setting(data, model, item.config.epochs, others), []).append(item)
+    for model, runs in of_model.items():
+        differ = [name for name in names if len({getattr(run.config, name) for run in runs}) > 1]
+        for run in runs:
+            others = tuple((name, getattr(run.config, name)) for name in differ)
+            groups.setdefault(Setting(*model, run.config.epochs, others), []).append(run)
     return dict(sorted(groups.items()))
 
 
@@ -159,53 +132,51 @@ def by_method(items: Iterable[Result]) -> dict[Method, list[Result]]:
     for item in items:
         key = (item.config.seed, item.config.alpha, item.config.test_run)
         groups.setdefault(Method.of(item.config), {}).setdefault(key, item)
-    return {method: [*groups[method].values()] for method in sorted(groups, key=lambda each: each.order)}
+    return {method: [*groups[method].values()] for method in sorted(groups)}
 
 
-def summarize(results: Iterable[Result], published: Mapping[str, Any] | None = None) -> list[Table]:
+def summarize(results: Iterable[Result], published: Iterable[Published] = ()) -> list[Table]:
     """Two tables per setting, with alpha chosen by accuracy and by ECE; one if there is nothing to choose.
 
-    ``published`` is the content of misc/published.json. Raises ValueError if there are no runs.
+    ``published`` are the rows of misc/published.json. Raises ValueError if there are no runs.
     """
-    try:
-        rows_of = (published or {"rows": []})["rows"]
-        references = [Reference(*[row[name] for name in Reference._fields]) for row in rows_of]
-    except (TypeError, KeyError) as error:
-        expected = "hold rows as misc/published.json does"
-        raise ValueError(f"Expected argument `published` to {expected}, but got {error!r}.") from error
     groups, tables = by_setting(results), []
     if not groups:
         raise ValueError("There are no finished runs to make a table of.")
     for setting, runs in groups.items():
         methods, seeds = by_method(runs), sorted({run.config.seed for run in runs})
-        here = [r for r in references if (r.dataset_name, r.model_name) == setting[:2]]
-        exact = {r.source for r in here if r.epochs == setting.epochs}  # which are preferred within a source
-        here = [r for r in here if r.epochs == setting.epochs or r.source not in exact]
-        validated = [Counter(r.config.seed for r in g if not r.config.test_run) for g in methods.values()]
-        choice = any(n > 1 for alphas in validated for n in alphas.values())
+        beside = [row for row in published if (row["dataset_name"], row["model_name"]) == setting[:2]]
+        # Of a source with numbers of the same epochs, only these.
+        exact = {row["source"] for row in beside if row["epochs"] == setting.epochs}
+        beside = [row for row in beside if row["epochs"] == setting.epochs or row["source"] not in exact]
+        choice = any(len(runs) > 1 for group in methods.values() for runs in _validated(group).values())
         for metric in CRITERIA if choice else (None,):
-            rows = [
-                row for method, group in methods.items() for row in _rows(method, group, seeds, metric, here)
-            ]
-            found = {source for row in rows for source in row.references}
-            sources = [source for source in dict.fromkeys(r.column for r in here) if source in found]
-            tables.append(Table(setting, metric, rows, sources))
+            rows = [row for each in methods.items() for row in _rows(*each, seeds, metric or "accuracy")]
+            sources: dict[Source, None] = {}
+            for each, row in product(beside, rows):
+                if row.matches(each, metric):
+                    source = each["source"], each["epochs"]
+                    row.published.setdefault(source, each)
+                    sources[source] = None
+            tables.append(Table(setting, metric, rows, list(sources)))
     return tables
 
 
-def _rows(
-    method: Method, runs: list[Result], seeds: list[int], metric: str | None, references: list[Reference]
-) -> list[Row]:
-    """One row, or one per alpha if there are no validation runs to choose by."""
-    test = {(run.config.seed, run.config.alpha): run for run in runs if run.config.test_run}
-    validation: dict[int, list[Result]] = {}
+def _validated(runs: Iterable[Result]) -> dict[int, list[Result]]:
+    """The validation runs, by seed."""
+    by_seed: dict[int, list[Result]] = {}
     for run in runs:
         if not run.config.test_run:
-            validation.setdefault(run.config.seed, []).append(run)
-    chosen = method.has_alpha and bool(validation)
+            by_seed.setdefault(run.config.seed, []).append(run)
+    return by_seed
+
+
+def _rows(method: Method, runs: list[Result], seeds: list[int], metric: str) -> list[Row]:
+    """One row, or one per alpha if there are no validation runs to choose by."""
+    test = {(run.config.seed, run.config.alpha): run for run in runs if run.config.test_run}
+    choice = {seed: best(group, metric).config.alpha for seed, group in _validated(runs).items()}
     alphas: list[dict[int, float | None]]  # of each row, by seed
-    if chosen:
-        choice = {seed: best(group, metric or "accuracy").config.alpha for seed, group in validation.items()}
+    if chosen := method.has_alpha and bool(choice):
         alphas = [{seed: choice.get(seed) for seed in seeds}]
     else:
         alphas = [dict.fromkeys(seeds, alpha) for alpha in sorted({run.config.alpha for run in runs})]
@@ -213,20 +184,8 @@ def _rows(
     for by_seed in alphas:
         there = {seed: test[seed, a] for seed, a in by_seed.items() if a is not None and (seed, a) in test}
         missing = {seed: alpha for seed, alpha in by_seed.items() if seed not in there}
-        row = Row(method, chosen, tuple(there.values()), missing, {})
-        for reference in references:
-            if _matches(row, reference, metric):
-                row.references.setdefault(reference.column, reference)
-        rows.append(row)
+        rows.append(Row(method, chosen, [*there.values()], missing))
     return rows
-
-
-def _matches(row: Row, reference: Reference, metric: str | None) -> bool:
-    if (reference.loss, reference.temp_scaling) != (row.method.loss, row.method.temperature is not None):
-        return False
-    if not row.method.has_alpha or {*row.alphas} == {reference.alpha}:
-        return True
-    return row.chosen and reference.chosen_for is not None and reference.chosen_for == metric
 
 
 def counted(numbers: Collection[int], what: str) -> str:
@@ -235,57 +194,48 @@ def counted(numbers: Collection[int], what: str) -> str:
     return f"{fewest} to " * (fewest < most) + f"{most} {what}{'s' * (most != 1)}"
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "(" + ", ".join(map(_words, value)) + ")"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def render(
-    results: Iterable[Result], published: Mapping[str, Any] | None = None, format: str = "markdown"
-) -> str:
-    """The tables as "markdown", "latex" (with the package booktabs) or "csv" (in full precision)."""
-    if format not in FORMATS:
-        raise ValueError(f"Expected argument `format` to be one of {', '.join(FORMATS)}, but got {format!r}.")
-    return FORMATS[format](summarize(results, published))
+def plus_minus(numbers: Iterable[float | None]) -> str:
+    """Format a mean and its deviation, if there is one: "0.9219 ± 0.0221"."""
+    return " ± ".join(f"{number:.4f}" for number in numbers if number is not None)
 
 
 NOTHING = "—"
-Sheet = tuple[str, list[list[tuple[str, bool]]], list[str]]  # title, lines of text and whether bold, notes
+Sheet = tuple[str, list[list[str]], list[str]]  # title, lines of cells, notes
 
 
-def _sheet(table: Table) -> Sheet:
-    """The text of a table; the first line is the heading."""
+def _sheet(table: Table, escapes: dict[int, str], bold: str) -> Sheet:
+    """The text of a table; the first line is the heading, and the best means are bold."""
     title = table.setting.title
     if table.optimized_for is not None:
         title += f": alpha optimized for {METRICS[table.optimized_for]}"
     heading = ["loss", "alpha", "seeds", *METRICS.values()]
     heading += [f"{name} [{i}]" for i, _ in enumerate(table.sources, 1) for name in METRICS.values()]
-    lines = [[(word, False) for word in heading]]
+    lines = [[text.translate(escapes) for text in heading]]
+    best = {metric: _best(table.rows, metric) for metric in METRICS}
     for row in table.rows:
-        cells = [(row.method.title(), False), (_alphas(row), False), (str(len(row.runs)), False)]
-        for metric in METRICS:
-            found = row.statistic(metric)
-            text = NOTHING if found is None else " ± ".join(f"{n:.4f}" for n in found if n is not None)
-            cells.append((text, found is not None and f"{found.mean:.4f}" == _best(table.rows, metric)))
-        cells += [(_published(row, source, m), False) for source in table.sources for m in METRICS]
+        cells = [row.method.title(), _alphas(row), str(len(row.runs))]
+        cells += [plus_minus(row.statistic(metric) or ()) or NOTHING for metric in METRICS]
+        cells += [_published(row.published.get(s), metric) for s in table.sources for metric in METRICS]
+        cells = [text.translate(escapes) for text in cells]
+        for column, metric in enumerate(METRICS, 3):
+            if cells[column].startswith(best[metric]):
+                cells[column] = bold.format(cells[column])
         lines.append(cells)
-    return title, lines, _notes(table)
+    return title.translate(escapes), lines, [note.translate(escapes) for note in _notes(table)]
 
 
-def _best(rows: Sequence[Row], metric: str) -> str | None:
-    """The best mean as it is printed: all equal ones are bold, and none if there is only one row."""
+def _best(rows: Iterable[Row], metric: str) -> str:
+    """The best mean as it is printed; none if there is only one row."""
     means = [statistic.mean for row in rows if (statistic := row.statistic(metric))]
-    return f"{max(means) if metric == 'accuracy' else min(means):.4f}" if len(means) > 1 else None
+    return f"{max(means) if metric == 'accuracy' else min(means):.4f}" if len(means) > 1 else "none"
 
 
-def _published(row: Row, source: Source, metric: str) -> str:
+def _published(row: Published | None, metric: str) -> str:
     """A published number with three digits, as in the paper, or four if needed."""
-    if (reference := row.references.get(source)) is None:
+    if row is None:
         return NOTHING
-    numbers = getattr(reference, metric), getattr(reference, f"{metric}_std")
-    words = [f"{number:.4f}" for number in numbers if number is not None]
-    return " ± ".join(word[:-1] for word in words) if all(w[-1] == "0" for w in words) else " ± ".join(words)
+    words = plus_minus((row[metric], row[f"{metric}_std"])).split(" ± ")
+    return " ± ".join(word[:-1] if {w[-1] for w in words} == {"0"} else word for word in words)
 
 
 def _alphas(row: Row) -> str:
@@ -293,103 +243,88 @@ def _alphas(row: Row) -> str:
     counts = Counter(row.alphas or [alpha for alpha in row.missing.values() if alpha is not None])
     if not row.method.has_alpha or not counts:
         return NOTHING
-    shown = ", ".join(f"{alpha:g}" + f" ({n})" * (len(counts) > 1) for alpha, n in sorted(counts.items()))
-    return shown if row.chosen else f"{shown}†"
+    seeds = {alpha: f" ({counted([n], 'seed')})" * (len(counts) > 1) for alpha, n in sorted(counts.items())}
+    return ", ".join(f"{alpha:g}{of_seeds}" for alpha, of_seeds in seeds.items()) + "†" * (not row.chosen)
 
 
 def _notes(table: Table) -> list[str]:
     several = any(len(row.runs) > 1 for row in table.rows)
     notes = ["Test data" + "; mean ± sample standard deviation over seeds" * several + "."]
-    if any(len({*row.alphas}) > 1 for row in table.rows):
-        notes.append("In parentheses after an alpha: the number of seeds for which it was chosen.")
     if any(row.method.has_alpha and not row.chosen for row in table.rows):
         notes.append("† Not chosen: this loss has no validation runs.")
-    for row in filter(lambda row: row.missing, table.rows):
-        why = {s: "no validation run" if a is None else f"alpha {a:g}" for s, a in row.missing.items()}
-        seeds = [f"{seed} ({why[seed]})" if row.chosen else str(seed) for seed in row.missing]
-        fixed = "" if row.chosen else "".join({f"{alpha:g}" for alpha in row.missing.values() if alpha})
-        plural = "s" * (len(seeds) > 1)
-        notes.append(f"{row.method.title(fixed)}: no test run of seed{plural} {', '.join(seeds)}.")
+    for row in table.rows:
+        alphas = {seed: "not validated" if a is None else f"alpha {a:g}" for seed, a in row.missing.items()}
+        if seeds := [f"seed {s} ({alphas[s]})" if row.method.has_alpha else f"seed {s}" for s in alphas]:
+            notes.append(f"{row.method.title()}: no test run of {', '.join(seeds)}.")
     for i, source in enumerate(table.sources, 1):
-        parts = [source.text.rstrip(".")]
-        if source.epochs and (epochs := counted([source.epochs], "epoch")) not in source.text:
-            parts.append(epochs)
-        found = [row.references[source].seeds for row in table.rows if source in row.references]
-        if seen := [n for n in found if n is not None]:
-            parts.append(counted(seen, "seed"))
-        notes.append(f"[{i}] {', '.join(parts)}.")
+        seen = [row.published[source]["seeds"] for row in table.rows if source in row.published]
+        seeds = [counted(seen, "seed")] * (None not in seen)
+        notes.append(f"[{i}] {', '.join([_name(source), *seeds])}.")
     return notes
 
 
-def _markdown(tables: Sequence[Table]) -> str:
+def _name(source: Source) -> str:
+    text, epochs = source
+    return text if epochs is None else f"{text}, {counted([epochs], 'epoch')}"
+
+
+_MARKDOWN = {ord(sign): f"\\{sign}" for sign in r"\`*<|"}
+_LATEX = {ord(sign): f"\\{sign}" for sign in "&%$#_{}"}
+_LATEX |= {ord(sign): tex for sign, tex in zip("±†—[", (r"$\pm$", r"\dag{}", "---", "{[}"), strict=True)}
+
+
+def _markdown(tables: Iterable[Table]) -> str:
     """Padded, so that the source is readable."""
     texts = []
-    for title, lines, notes in map(_sheet, tables):
-        cells = [[f"**{_escaped(t)}**" if bold else _escaped(t) for t, bold in line] for line in lines]
-        first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        rows = [f"| {' | '.join([c[0].ljust(first), *map(str.rjust, c[1:], others)])} |" for c in cells]
+    for table in tables:
+        title, lines, notes = _sheet(table, _MARKDOWN, "**{}**")
+        first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rows = [f"| {' | '.join([c[0].ljust(first), *map(str.rjust, c[1:], others)])} |" for c in lines]
         rule = f"|:{'-' * first}-|{'|'.join('-' * (width + 1) + ':' for width in others)}|"
-        bullets = [f"- {_escaped(note)}" for note in notes]
-        texts.append("\n".join([f"### {_escaped(title)}", "", rows[0], rule, *rows[1:], "", *bullets, ""]))
+        texts += [f"### {title}", "", rows[0], rule, *rows[1:], "", *(f"- {note}" for note in notes), ""]
     return "\n".join(texts)
 
 
-def _escaped(text: str) -> str:
-    return text.translate({ord(sign): f"\\{sign}" for sign in r"\`*<|"})
-
-
-_TEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-}
-_TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "†": r"\dag{}"}
-_TEX |= {"—": "---", "[": "{[}"}  # which would be an argument after a line's end
-
-
-def _latex(tables: Sequence[Table]) -> str:
+def _latex(tables: Iterable[Table]) -> str:
     texts = []
-    for title, lines, notes in map(_sheet, tables):
-        cells = [[rf"\textbf{{{_tex(t)}}}" if bold else _tex(t) for t, bold in line] for line in lines]
-        rows = [" & ".join(line) + r" \\" for line in cells]
-        inner = [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"]
-        texts += [r"\begin{table}", r"  \centering", rf"  \caption{{{_tex(title)}}}"]
-        texts += [rf"  \begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}", *(f"    {line}" for line in inner)]
-        texts += [r"  \end{tabular}", "", r"  \footnotesize", *(rf"  {_tex(note)}\par" for note in notes)]
-        texts += [r"\end{table}", ""]
+    for table in tables:
+        title, lines, notes = _sheet(table, _LATEX, r"\textbf{{{}}}")
+        first, *rows = [f"    {' & '.join(line)} \\\\" for line in lines]
+        texts += [r"\begin{table}", r"  \centering", rf"  \caption{{{title}}}"]
+        texts += [rf"  \begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}", r"    \toprule", first]
+        texts += [r"    \midrule", *rows, r"    \bottomrule", r"  \end{tabular}", "", r"  \footnotesize"]
+        texts += [*(rf"  {note}\par" for note in notes), r"\end{table}", ""]
     return "\n".join(texts)
 
 
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(sign, sign) for sign in text)
-
-
-def _csv(tables: Sequence[Table]) -> str:
+def _csv(tables: Iterable[Table]) -> str:
     """A line per row of each table; seeds and alphas are separated by spaces."""
-    sources, lines = list(dict.fromkeys(source for table in tables for source in table.sources)), []
-    for (setting, metric, _, _), row in [(table, row) for table in tables for row in table.rows]:
-        line: dict[str, Any] = dict(zip(Setting._fields[:3], setting[:3], strict=True))
-        line["setting"] = "; ".join(f"{name}={value}" for name, value in setting.others)
-        line |= {"optimized_for": metric, "loss": row.method.title(), "alpha_chosen": row.chosen}
-        lists: dict[str, Iterable[Any]] = {
-            "alphas": row.alphas,
-            "seeds": row.seeds,
-            "missing_seeds": row.missing,
-        }
+    pairs = [(table, row) for table in tables for row in table.rows]
+    sources, lines = dict.fromkeys(source for table, _ in pairs for source in table.sources), []
+    for table, row in pairs:
+        *names, others = table.setting
+        line: dict[str, Any] = dict(zip(Setting._fields, names, strict=False))
+        line["setting"] = "; ".join(f"{name}={value}" for name, value in others)
+        line |= {"optimized_for": table.optimized_for, "loss": row.method.title(), "alpha_chosen": row.chosen}
+        lists = {"alphas": row.alphas, "seeds": row.seeds, "missing_seeds": row.missing}
         line |= {name: " ".join(map(str, values)) for name, values in lists.items()}
         line["n_seeds"] = len(row.runs)
         for each in METRICS:
             line[f"{each}_mean"], line[f"{each}_std"] = row.statistic(each) or (None, None)
-        for source in sources:
-            name = source.text + (f", {source.epochs} epochs" if source.epochs is not None else "")
-            for field in ("accuracy", "accuracy_std", "ece", "ece_std", "seeds"):
-                line[f"{name}: {field}"] = getattr(row.references.get(source), field, None)
+        for source, name in product(sources, ("accuracy", "accuracy_std", "ece", "ece_std", "seeds")):
+            line[f"{_name(source)}: {name}"] = row.published.get(source, {}).get(name)
         lines.append(line)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer = csv.DictWriter(file := io.StringIO(), list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()
 
 
-FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": _markdown, "latex": _latex, "csv": _csv}
+FORMATS: dict[str, Callable[[Iterable[Table]], str]] = {"markdown": _markdown, "latex": _latex, "csv": _csv}
+
+
+def render(results: Iterable[Result], published: Iterable[Published] = (), format: str = "markdown") -> str:
+    """The tables as "markdown", "latex" (with the package booktabs) or "csv" (in full precision)."""
+    if format not in FORMATS:
+        raise ValueError(f"Expected argument `format` to be one of {', '.join(FORMATS)}, but got {format!r}.")
+    return FORMATS[format](summarize(results, published))

@@ -14,60 +14,54 @@ from .. import compare as job
 from .. import figures
 from ..config import ConfigError
 from ..folder import Result
-from ..report import counted
+from ..report import counted, plus_minus
 from .execution import Execution, RunProgress, console, execution_options, out_options, tracking_options
 from .options import INTEGERS, NUMBER, Command, all_of, option, run_option
 
 
-def _preset(field: str) -> str:
+def _preset(name: str) -> str:
     """The defaults of an option for each data set, for the help."""
-    return ", ".join(f"{getattr(preset, field):g} on {dataset}" for dataset, preset in job.PRESETS.items())
+    return ", ".join(f"{preset[name]:g} on {dataset}" for dataset, preset in job.PRESETS.items())
 
 
 @click.command(cls=Command, short_help="Compare three losses.")
+@run_option("dataset_name", "--dataset", choices=tuple(job.PRESETS), default="digits", show_default=True)
 @option(
-    "dataset_name", "--dataset", type=click.Choice(tuple(job.PRESETS)), default="digits", show_default=True
+    "seeds",
+    type=INTEGERS,
+    show_default="0-9 on digits, 0-2 on fashion_mnist",
+    help="Seeds, as 0-4 or 0,2.",
+    group="Task",
 )
+@run_option("alpha", show_default=_preset("alpha"), help="Imprecision of label relaxation.")
 @option(
-    "seeds", type=INTEGERS, show_default="0-9 on digits, 0-2 on fashion_mnist", help="Seeds, as 0-4 or 0,2."
+    "smoothing",
+    type=NUMBER,
+    show_default=_preset("smoothing"),
+    help="Label smoothing's weight.",
+    group="Task",
 )
 @run_option("epochs", show_default=_preset("epochs"))
 @run_option("batch_size")
-@run_option("initial_lr", show_default=_preset("learning_rate"))
-@run_option("alpha", show_default=_preset("alpha"), help="Imprecision of label relaxation.")
-@option("smoothing", type=NUMBER, show_default=_preset("smoothing"), help="Weight of label smoothing.")
+@run_option("initial_lr", show_default=_preset("initial_lr"))
 @run_option("n_bins")
 @run_option("test_run", show_default="True", help="Evaluate on test data; False for validation data.")
 @all_of(out_options(None, "runs/compare-<dataset>"), execution_options, tracking_options("none"))
-def compare(**options: Any) -> None:
+def compare(dataset_name: str, **options: Any) -> None:
     """Compare label relaxation with cross-entropy and label smoothing.
 
     Trains the paper's dense network with each loss and seed, prints accuracy, expected calibration error and
     negative log-likelihood, and draws reliability diagrams.
     """
-    dataset, preset = options["dataset_name"], job.PRESETS[options["dataset_name"]]
-
-    def given(name: str, default: Any) -> Any:
-        return default if options[name] is None else options[name]
-
+    names = ("seeds", "alpha", "smoothing", "epochs", "batch_size", "initial_lr", "n_bins", "test_run")
     try:
-        configs = job.plan(
-            dataset,
-            seeds=given("seeds", range(preset.seeds)),
-            epochs=given("epochs", preset.epochs),
-            batch_size=given("batch_size", 64),
-            learning_rate=given("initial_lr", preset.learning_rate),
-            alpha=given("alpha", preset.alpha),
-            smoothing=given("smoothing", preset.smoothing),
-            n_bins=given("n_bins", 15),
-            test_run=given("test_run", True),
-        )
+        configs = job.plan(dataset_name, **{n: options[n] for n in names if options[n] is not None})
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    options["out"] = out = options["out"] or Path("runs", f"compare-{dataset}")
+    options["out"] = out = options["out"] or Path("runs", f"compare-{dataset_name}")
     options["threads"] = threads = options["threads"] or 1  # a batch of 64 gains little from more
     picture = out / "reliability.png"
-    execution = Execution(f"{dataset}: {counted([len(configs)], 'run')}", dataset, options)
+    execution = Execution(f"{dataset_name}: {counted([len(configs)], 'run')}", dataset_name, options)
     start = time.perf_counter()
     progress = RunProgress(configs[0].epochs, runs=len(configs), silent=not execution.first)
     with progress.bar:
@@ -76,7 +70,7 @@ def compare(**options: Any) -> None:
     if not execution.first:
         return
     try:
-        figures.reliability(runs, picture)
+        figures.save(figures.reliability(runs), picture)
     except OSError as error:
         raise click.ClickException(f"{picture} cannot be written: {error.strerror}") from error
     show = console().print
@@ -94,9 +88,5 @@ def _table(runs: list[Result]) -> Table:
     for heading in ("accuracy", f"ECE ({config.n_bins} bins)", "NLL"):
         table.add_column(heading, justify="right")
     for title, group in groups.items():
-        cells = [
-            f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
-            for mean, deviation in job.summarize(group).values()
-        ]
-        table.add_row(title, *cells)
+        table.add_row(title, *map(plus_minus, job.summarize(group).values()))
     return table

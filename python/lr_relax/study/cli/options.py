@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from fractions import Fraction
+from functools import reduce
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -27,29 +28,20 @@ def command_line(without: str = "") -> str:
     return f"{program} {shlex.join(word for word in sys.argv[1:] if word != without)}"
 
 
-class Interrupted(click.ClickException):
-    """Ctrl-C; the message says how to resume."""
-
-    exit_code = 130
-
-    def show(self, file: Any = None) -> None:
-        click.echo(self.message, err=True)
-
-
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """Show errors without the usage; of several processes the first reports them."""
     try:
         yield
-    except click.exceptions.NoArgsIsHelpError:
-        raise
     except KeyboardInterrupt:
         processes.wait_for_the_first()
         again = command_line(without="--restart")
-        raise Interrupted(f"Interrupted. To resume from the last complete epoch, run: {again}") from None
+        click.echo(f"Interrupted. To resume from the last complete epoch, run: {again}", err=True)
+        raise click.exceptions.Exit(130) from None
     except click.ClickException as error:
         processes.wait_for_the_first()
-        if isinstance(error, click.UsageError):
+        asks_for_help = isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ()))
+        if isinstance(error, click.UsageError) and not asks_for_help:
             error.ctx = None  # from which Click takes the usage
         raise
 
@@ -107,13 +99,7 @@ def switch(name: str, help: str, **known: Any) -> Decorator:
 
 def all_of(*decorators: Decorator) -> Decorator:
     """Several options as one decorator."""
-
-    def decorate(command: Any) -> Any:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
+    return lambda command: reduce(lambda done, decorate: decorate(done), reversed(decorators), command)
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg]
@@ -182,42 +168,40 @@ def _legacy(text: str) -> tuple[str, ...]:
 LOSS = choice({"lr": "label_relaxation", **{name: name for name in configs.LOSSES}})
 NUMBER, INTEGERS = Parsed("number", _number), Parsed("integers", _integers)
 NUMBERS, LOSSES = list_of("number", _number), list_of("loss[:alpha]", _loss)
-FOLDER, FILE = click.Path(path_type=Path), click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1, max=1_000_000)
 RUN_OPTIONS = {field.name: field for field in fields(RunConfig) if field.metadata}
 
 
-def run_option(name: str, **known: Any) -> Decorator:
+def run_option(name: str, *more: str, choices: tuple[str, ...] | None = None, **known: Any) -> Decorator:
     """The option of a field of `RunConfig`, which also checks its range."""
-    field, type = RUN_OPTIONS[name], str(RUN_OPTIONS[name].type)
+    field = RUN_OPTIONS[name]
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
     known = {
         "group": field.metadata["group"],
         "help": field.metadata["help"],
         "show_default": default,
-        **known,
-    }
-    if type == "bool":
+    } | known
+    if field.type == "bool":
         return switch(name, **known)
-    if choices := field.metadata.get("choices"):
-        known["metavar"] = f"[{'|'.join(['lr'] * (name == 'loss_name') + [*choices])}]"
-        return option(name, type=Parsed("name", LOSS if name == "loss_name" else choice(choices)), **known)
-    return option(name, type={"int": click.INT, "float": NUMBER}.get(type, INTEGERS), **known)
+    if choices := choices or field.metadata.get("choices"):
+        is_loss = name == "loss_name"
+        known["metavar"] = f"[{'|'.join(['lr'] * is_loss + [*choices])}]"
+        return option(name, *more, type=Parsed("name", LOSS if is_loss else choice(choices)), **known)
+    return option(
+        name, *more, type={"int": click.INT, "float": NUMBER}.get(str(field.type), INTEGERS), **known
+    )
 
 
-def _hyperparameters(name: str, help: str, **known: Any) -> Decorator:
-    return (option if "type" in known else switch)(name, help=help, group="Hyperparameters", **known)
-
-
+_GROUP = {"group": "Hyperparameters"}
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _LEGACY = "Behave as the paper's code where it differs from the paper or fails: all, or some of "
+_LEGACY += f"{', '.join(configs.LEGACY)}."
 _SOURCES = all_of(
-    _hyperparameters("load_ext_params", "Use the paper's hyperparameters for options not given here."),
-    _hyperparameters("hyperparams", "Use those of a file in the same format.", type=_FILE),
-    _hyperparameters("short", "Use those of a short schedule for machines without a GPU."),
-    _hyperparameters(
-        "legacy", f"{_LEGACY}{', '.join(configs.LEGACY)}.", type=Parsed("name,...", _legacy), default=()
-    ),
+    switch("load_ext_params", "Use the paper's hyperparameters for options not given here.", **_GROUP),
+    option("hyperparams", help="Use those of a file in the same format.", type=_FILE, **_GROUP),
+    switch("short", "Use those of a short schedule for machines without a GPU.", **_GROUP),
+    option("legacy", help=_LEGACY, type=Parsed("name,...", _legacy), default=(), **_GROUP),
 )
 
 
@@ -236,16 +220,17 @@ def read_config(given: Mapping[str, Any], **fixed: Any) -> RunConfig:
     if path and short:
         raise click.UsageError("--hyperparams and --short cannot be combined")
     if "hyperparams" in legacy and "all" not in legacy and not papers:
-        raise click.UsageError(
-            "--legacy hyperparams needs --load_ext_params, without --hyperparams and --short"
-        )
-    switches = [f"legacy_{name.replace('-', '_')}" for name in legacy]
-    options |= {name: True for name in switches if name in RunConfig.__dataclass_fields__}
+        needs = "--load_ext_params, without --hyperparams and --short"
+        raise click.UsageError(f"--legacy hyperparams needs {needs}")
+    switches = {f"legacy_{name.replace('-', '_')}" for name in legacy}
+    options |= dict.fromkeys(switches & RunConfig.__dataclass_fields__.keys(), True)
+    old = papers and "hyperparams" in legacy
     try:
-        row: dict[str, Any] = {}
-        if papers or path or short:
-            old = papers and "hyperparams" in legacy
-            row = configs.hyperparameters(**names, path=path, short=short, legacy=old)
+        row = (
+            configs.hyperparameters(**names, path=path, short=short, legacy=old)
+            if papers or path or short
+            else {}
+        )
         return RunConfig.from_dict({**row, **options}).effective()
     except ConfigError as error:
         raise click.UsageError(str(error)) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,24 @@ from .. import data, figures, models
 from .. import report as tables
 from ..files import load_json, replaced
 from ..folder import Result, load_results
-from .options import FILE, FOLDER, LOSS, Command, Decorator, Group, all_of, choice, list_of, option
+from .options import FOLDER, LOSS, NUMBER, NUMBERS, Command, Decorator, Group, all_of, choice, list_of, option
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+_ONLY = {"help": "Only these, comma-separated."}
+_RUNS = all_of(
+    option("out", type=FOLDER, default=Path("runs", "study"), show_default=True, help="Folder of the runs."),
+    option("model_name", type=list_of("name", choice(models.NAMES)), **_ONLY),
+    option("dataset_name", "--dataset", type=list_of("name", choice(data.DATASETS)), **_ONLY),
+)
+_LOSSES = all_of(
+    option("loss_name", "--loss", type=list_of("name", LOSS), **_ONLY),
+    option("alpha", type=NUMBERS, **_ONLY),
+)
 
 
-def _selection(*names: str) -> Decorator:
-    """Options that select results."""
-    several = "Only these, comma-separated."
-    known = {
-        "model_name": option("model_name", type=list_of("name", choice(models.NAMES)), help=several),
-        "dataset_name": option(
-            "dataset_name", "--dataset", type=list_of("name", choice(data.DATASETS)), help=several
-        ),
-        "loss_name": option("loss_name", "--loss", type=list_of("name", LOSS), help=several),
-        "alpha": option("alpha", type=list_of("number", float), help=several),
-    }
-    out = option(
-        "out", type=FOLDER, default=Path("runs", "study"), show_default=True, help="Folder of the runs."
-    )
-    return all_of(out, *(known[name] for name in names))
-
-
-def _save(default: str) -> Decorator:
+def _save(default: str, *names: str) -> Decorator:
     help = "The picture; its suffix selects the format."
-    return option("save", type=FILE, default=Path(default), show_default=True, help=help)
+    return option("save", *names, type=FILE, default=Path(default), show_default=True, help=help)
 
 
 @click.command(cls=Command, short_help="The paper's tables from finished runs.")
@@ -47,14 +42,14 @@ def _save(default: str) -> Decorator:
     help="LaTeX needs the package booktabs; CSV has full precision.",
 )
 @option("save", type=FILE, help="A file to write instead of printing.")
-@_selection("model_name", "dataset_name")
+@_RUNS
 def table(format: str, save: Path | None, **selection: Any) -> None:
     """The paper's tables from finished runs, beside the paper's numbers and those of its code.
 
     For each loss, over seeds: with the alpha that is best on validation data by accuracy, and by ECE.
     """
     with _usage_errors(save):
-        text = tables.render(_results(**selection), load_json("published.json"), format)
+        text = tables.render(_results(**selection), load_json("published.json")["rows"], format)
         if save is not None:
             with replaced(save) as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -66,41 +61,30 @@ def figure() -> None:
     """Draw figures."""
 
 
-@figure.command(cls=Command)
-@_save("reliability.png")
-@_selection("model_name", "dataset_name", "loss_name", "alpha")
-def reliability(save: Path, **selection: Any) -> None:
-    """Reliability diagrams of finished runs: one for each loss, all seeds together."""
-    with _usage_errors(save):
-        figures.reliability(_results(**selection), save)
-    click.echo(save)
+def _figure(name: str, draw: Callable[[list[Result]], Any], help: str) -> None:
+    """Add a command that draws finished runs."""
+
+    @figure.command(name, cls=Command, help=help)
+    @all_of(_save(f"{name}.png"), _RUNS, _LOSSES)
+    def command(save: Path, **selection: Any) -> None:
+        with _usage_errors(save):
+            figures.save(draw(_results(**selection)), save)
+        click.echo(save)
+
+
+_figure("reliability", figures.reliability, "Reliability diagrams of finished runs, one for each loss.")
+_figure("alpha", figures.against_alpha, "Accuracy and ECE of finished runs against alpha, with deviations.")
 
 
 @figure.command(cls=Command)
-@_save("alpha.png")
-@_selection("model_name", "dataset_name", "loss_name", "alpha")
-def alpha(save: Path, **selection: Any) -> None:
-    """Accuracy and ECE of finished runs against alpha, with the deviation over seeds."""
-    with _usage_errors(save):
-        figures.against_alpha(_results(**selection), save)
-    click.echo(save)
-
-
-@figure.command(cls=Command)
-@option(
-    "alpha",
-    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
-    default=0.25,
-    show_default=True,
-    help="Imprecision of label relaxation, weight of label smoothing.",
-)
-@option("save", "--out", type=FILE, default=Path("simplex.png"), show_default=True, help="The picture.")
+@option("alpha", type=NUMBER, default=0.25, show_default=True, help="Imprecision, and smoothing's weight.")
+@_save("simplex.png", "--out")
 def simplex(alpha: float, save: Path) -> None:
     """Label smoothing beside label relaxation, over all predictions for three classes."""
     from ...plots import relaxation_on_simplex
 
     with _usage_errors(save):
-        relaxation_on_simplex(alpha).savefig(save, dpi=150)
+        figures.save(relaxation_on_simplex(alpha), save)
     click.echo(save)
 
 
@@ -121,9 +105,6 @@ def _usage_errors(save: Path | None) -> Iterator[None]:
             save.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if save is None:
-            raise click.ClickException(str(error)) from error
-        reason = error.strerror or error
-        raise click.BadParameter(f"{save} cannot be written: {reason}.", param_hint="'--save'") from error
+        raise click.UsageError(f"{save} cannot be written: {error.strerror or error}") from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
