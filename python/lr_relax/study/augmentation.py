@@ -37,8 +37,7 @@ def shifted(images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor) -> Te
     rows = torch.arange(height, device=images.device) + down[:, None]
     columns = torch.arange(width, device=images.device) + right[:, None]
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    # In grid_sample's coordinates -1 and 1 are the edges of the image, half a pixel outside its pixel
-    # centers.
+    # In grid_sample's coordinates -1 and 1 are the image's edges, half a pixel outside the pixels' centers.
     y, x = (2 * rows + 1) / height - 1, (2 * columns + 1) / width - 1
     grid = torch.stack([x[:, None, :].expand(n, height, width), y[:, :, None].expand(n, height, width)], -1)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -50,14 +50,6 @@ def plan(dataset: str, **options: Any) -> list[RunConfig]:
     return list(dict.fromkeys(runs))
 
 
-def by_loss(runs: Sequence[Result]) -> dict[str, list[Result]]:
-    """The runs of each loss, by its title, in their order."""
-    groups: dict[str, list[Result]] = {}
-    for each in runs:
-        groups.setdefault(each.config.title, []).append(each)
-    return groups
-
-
 def summarize(runs: Sequence[Result]) -> dict[str, Statistic]:
     """Mean and standard deviation of each metric over runs that differ only in their seed."""
     return {metric: Statistic.of([getattr(each, metric) for each in runs]) for metric in METRICS}

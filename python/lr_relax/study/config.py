@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,14 @@ class ConfigError(ValueError):
     """An option or a hyperparameter file is invalid; the message is one line."""
 
 
-def _option(
-    default: Any, help: str, group: str = "Training", *, low: float = 0, high: float = math.inf, **more: Any
-) -> Any:
-    """A field with its help and range: integers include high, floats do not; ``above`` excludes low."""
-    return field(default=default, metadata={"help": help, "group": group, "low": low, "high": high, **more})
+def _option(default: Any, help: str, *, group: str = "Training", **about: Any) -> Any:
+    """A field with its help and its range or choices; ``above`` excludes the lowest number."""
+    return field(default=default, metadata={"help": help, "group": group, **about})
 
 
-_MILLION = 1_000_000
-_ALPHA = "Relaxation's imprecision, smoothing's weight, focal loss's gamma, confidence penalty's beta."
-_CHECKPOINTS = "Evaluate the network with the best validation accuracy; in test runs the last network."
+_task, _evaluation = partial(_option, group="Task"), partial(_option, group="Evaluation")
+_ALPHA = "Imprecision of relaxation, weight of smoothing, focal loss's gamma or confidence penalty's beta."
+_BEST = "Keep the network with the best validation accuracy and evaluate it; in test runs the last network."
 
 
 @dataclass(frozen=True)
@@ -51,32 +50,30 @@ class RunConfig:
     Raises ConfigError if an option is outside its range.
     """
 
-    model_name: str = _option("vgg", "The network.", "Task", choices=models.NAMES)
-    dataset_name: str = _option("cifar100", "The data set.", "Task", choices=data.DATASETS)
-    loss_name: str = _option(
-        "label_relaxation", "The loss; smoothing is cross_entropy.", "Task", choices=LOSSES
+    model_name: str = _task("vgg", "The network.", choices=models.NAMES)
+    dataset_name: str = _task("cifar100", "The data set.", choices=data.DATASETS)
+    loss_name: str = _task(
+        "label_relaxation", "The loss; smoothing is cross_entropy with alpha.", choices=LOSSES
     )
-    alpha: float = _option(0.0, _ALPHA, "Task")
-    seed: int = _option(0, "Seed of split, weights, batches, dropout, shifts.", "Task", high=2**32 - 1)
-    epochs: int = _option(200, "Number of epochs.", low=1, high=_MILLION)
-    batch_size: int = _option(64, "Images per batch.", low=1, high=_MILLION)
+    alpha: float = _task(0.0, _ALPHA)
+    seed: int = _task(0, "Seed of split, weights, batches, dropout and augmentation.", high=2**32 - 1)
+    epochs: int = _option(200, "Number of epochs.", low=1)
+    batch_size: int = _option(64, "Images per batch.", low=1)
     initial_lr: float = _option(1e-3, "Learning rate.", above=True)
-    steps: tuple[int, ...] = _option((80, 120, 160, 180), "Epochs after which the rate drops.", high=_MILLION)
+    steps: tuple[int, ...] = _option((80, 120, 160, 180), "Epochs after which the rate drops, as 30,50.")
     lr_sched_multipler: float = _option(0.1, "Factor of each drop of the learning rate.", above=True)
     decay: float = _option(0.0, "Decay of the learning rate per batch: rate / (1 + decay * batches).")
-    warmup: int = _option(0, "Epochs in which the learning rate rises to its initial value.", high=_MILLION)
+    warmup: int = _option(0, "Epochs in which the learning rate rises to its initial value.")
     gradient_clipping: float = _option(0.0, "Maximum absolute value of a gradient's elements; 0 for none.")
     reduce_on_plateau: bool = _option(False, "Reduce the rate after ten epochs without a better loss.")
     data_augmentation: bool = _option(True, "Shift and flip the training images at random.")
     subtract_pixel_mean: bool = _option(True, "Subtract the mean of the training images.")
-    model_checkpoints: bool = _option(False, _CHECKPOINTS, "Evaluation")
-    test_run: bool = _option(False, "Evaluate on test data instead of validation data.", "Evaluation")
-    temp_scaling: bool = _option(False, "Scale with a temperature of held-out data.", "Evaluation")
-    temperature: str = _option(
-        "grid", "In the paper's grid, or by NLL.", "Evaluation", choices=("grid", "nll")
-    )
-    validation_share: float = _option(0.25, "The paper says 1/6.", "Evaluation", high=1, above=True)
-    n_bins: int = _option(15, "Number of bins of the calibration error.", "Evaluation", low=1, high=1000)
+    model_checkpoints: bool = _evaluation(False, _BEST)
+    test_run: bool = _evaluation(False, "Evaluate on test data instead of validation data.")
+    temp_scaling: bool = _evaluation(False, "Scale predictions with a temperature of held-out data.")
+    temperature: str = _evaluation("grid", "By ECE in the paper's grid, or by NLL.", choices=("grid", "nll"))
+    validation_share: float = _evaluation(0.25, "Validation data's share; paper: 1/6.", high=1, above=True)
+    n_bins: int = _evaluation(15, "Number of bins of the calibration error.", low=1, high=1000)
     # The behavior of the paper's code, by the names in LEGACY:
     legacy_clip: bool = False  # clip probabilities (not of cross-entropy): saturated errors have no gradient
     legacy_confidence_penalty: bool = False  # add the entropy to the loss instead of subtracting it
@@ -93,7 +90,7 @@ class RunConfig:
                 with suppress(OverflowError):  # of an integer, which is refused
                     value = float(value) + 0.0  # -0 becomes 0
             object.__setattr__(self, each.name, value)
-            _check(each.name, value, str(each.type), **each.metadata)
+            _check(each.name, value, str(each.type), each.metadata)
         if self.loss_name in ("label_relaxation", "cross_entropy") and self.alpha >= 1:
             raise _error("alpha", f"a number in [0, 1) for {self.loss_name}", self.alpha)
         size, least = data.FACTS[self.dataset_name].shape[1], models.LEAST_SIZES[self.model_name]
@@ -160,28 +157,28 @@ class RunConfig:
         return f"{self.loss_title}{alpha}{' + temperature' if self.temp_scaling else ''}"
 
 
-def _check(
-    name: str, value: Any, type: str, *, low: float = 0, high: float = 0, above: bool = False, **about: Any
-) -> None:
+def _check(name: str, value: Any, type: str, about: Mapping[str, Any]) -> None:
     """Check a value against the type and the metadata of its field."""
+    low, high, above = about.get("low", 0), about.get("high"), "above" in about
 
     def is_integer(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= (high or 1_000_000)
 
     if type == "bool":
         valid, expected = isinstance(value, bool), "True or False"
     elif type == "str":
         valid, expected = value in about["choices"], f"one of {', '.join(about['choices'])}"
-    elif type == "int":
-        valid, expected = is_integer(value), f"an integer in [{low}, {high}]"
     elif type == "float":
-        valid = isinstance(value, float) and low <= value < high and not (above and value == low)
-        expected = f"a finite number {'above' if above else 'of at least'} {low:g}"
-        if high < math.inf:
-            expected = f"a number in {'(' if above else '['}{low:g}, {high:g})"
+        valid = (
+            isinstance(value, float) and low <= value < (high or math.inf) and not (above and value == low)
+        )
+        expected = f"a finite number {'above' if above else 'of at least'} {low}"
+        expected = f"a number in ({low}, {high})" if high else expected
+    elif type == "int":
+        valid, expected = is_integer(value), f"an integer in [{low}, {high or 1_000_000}]"
     else:
-        valid = isinstance(value, tuple) and all(map(is_integer, value))
-        valid, expected = valid and list(value) == sorted(set(value)), f"increasing epochs in [{low}, {high}]"
+        valid = isinstance(value, tuple) and all(map(is_integer, value)) and list(value) == sorted(set(value))
+        expected = "increasing epochs of at most 1000000"
     if not valid:
         raise _error(name, expected, value)
 

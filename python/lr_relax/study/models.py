@@ -10,7 +10,7 @@ input: this saves a fifth of DenseNet's time.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ def build(name: str, input_shape: Sequence[int], n_classes: int) -> Network:
     if len(input_shape) != 3 or min(input_shape[1:]) < LEAST_SIZES[name]:
         expected = f"channels, height and width, of at least {LEAST_SIZES[name]} pixels, for {name!r}"
         raise ValueError(f"Expected argument `input_shape` to be {expected}, but got {tuple(input_shape)}.")
-    return {"vgg": vgg, "resnet": resnet, "densenet": densenet}[name](*input_shape, n_classes)
+    make: Callable[..., Network] = {"vgg": vgg, "resnet": resnet, "densenet": densenet}[name]
+    return make(*input_shape, n_classes)
 
 
 # The least height and width of images, which the poolings leave a pixel of.

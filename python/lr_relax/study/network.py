@@ -18,14 +18,12 @@ NORM_EPS, NORM_MOMENTUM = 1e-3, 0.01  # the share of the new batch; Keras counts
 class Network(nn.Sequential):
     """A sequence of layers that returns logits, and the penalties that training adds to the loss.
 
-    The weight penalty belongs either in the loss, ``loss(logits, labels) + network.weight_penalty()``, as in
-    Keras, or as weight decay in the optimizer, ``SGD(network.parameter_groups(), ...)``: the same steps, and
-    faster, unless gradients are clipped, because Keras clips the sum. The activity penalty always belongs in
-    the loss.
-
     ``l2`` is the factor of the sum of squares of each convolution's and linear layer's weights, ``last_l2``
-    that of the last one; ``activity_l2`` is the factor of the mean over rows of the probabilities' sum of
-    squares.
+    that of the last one; ``activity_l2`` that of the mean over rows of the probabilities' sum of squares.
+
+    The weight penalty belongs in the loss, as in Keras, or as weight decay in the optimizer,
+    ``SGD(network.parameter_groups(), ...)``: the same steps, and faster, unless gradients are clipped,
+    because Keras clips the sum. The activity penalty always belongs in the loss.
     """
 
     def __init__(self, *layers: Any, l2: float = 0.0, last_l2: float = 0.0, activity_l2: float = 0.0) -> None:
@@ -70,27 +68,21 @@ def initialize(network: Network, weights: Callable[[Tensor], Tensor]) -> Network
 
 
 def he_normal(weight: Tensor) -> Tensor:
-    """Keras's He normal (He et al., 2015), cut off at two standard deviations of the whole normal; in place.
-
-    What is left has a variance of 2 / fan in.
-    """
+    """Keras's He normal (He et al., 2015): cut off at two standard deviations, of variance 2 / fan in."""
     left = 0.87962566103423978  # standard deviation of a standard normal that is cut off at -2 and 2
     deviation = math.sqrt(2 / weight[0].numel()) / left
     return nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
 class ImageNorm(nn.BatchNorm2d):
-    """Batch normalization of images; the moving variance is of unbiased variances, in Keras as in PyTorch."""
+    """Batch normalization of images; the moving variance is of unbiased variances, in Keras and PyTorch."""
 
     def __init__(self, n_channels: int) -> None:
         super().__init__(n_channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
 
 
 class RowNorm(nn.BatchNorm1d):
-    """Batch normalization of rows; the moving variance is of biased variances, in Keras but not in PyTorch.
-
-    A batch may be a single row.
-    """
+    """Batch normalization of rows, one or more; the moving variance is of biased variances, as in Keras."""
 
     def __init__(self, n_features: int) -> None:
         super().__init__(n_features, eps=NORM_EPS, momentum=NORM_MOMENTUM)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -20,10 +19,9 @@ import torch
 class Schedule:
     """The learning rate of every step of the paper's code.
 
-    The rate of an epoch, counted from 0, is ``initial`` times ``factor`` for each of the ``steps`` with
-    ``epoch > step``: with steps (30, 50) it drops at epoch 31, and in 50 epochs only once. In the first
-    ``warmup`` epochs it rises linearly instead. With ``decay`` it falls with the number of all batches so
-    far.
+    It is multiplied by ``factor`` for each of the ``steps`` that is smaller than the epoch, counted from 0:
+    with steps (30, 50) it drops at epoch 31, and in 50 epochs only once. In the first ``warmup`` epochs it
+    rises linearly instead. With ``decay`` it falls with the number of all batches so far.
     """
 
     initial: float
@@ -37,7 +35,7 @@ class Schedule:
         if epoch < self.warmup:
             return (epoch + 1) * self.initial / self.warmup
         rate = self.initial
-        for _ in takewhile(lambda step: epoch > step, self.steps):
+        for _ in filter(lambda step: epoch > step, self.steps):
             rate *= self.factor
         return rate
 
@@ -78,9 +76,8 @@ class Plateau:
 class KerasSGD(torch.optim.SGD):
     """SGD with Keras's velocity, which keeps the learning rate of each gradient's step.
 
-    Otherwise it equals :class:`torch.optim.SGD`, bit for bit while the rate is constant. Set the rate with
-    :meth:`set_rate` or with PyTorch's schedulers. Keras's regularizer ``l2(x)`` is a ``weight_decay`` of ``2
-    * x``.
+    It equals :class:`torch.optim.SGD`, bit for bit, while the rate is constant. PyTorch's schedulers may set
+    the rate, too. Keras's regularizer ``l2(x)`` is a ``weight_decay`` of ``2 * x``.
     """
 
     def __init__(self, params: Iterable[Any], rate: float, **options: Any) -> None:

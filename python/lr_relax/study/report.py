@@ -306,7 +306,11 @@ def _csv(tables: Iterable[Table]) -> str:
         line: dict[str, Any] = dict(zip(Setting._fields, names, strict=False))
         line["setting"] = "; ".join(f"{name}={value}" for name, value in others)
         line |= {"optimized_for": table.optimized_for, "loss": row.method.title(), "alpha_chosen": row.chosen}
-        lists = {"alphas": row.alphas, "seeds": row.seeds, "missing_seeds": row.missing}
+        lists: dict[str, Iterable[Any]] = {
+            "alphas": row.alphas,
+            "seeds": row.seeds,
+            "missing_seeds": row.missing,
+        }
         line |= {name: " ".join(map(str, values)) for name, values in lists.items()}
         line["n_seeds"] = len(row.runs)
         for each in METRICS:

@@ -16,7 +16,7 @@ from ..config import ConfigError
 from ..folder import Result
 from ..report import counted, plus_minus
 from .execution import Execution, RunProgress, console, execution_options, out_options, tracking_options
-from .options import INTEGERS, NUMBER, Command, all_of, option, run_option
+from .options import INTEGERS, NUMBER, Command, Decorator, all_of, option, run_option
 
 
 def _preset(name: str) -> str:
@@ -24,23 +24,15 @@ def _preset(name: str) -> str:
     return ", ".join(f"{preset[name]:g} on {dataset}" for dataset, preset in job.PRESETS.items())
 
 
+def _task(name: str, type: Any, help: str, default: str) -> Decorator:
+    return option(name, type=type, help=help, show_default=default, group="Task")
+
+
 @click.command(cls=Command, short_help="Compare three losses.")
 @run_option("dataset_name", "--dataset", choices=tuple(job.PRESETS), default="digits", show_default=True)
-@option(
-    "seeds",
-    type=INTEGERS,
-    show_default="0-9 on digits, 0-2 on fashion_mnist",
-    help="Seeds, as 0-4 or 0,2.",
-    group="Task",
-)
-@run_option("alpha", show_default=_preset("alpha"), help="Imprecision of label relaxation.")
-@option(
-    "smoothing",
-    type=NUMBER,
-    show_default=_preset("smoothing"),
-    help="Label smoothing's weight.",
-    group="Task",
-)
+@_task("seeds", INTEGERS, "Seeds, as 0-4 or 0,2.", "0-9 on digits, 0-2 on fashion_mnist")
+@_task("alpha", NUMBER, "Imprecision of label relaxation.", _preset("alpha"))
+@_task("smoothing", NUMBER, "Weight of label smoothing.", _preset("smoothing"))
 @run_option("epochs", show_default=_preset("epochs"))
 @run_option("batch_size")
 @run_option("initial_lr", show_default=_preset("initial_lr"))
@@ -80,13 +72,14 @@ def compare(dataset_name: str, **options: Any) -> None:
 
 
 def _table(runs: list[Result]) -> Table:
-    config, groups = runs[0].config, job.by_loss(runs)
-    seeds = len(runs) // len(groups)
+    config, losses = runs[0].config, dict.fromkeys(run.config.title for run in runs)
+    seeds = len(runs) // len(losses)
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     table = Table(title=f"{config.dataset_name}, {runs[0].n_eval} {config.part} images, {spread}")
     table.add_column("loss")
     for heading in ("accuracy", f"ECE ({config.n_bins} bins)", "NLL"):
         table.add_column(heading, justify="right")
-    for title, group in groups.items():
-        table.add_row(title, *map(plus_minus, job.summarize(group).values()))
+    for loss in losses:
+        summary = job.summarize([run for run in runs if run.config.title == loss])
+        table.add_row(loss, *map(plus_minus, summary.values()))
     return table

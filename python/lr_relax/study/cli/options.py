@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -144,11 +145,9 @@ def _number(text: str) -> float:
 def _integers(text: str) -> tuple[int, ...]:
     integers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            least, most = int(first), int(last if dash else first)
-        except ValueError:
-            raise ValueError(f"{part!r} is not an integer or a range such as 0-4") from None
+        if (found := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)) is None:
+            raise ValueError(f"{part!r} is not an integer or a range such as 0-4")
+        least, most = int(found[1]), int(found[2] or found[1])
         if not least <= most < least + 10_000:
             raise ValueError(f"{part!r} is not an increasing range of at most 10,000")
         integers += range(least, most + 1)
