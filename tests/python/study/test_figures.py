@@ -8,7 +8,7 @@ import pytest
 from lr_relax.study import figures
 from made_results import record, result
 
-SIGNATURES = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+SIGNATURES = {".PNG": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 
 
 def panels(figure: Any) -> list[list[Any]]:
@@ -27,7 +27,7 @@ def some_results(**fields: Any) -> list[Any]:
 
 def test_one_diagram_per_loss_and_alpha() -> None:
     results = some_results(loss_name="cross_entropy") + some_results(alpha=0.1)
-    figure = figures.draw_reliability(reversed(results))
+    figure = figures.reliability(reversed(results))
     [[plain, relaxed]] = panels(figure)
     assert [plain.get_title(), relaxed.get_title()] == ["cross-entropy", "label relaxation 0.1"]
     for ax in (plain, relaxed):
@@ -35,9 +35,9 @@ def test_one_diagram_per_loss_and_alpha() -> None:
     [part] = figure.subfigs
     assert part.get_suptitle() == "fashion_mnist, simple_dense, 10 epochs: test predictions of 2 seeds"
     of_both = some_results(alpha=0.1) + some_results(alpha=0.2)
-    [axes] = panels(figures.draw_reliability(of_both))
+    [axes] = panels(figures.reliability(of_both))
     assert [ax.get_title() for ax in axes] == ["label relaxation 0.1", "label relaxation 0.2"]
-    [[ax]] = panels(figures.draw_reliability([of_both[0], of_both[3]]))
+    [[ax]] = panels(figures.reliability([of_both[0], of_both[3]]))
     assert ax.get_title() == "label relaxation 0.1 to 0.2"
 
 
@@ -46,7 +46,7 @@ def test_settings_and_data_are_separate() -> None:
         result([1, n], [0.4, 0.8], [0.5, 1.0], test_run=test, epochs=epochs)
         for n, (test, epochs) in enumerate([(True, 10), (False, 10), (True, 50)], 1)
     ]
-    figure = figures.draw_reliability(results)
+    figure = figures.reliability(results)
     assert [part.get_suptitle().replace("\n", " ") for part in figure.subfigs] == [
         f"fashion_mnist, simple_dense, {which} predictions of 1 seed"
         for which in ("10 epochs: validation", "10 epochs: test", "50 epochs: test")
@@ -57,7 +57,7 @@ def test_settings_and_data_are_separate() -> None:
 
 def test_many_diagrams_form_rows() -> None:
     results = [each for alpha in (0.0, 0.1, 0.2, 0.3, 0.4) for each in some_results(alpha=alpha)]
-    [axes] = panels(figures.draw_reliability(results))
+    [axes] = panels(figures.reliability(results))
     assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, 0, 0, 1]
     boxes = [ax.get_tightbbox() for ax in axes]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
@@ -72,7 +72,7 @@ RECORDS = [
 
 
 def test_lines_are_means_and_bands_deviations() -> None:
-    figure = figures.draw_against_alpha(reversed(RECORDS))
+    figure = figures.against_alpha(reversed(RECORDS))
     [(accuracy, ece)] = panels(figure)
     for ax, means, name in (
         (accuracy, [0.85, 0.85, 0.7], "accuracy"),
@@ -102,7 +102,7 @@ def test_lines_are_means_and_bands_deviations() -> None:
 def test_alphas_of_some_seeds_are_points() -> None:
     tested = [record(0.7, 0.3, alpha=0.1, seed=seed, test_run=True) for seed in (0, 2)]
     tested += [record(0.9, 0.2, alpha=0.4, seed=1, test_run=True)]
-    figure = figures.draw_against_alpha(tested)
+    figure = figures.against_alpha(tested)
     [(accuracy, _)] = panels(figure)
     [points] = accuracy.lines
     assert [*points.get_xdata(), *points.get_ydata()] == pytest.approx([0.1, 0.4, 0.7, 0.9])
@@ -113,7 +113,7 @@ def test_alphas_of_some_seeds_are_points() -> None:
 
 def test_validation_above_test_in_the_same_colors() -> None:
     tested = [record(0.7, 0.3, loss_name="focal", alpha=alpha, test_run=True) for alpha in (0.0, 1.0)]
-    figure = figures.draw_against_alpha([*tested, *RECORDS])
+    figure = figures.against_alpha([*tested, *RECORDS])
     above, below = panels(figure)
     assert [part.get_suptitle().split(": ")[1] for part in figure.subfigs] == ["validation data", "test data"]
     assert below[0].lines[0].get_color() == above[0].lines[3].get_color()
@@ -122,39 +122,15 @@ def test_validation_above_test_in_the_same_colors() -> None:
     assert ticks == ["0", "1"]
 
 
-@pytest.mark.parametrize("ending", [".png", ".pdf", ".svg", ".PNG"])
+@pytest.mark.parametrize("ending", SIGNATURES)
 def test_suffix_selects_the_format(tmp_path: Path, ending: str) -> None:
-    figures.reliability(some_results(), tmp_path / f"a{ending}")
-    figures.against_alpha(RECORDS, tmp_path / f"b{ending}")
-    for path in tmp_path.iterdir():
-        assert path.read_bytes().startswith(SIGNATURES[ending.lower()])
-    assert len([*tmp_path.iterdir()]) == 2, "nothing else is left there"
+    figures.save(figures.against_alpha(RECORDS), tmp_path / f"a{ending}")
+    [path] = tmp_path.iterdir()
+    assert path.read_bytes().startswith(SIGNATURES[ending])
 
 
-def test_rejects_other_suffixes_and_nothing_to_draw(tmp_path: Path) -> None:
-    without = [record(0.9, 0.1, loss_name="cross_entropy")]
-    suffix = r"Expected argument `path` to end in \.png, \.pdf, \.svg, but got .*"
-    nothing = r"There are no finished runs of a loss with an alpha to draw\."
-    for draw, results, name, message in (
-        *((figures.reliability, [], name, suffix) for name in ("picture", "picture.jpeg", "png")),
-        (figures.against_alpha, [], "picture.jpeg", suffix),
-        (figures.reliability, [], "a.png", r"There are no results to draw reliability diagrams of\."),
-        *((figures.against_alpha, records, "a.png", nothing) for records in ([], without)),
-    ):
-        with pytest.raises(ValueError, match=f"^{message}$"):
-            draw(results, tmp_path / name)
-
-
-def test_failed_write_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib.figure import Figure
-
-    def disk_full(figure: Figure, path: Path, **_: Any) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Figure, "savefig", disk_full)
-    path = tmp_path / "picture.png"
-    path.write_bytes(b"old")
-    with pytest.raises(OSError, match="No space"):
-        figures.against_alpha(RECORDS, path)
-    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("picture.png", b"old")]
+def test_rejects_nothing_to_draw() -> None:
+    with pytest.raises(ValueError, match=r"^There are no results to draw reliability diagrams of\.$"):
+        figures.reliability([])
+    with pytest.raises(ValueError, match=r"^There are no finished runs of a loss with an alpha to draw\.$"):
+        figures.against_alpha([record(0.9, 0.1, loss_name="cross_entropy")])
