@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -28,7 +27,6 @@ from test_data_sets import make_files, put
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-study = import_module("lr_relax.study.cli.study")  # of that name the package has the command
 DIGITS = ["--model_name", "simple_dense", "--dataset_name", "digits", "--short", "--epochs", "1"]
 
 
@@ -299,24 +297,10 @@ def read_config_of(words: list[str]) -> RunConfig:
         ("--loss_name focal --load_ext_params --legacy hyperparams", "batch_size", 32),
     ],
 )
-def test_every_option_reaches_the_config(
-    words: str, field: str, value: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_option_reaches_the_config(words: str, field: str, value: object) -> None:
     """In both spellings; each value is none of the defaults."""
-    asked: list[RunConfig] = []
-
-    def stop(*_: object) -> None:
-        raise click.ClickException("stopped")
-
-    def read(options: dict[str, object], **fixed: object) -> RunConfig:
-        asked.append(read_config(options, **fixed))
-        return asked[-1]
-
-    monkeypatch.setattr(study, "Execution", stop)
-    monkeypatch.setattr(study, "read_config", read)
     for spelling in (words, re.sub(r"--\w+", lambda name: name[0].replace("_", "-"), words)):
-        assert "stopped" in lr_relax("study", *spelling.split()).stderr
-    assert [getattr(config, field) for config in asked] == [value, value]
+        assert getattr(read_config_of(spelling.split()), field) == value
     assert getattr(RunConfig(), field) != value
 
 
@@ -364,7 +348,6 @@ def test_grid_is_not_repeated(finished: Finished) -> None:
         ("table", "alpha optimized for ECE"),
         ("table --dataset digits --model_name simple_dense", "alpha optimized for accuracy"),
         ("table --save a/new/folder/table.md", "a/new/folder/table.md"),
-        ("figure reliability", "reliability.png"),
         ("figure reliability --loss lr --alpha 0.05,0.1 --dataset digits --save lr.svg", "lr.svg"),
         ("figure alpha --loss lr,cross_entropy", "alpha.png"),
     ],
@@ -380,8 +363,9 @@ def test_reports_come_from_folders_alone(words: str, shown: str, finished: Finis
 
 def test_figure_draws_the_selection_only(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(figures, "reliability", lambda results, path: drawn.extend(results))
-    options = ["--loss", "lr", "--alpha", "0.1", "--dataset", "digits", "--model_name", "simple_dense"]
+    pooled = figures.pooled_curve
+    monkeypatch.setattr(figures, "pooled_curve", lambda runs: drawn.extend(runs) or pooled(runs))
+    options = ["--loss", "lr", "--alpha", "1/10", "--dataset", "digits", "--model_name", "simple_dense"]
     assert lr_relax("figure", "reliability", *options, "--out", str(finished[0])).exit_code == 0
     assert {(each.config.loss_name, each.config.alpha) for each in drawn} == {("label_relaxation", 0.1)}
 
@@ -396,7 +380,7 @@ def test_unreadable_results_cost_a_warning(finished: Finished, caplog: pytest.Lo
     assert "is not the result of a run" in warning
 
 
-def test_legacy_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_legacy_names() -> None:
     """All of them, in a run where each has an effect; those that have none do not count."""
     options = ["--model_name", "vgg", "--dataset_name", "cifar10", "--loss_name", "confidence_penalty"]
     options += ["--warmup", "1", "--model_checkpoints", "--temp_scaling"]
@@ -409,7 +393,7 @@ def test_legacy_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_config_of(["--short", "--legacy", "all"]).epochs == read_config_of(["--short"]).epochs
 
 
-def test_legacy_grid_omits_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_legacy_grid_omits_plain_cross_entropy() -> None:
     for words, first in (([], 0.0), (["--legacy", "grid"], 0.01)):
         context = cli.grid.make_context("grid", ["--losses", "cross_entropy", "--seeds", "0", *words])
         configs = import_module("lr_relax.study.cli.grid")._configs(context.params)
@@ -423,7 +407,6 @@ def test_legacy_grid_omits_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch) 
         ("timeout_min=90", 90),
         ("slurm_use_srun=False", False),
         ("slurm_account=007", "007"),
-        ("slurm_partition=nan", "nan"),
         ("slurm_setup=true", "true"),
         ("slurm_comment=a=b", "a=b"),
     ],
@@ -437,25 +420,12 @@ def test_types_of_submitits_parameters(text: str, value: object) -> None:
     ("arguments", "message"),
     [
         ("study --model_name lenet", "'lenet' is not one of"),
-        ("study --loss_name hinge", "'hinge' is not one of"),
         ("study --dataset_name imagenet", "imagenet is not provided"),
-        ("study --dataset_name svhn", "'svhn' is not one of"),
-        (
-            "study --alpha 1",
-            "Expected argument `alpha` to be a number in [0, 1) for label_relaxation, but got 1.0",
-        ),
-        ("study --steps 3,2", "Expected argument `steps` to be increasing epochs"),
+        ("study --alpha 1", "Expected argument `alpha` to be a number in [0, 1) for label_relaxation, but"),
         ("study --steps x", "'x' is not an integer"),
-        ("study --initial_lr nan", "`initial_lr` to be a finite number above 0, but got nan"),
         ("study --validation_share 1/0", "'1/0' is not a number or a fraction"),
-        ("study --validation_share 2", "Expected argument `validation_share` to be a number in (0, 1)"),
-        ("study --temperature newton", "'newton' is not one of"),
-        ("study --test_run perhaps", "'perhaps' is not a valid boolean"),
         ("study --device tpu", "tpu is not a device of this machine"),
-        ("study --threads 0", "0 is not in the range"),
         ("study {digits} --experiment '' --tracking_uri sqlite:///a.db", "'--experiment': a name is needed"),
-        ("study --autolog_freq 0", "0 is not in the range"),
-        ("study --hyperparams nowhere.json", "'nowhere.json' does not exist"),
         ("study --hyperparams {text}", "Expecting value"),
         ("study --hyperparams {text} --short", "--hyperparams and --short cannot be combined"),
         ("study --model_name vgg --dataset_name mnist", "Expected images of at least 32 pixels"),
@@ -463,38 +433,24 @@ def test_types_of_submitits_parameters(text: str, value: object) -> None:
             "study --load_ext_params --model_name simple_dense",
             "row simple_dense_cifar100: there is no such row",
         ),
-        (
-            "study --load_ext_params --legacy hyperparams --model_name densenet --loss_name focal",
-            "row legacy_DenseNetBC_cifar100: there is no such row",
-        ),
         ("study --dataset_name cifar10 --data_dir {text}", "cifar10 cannot be read from"),
-        ("study {digits} --out {text}", "cannot be written to"),
         ("study {digits} --tensorboard {text}", "'--tensorboard': {text} cannot be written to"),
         ("study {digits} --tracking_uri http://127.0.0.1:9", "no server answers"),
         ("study {digits} --tracking_uri sqlite:///{text}", "file is not a database"),
         ("study-ho --alphas 1", "Expected argument `alpha` to be a number in [0, 1)"),
-        ("study-ho --alpha 0.1", "No such option"),
-        ("grid --losses hinge", "'hinge' is not one of"),
         ("grid --losses lr:x", "'x' is not a number"),
         ("grid --seeds 4-0", "'4-0' is not an increasing range"),
         ("grid --seeds 0-99999999999999999999", "is not an increasing range of at most 10,000"),
-        ("grid --workers 0", "0 is not in the range"),
         ("grid --gpu_share 2", "expected a number in [0, 1]"),
         ("grid --datasets digits --epochs 1 --engine slurm --gpu_share 0.5", "whole GPUs"),
-        ("grid --engine dask", "'dask' is not one of"),
         ("grid --slurm mem_gb=", "'mem_gb=' is not of the form key=value"),
-        ("grid --seeds 1-", "'1-' is not an integer or a range"),
         ("grid --slurm workers=2", "'workers' is not a parameter of submitit"),
         ("grid --datasets digits --epochs 1 --engine slurm", "sbatch"),
         ("grid --datasets digits --epochs 1 --engine ray --ray_address nowhere", "no Ray at nowhere"),
         ("grid --test_run --test_best ece", "there are no validation runs with --test-run"),
-        ("grid --test_best loss", "'loss' is not one of"),
-        ("table --format html", "'html' is not one of"),
         ("table", "runs/study has no finished runs"),
         ("study --legacy old", "'old' is not one of all, confidence-penalty"),
         ("study --legacy hyperparams", "--legacy hyperparams needs --load_ext_params"),
-        ("figure alpha --loss hinge", "'hinge' is not one of"),
-        ("table --dataset imagenet", "imagenet is not provided"),
     ],
 )
 @pytest.mark.usefixtures("no_other_source")

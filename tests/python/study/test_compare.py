@@ -122,7 +122,12 @@ def test_help_names_every_default() -> None:
     for dataset, preset in compare.PRESETS.items():
         for field in ("epochs", "initial_lr", "alpha", "smoothing"):
             assert f"{preset[field]:g} on {dataset}" in text
-    assert (
-        re.findall(r"([A-Z]\w+): --", text)
-        == ["Task", "Training", "Evaluation", "Files", "Execution", "Tracking", "Options"]
-    )
+    assert re.findall(r"([A-Z]\w+): --", text) == [
+        "Task",
+        "Training",
+        "Evaluation",
+        "Files",
+        "Execution",
+        "Tracking",
+        "Options",
+    ]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lr_relax.study import config, data
 from lr_relax.study.config import ConfigError, RunConfig, hyperparameters
+from lr_relax.study.files import load_json
 
 DIGITS = RunConfig(model_name="simple_dense", dataset_name="digits")
 BOOLS = {field.name: st.booleans() for field in fields(RunConfig) if isinstance(field.default, bool)}
@@ -108,11 +109,6 @@ def test_json_round_trip(made: RunConfig) -> None:
     assert len(made.key) < 128
 
 
-@given(CONFIGS, CONFIGS)
-def test_unequal_configs_have_unequal_keys(one: RunConfig, other: RunConfig) -> None:
-    assert (one.key == other.key) == (one == other)
-
-
 @given(CONFIGS, st.data())
 def test_every_option_changes_the_key(made: RunConfig, draw: st.DataObject) -> None:
     name = draw.draw(st.sampled_from([field.name for field in fields(RunConfig)]))
@@ -173,15 +169,17 @@ def test_rejects_unknown_options() -> None:
     assert RunConfig.from_dict({}) == RunConfig()
 
 
-def test_titles() -> None:
-    for loss, alpha, scaled, title in (
+@pytest.mark.parametrize(
+    ("loss", "alpha", "scaled", "title"),
+    [
         ("cross_entropy", 0, True, "cross-entropy + temperature"),
         ("cross_entropy", 0.1, False, "label smoothing 0.1"),
         ("label_relaxation", 0, False, "label relaxation 0"),
-        ("focal", 3.5, True, "focal 3.5 + temperature"),
-        ("confidence_penalty", 0.3, False, "confidence penalty 0.3"),
-    ):
-        assert replace(DIGITS, loss_name=loss, alpha=alpha, temp_scaling=scaled).title == title
+        ("confidence_penalty", 0.3, True, "confidence penalty 0.3 + temperature"),
+    ],
+)
+def test_titles(loss: str, alpha: float, scaled: bool, title: str) -> None:
+    assert replace(DIGITS, loss_name=loss, alpha=alpha, temp_scaling=scaled).title == title
 
 
 # Files of hyperparameters.
@@ -206,16 +204,13 @@ def test_own_hyperparameter_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "Expecting property name"),
-        ("\x00", "Expecting value"),
         ([1], "there is no such row"),
         ({"simple_dense_digits": ROW}, "there is no such row"),
         ({"VGG16_cifar10": [1]}, "there is no such row"),
         ({"VGG16_cifar10": {"learning_rate": 1}}, "'learning_rate'"),
         ({"VGG16_cifar10": {"loss_name": "focal"}}, "`loss_name` cannot be set in a row"),
-        ({"VGG16_cifar10": {"epochs": 0}}, "`epochs`"),
         ({"VGG16_cifar10": {"epochs": 1.5}}, "`epochs`"),
         ({"VGG16_cifar10": {"data_augmentation": "no"}}, "`data_augmentation`"),
-        ({"VGG16_cifar10": {"steps": "1,2"}}, "`steps`"),
         ({"VGG16_cifar10": {"steps": [1, "2"]}}, "`steps`"),
     ],
 )
@@ -235,38 +230,17 @@ def test_missing_row_suggests_short() -> None:
 
 
 def test_selects_the_file_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which file and which row are asked for; what they have is tested with the files."""
-    files: dict[str, dict[str, int]] = {
-        "ce": {"ResNet56V2": 1},
-        "lr": {"DenseNetBC": 2},
-        "focal": {"VGG16": 3, "legacy_VGG16": 4, "DenseNetBC": 5, "ResNet56V2": 6},
-        "conf_pen": {"legacy_VGG16": 7},
-        "short": {"VGG16": 8},
-    }
-
-    def load(name: str) -> dict[str, dict[str, int]]:
-        rows = files[name.removeprefix("hyperparams_").removesuffix(".json")]
-        return {f"{network}_cifar10": {"epochs": epochs} for network, epochs in rows.items()}
-
-    monkeypatch.setattr(config, "load_json", load)
-
-    for loss, model, *options, expected in (
-        ("cross_entropy", "resnet", 1),
-        ("label_relaxation", "densenet", 2),
-        ("label_relaxation", "densenet", "legacy", 2),  # only two files differ
-        ("focal", "vgg", 3),
-        ("focal", "vgg", "legacy", 4),
-        ("focal", "densenet", 5),
-        ("focal", "resnet", "legacy", 6),
-        ("confidence_penalty", "vgg", "legacy", 7),
-        ("confidence_penalty", "vgg", "short", 8),
-        ("focal", "densenet", "legacy", "row legacy_DenseNetBC_cifar10: there is no such row"),
-        ("confidence_penalty", "vgg", r"hyperparams_conf_pen\.json, row VGG16_cifar10: there is"),
-        ("lr", "vgg", "`loss_name`"),
-    ):
-        chosen = dict.fromkeys(options, True)
-        if isinstance(expected, int):
-            assert hyperparameters(loss, model, "cifar10", **chosen)["epochs"] == expected
-        else:
-            with pytest.raises(ConfigError, match=expected):
-                hyperparameters(loss, model, "cifar10", **chosen)
+    asked: list[str] = []
+    monkeypatch.setattr(config, "load_json", lambda name: asked.append(name) or load_json(name))
+    of_losses = {loss: hyperparameters(loss, "vgg", "cifar10") for loss in config.LOSSES}
+    assert {row["batch_size"] for row in of_losses.values()} == {64}
+    assert asked == [f"hyperparams_{name}.json" for name in ("lr", "ce", "focal", "conf_pen")]
+    assert hyperparameters("focal", "vgg", "cifar10", short=True)["epochs"] == 3
+    for loss in config.LOSSES:  # only two files differ
+        legacy = hyperparameters(loss, "vgg", "cifar10", legacy=True)
+        assert legacy["batch_size"] == (32 if loss in ("focal", "confidence_penalty") else 64)
+        assert hyperparameters(loss, "resnet", "cifar10", legacy=True)["batch_size"] == 64
+    with pytest.raises(ConfigError, match="row legacy_DenseNetBC_cifar10: there is no such row"):
+        hyperparameters("focal", "densenet", "cifar10", legacy=True)
+    with pytest.raises(ConfigError, match="`loss_name`"):
+        hyperparameters("lr", "vgg", "cifar10")
