@@ -17,7 +17,7 @@ from ..plots import reliability_diagram
 from ..plots.reliability import GRID, MARKERS, MODELS
 from .files import replaced
 from .folder import Result, Statistic, pooled_curve
-from .report import METRICS, Method, by_method, by_setting, counted
+from .report import METRICS, Method, by_method, by_setting, counted, grouped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,28 +123,28 @@ def _panels(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def _draw_method(ax: Axes, method: Method, runs: list[Result], metric: str, look: dict[str, Any]) -> None:
-    values: dict[float, list[float]] = {}
-    for run in sorted(runs, key=lambda run: run.config.alpha):
-        values.setdefault(run.config.alpha, []).append(getattr(run, metric))
-    seeds = {run.config.seed for run in runs}
-    whole = {alpha: Statistic.of(each) for alpha, each in values.items() if len(each) == len(seeds)}
-    means = np.array([each.mean for each in whole.values()])
-    deviations = np.array([each.deviation or 0 for each in whole.values()])
+    groups = grouped(sorted(runs, key=lambda run: run.config.alpha), lambda run: run.alpha)
+    values = {alpha: Statistic.of([getattr(run, metric) for run in each]) for alpha, each in groups.items()}
+    n_seeds = len({run.config.seed for run in runs})
+    whole = [alpha for alpha, each in groups.items() if len(each) == n_seeds]
+    others = [alpha for alpha in groups if alpha not in whole]
+    means = np.array([values[alpha].mean for alpha in whole])
+    deviations = np.array([values[alpha].deviation or 0 for alpha in whole])
     band: dict[str, Any] = {"color": look["color"], "alpha": 0.15, "lw": 0}
     if not method.has_alpha:
         ax.axhline(means[0], color=look["color"], ls="--", lw=1.4, label=method.title())
         ax.axhspan(means[0] - deviations[0], means[0] + deviations[0], **band)
         return
     if whole:
-        ax.plot([*whole], means, lw=1.6, ms=4.5, label=method.title(), **look)
-    if others := {alpha: np.mean(each) for alpha, each in values.items() if alpha not in whole}:
+        ax.plot(whole, means, lw=1.6, ms=4.5, label=method.title(), **look)
+    if others:
+        hollow = {"ls": "none", "fillstyle": "none", "ms": 4.5, **look}
         label = "_of some seeds" if whole else method.title()
-        hollow: dict[str, Any] = {"ls": "none", "fillstyle": "none", "ms": 4.5}
-        ax.plot([*others], [*others.values()], label=label, **hollow, **look)
+        ax.plot(others, [values[alpha].mean for alpha in others], label=label, **hollow)
     if len(whole) > 1:
-        ax.fill_between([*whole], means - deviations, means + deviations, **band)
+        ax.fill_between(whole, means - deviations, means + deviations, **band)
     else:
-        ax.vlines([*whole], means - deviations, means + deviations, color=look["color"], lw=1)
+        ax.vlines(whole, means - deviations, means + deviations, color=look["color"], lw=1)
 
 
 def _draw_axes(ax: Axes, metric: str, alphas: list[float]) -> None:

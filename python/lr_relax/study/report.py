@@ -24,7 +24,6 @@ WITHIN = {"loss_name", "alpha", "seed", "test_run", "temp_scaling", "epochs"}
 WITHIN |= {"temperature", "legacy_temp_scaling", "legacy_confidence_penalty", "legacy_clip"}
 
 Published = Mapping[str, Any]  # a row of misc/published.json
-Source = tuple[str, int | None]  # of published numbers: its name and the epochs
 
 
 class Setting(NamedTuple):
@@ -76,8 +75,8 @@ class Row:
     method: Method
     chosen: bool  # on validation data, else there is only this alpha
     runs: list[Result]  # by seed
-    missing: dict[int, float | None]  # seeds without a test run, and its alpha, if known
-    published: dict[Source, Published] = field(default_factory=dict)
+    missing_seeds: dict[int, float | None]  # without a test run, and its alpha, if known
+    published: dict[str, Published] = field(default_factory=dict)  # by source
 
     @property
     def seeds(self) -> list[int]:
@@ -108,31 +107,37 @@ class Table(NamedTuple):
     setting: Setting
     optimized_for: str | None
     rows: list[Row]
-    sources: list[Source]  # as numbered in the headings
+    sources: list[str]  # of published numbers, as numbered in the headings
+
+
+def grouped(runs: Iterable[Result], key: Callable[[RunConfig], Any]) -> dict[Any, list[Result]]:
+    """The runs with each value of a key, in their order."""
+    groups: dict[Any, list[Result]] = {}
+    for run in runs:
+        groups.setdefault(key(run.config), []).append(run)
+    return groups
 
 
 def by_setting(items: Iterable[Result]) -> dict[Setting, list[Result]]:
     """The runs that can be compared, in the order of data sets, models and hyperparameters."""
-    of_model: dict[tuple[str, str], list[Result]] = {}
-    for item in items:
-        of_model.setdefault((item.config.dataset_name, item.config.model_name), []).append(item)
-    names = [field.name for field in fields(RunConfig) if field.name not in WITHIN]
     groups: dict[Setting, list[Result]] = {}
-    for model, runs in of_model.items():
+    for runs in grouped(items, lambda run: (run.dataset_name, run.model_name)).values():
+        names = [field.name for field in fields(RunConfig) if field.name not in WITHIN]
         differ = [name for name in names if len({getattr(run.config, name) for run in runs}) > 1]
         for run in runs:
-            others = tuple((name, getattr(run.config, name)) for name in differ)
-            groups.setdefault(Setting(*model, run.config.epochs, others), []).append(run)
+            config, others = run.config, tuple((name, getattr(run.config, name)) for name in differ)
+            setting = Setting(config.dataset_name, config.model_name, config.epochs, others)
+            groups.setdefault(setting, []).append(run)
     return dict(sorted(groups.items()))
 
 
 def by_method(items: Iterable[Result]) -> dict[Method, list[Result]]:
     """The runs of each method, in the paper's order; of equal method, seed and alpha the first."""
-    groups: dict[Method, dict[Any, Result]] = {}
+    first: dict[Any, Result] = {}
     for item in items:
-        key = (item.config.seed, item.config.alpha, item.config.test_run)
-        groups.setdefault(Method.of(item.config), {}).setdefault(key, item)
-    return {method: [*groups[method].values()] for method in sorted(groups)}
+        run = item.config
+        first.setdefault((Method.of(run), run.seed, run.alpha, run.test_run), item)
+    return dict(sorted(grouped(first.values(), Method.of).items()))
 
 
 def summarize(results: Iterable[Result], published: Iterable[Published] = ()) -> list[Table]:
@@ -152,39 +157,31 @@ def summarize(results: Iterable[Result], published: Iterable[Published] = ()) ->
         choice = any(len(runs) > 1 for group in methods.values() for runs in _validated(group).values())
         for metric in CRITERIA if choice else (None,):
             rows = [row for each in methods.items() for row in _rows(*each, seeds, metric or "accuracy")]
-            sources: dict[Source, None] = {}
+            sources = []
             for each, row in product(beside, rows):
                 if row.matches(each, metric):
-                    source = each["source"], each["epochs"]
-                    row.published.setdefault(source, each)
-                    sources[source] = None
-            tables.append(Table(setting, metric, rows, list(sources)))
+                    sources.append(f"{each['source']}, {counted([each['epochs']], 'epoch')}")
+                    row.published.setdefault(sources[-1], each)
+            tables.append(Table(setting, metric, rows, list(dict.fromkeys(sources))))
     return tables
 
 
 def _validated(runs: Iterable[Result]) -> dict[int, list[Result]]:
     """The validation runs, by seed."""
-    by_seed: dict[int, list[Result]] = {}
-    for run in runs:
-        if not run.config.test_run:
-            by_seed.setdefault(run.config.seed, []).append(run)
-    return by_seed
+    return grouped((run for run in runs if not run.config.test_run), lambda run: run.seed)
 
 
 def _rows(method: Method, runs: list[Result], seeds: list[int], metric: str) -> list[Row]:
     """One row, or one per alpha if there are no validation runs to choose by."""
     test = {(run.config.seed, run.config.alpha): run for run in runs if run.config.test_run}
     choice = {seed: best(group, metric).config.alpha for seed, group in _validated(runs).items()}
-    alphas: list[dict[int, float | None]]  # of each row, by seed
-    if chosen := method.has_alpha and bool(choice):
-        alphas = [{seed: choice.get(seed) for seed in seeds}]
-    else:
-        alphas = [dict.fromkeys(seeds, alpha) for alpha in sorted({run.config.alpha for run in runs})]
+    chosen = method.has_alpha and bool(choice)
+    tested = sorted({run.config.alpha for run in runs})
     rows = []
-    for by_seed in alphas:
-        there = {seed: test[seed, a] for seed, a in by_seed.items() if a is not None and (seed, a) in test}
-        missing = {seed: alpha for seed, alpha in by_seed.items() if seed not in there}
-        rows.append(Row(method, chosen, [*there.values()], missing))
+    for by_seed in [choice] if chosen else [dict.fromkeys(seeds, alpha) for alpha in tested]:
+        there = [test[seed, by_seed[seed]] for seed in seeds if (seed, by_seed.get(seed)) in test]
+        missing = {seed: by_seed.get(seed) for seed in seeds if (seed, by_seed.get(seed)) not in test}
+        rows.append(Row(method, chosen, there, missing))
     return rows
 
 
@@ -240,7 +237,7 @@ def _published(row: Published | None, metric: str) -> str:
 
 def _alphas(row: Row) -> str:
     """The alphas and, if there are several, the number of seeds of each."""
-    counts = Counter(row.alphas or [alpha for alpha in row.missing.values() if alpha is not None])
+    counts = Counter(row.alphas or [alpha for alpha in row.missing_seeds.values() if alpha is not None])
     if not row.method.has_alpha or not counts:
         return NOTHING
     seeds = {alpha: f" ({counted([n], 'seed')})" * (len(counts) > 1) for alpha, n in sorted(counts.items())}
@@ -253,19 +250,15 @@ def _notes(table: Table) -> list[str]:
     if any(row.method.has_alpha and not row.chosen for row in table.rows):
         notes.append("† Not chosen: this loss has no validation runs.")
     for row in table.rows:
-        alphas = {seed: "not validated" if a is None else f"alpha {a:g}" for seed, a in row.missing.items()}
+        alphas = {
+            seed: "not validated" if a is None else f"alpha {a:g}" for seed, a in row.missing_seeds.items()
+        }
         if seeds := [f"seed {s} ({alphas[s]})" if row.method.has_alpha else f"seed {s}" for s in alphas]:
             notes.append(f"{row.method.title()}: no test run of {', '.join(seeds)}.")
     for i, source in enumerate(table.sources, 1):
         seen = [row.published[source]["seeds"] for row in table.rows if source in row.published]
-        seeds = [counted(seen, "seed")] * (None not in seen)
-        notes.append(f"[{i}] {', '.join([_name(source), *seeds])}.")
+        notes.append(f"[{i}] {source}, {counted(seen, 'seed')}.")
     return notes
-
-
-def _name(source: Source) -> str:
-    text, epochs = source
-    return text if epochs is None else f"{text}, {counted([epochs], 'epoch')}"
 
 
 _MARKDOWN = {ord(sign): f"\\{sign}" for sign in r"\`*<|"}
@@ -306,17 +299,13 @@ def _csv(tables: Iterable[Table]) -> str:
         line: dict[str, Any] = dict(zip(Setting._fields, names, strict=False))
         line["setting"] = "; ".join(f"{name}={value}" for name, value in others)
         line |= {"optimized_for": table.optimized_for, "loss": row.method.title(), "alpha_chosen": row.chosen}
-        lists: dict[str, Iterable[Any]] = {
-            "alphas": row.alphas,
-            "seeds": row.seeds,
-            "missing_seeds": row.missing,
-        }
-        line |= {name: " ".join(map(str, values)) for name, values in lists.items()}
+        for name in ("alphas", "seeds", "missing_seeds"):
+            line[name] = " ".join(map(str, getattr(row, name)))
         line["n_seeds"] = len(row.runs)
         for each in METRICS:
             line[f"{each}_mean"], line[f"{each}_std"] = row.statistic(each) or (None, None)
         for source, name in product(sources, ("accuracy", "accuracy_std", "ece", "ece_std", "seeds")):
-            line[f"{_name(source)}: {name}"] = row.published.get(source, {}).get(name)
+            line[f"{source}: {name}"] = row.published.get(source, {}).get(name)
         lines.append(line)
     writer = csv.DictWriter(file := io.StringIO(), list(lines[0]), lineterminator="\n")
     writer.writeheader()

@@ -14,13 +14,14 @@ from made_results import record
 def reference(accuracy: float, source: str = "the paper", **fields: Any) -> dict[str, Any]:
     """A row of misc/published.json."""
     row = {"dataset_name": "fashion_mnist", "model_name": "simple_dense", "loss_name": "label_relaxation"}
-    row |= dict.fromkeys(("alpha", "chosen_for", "epochs", "seeds", "accuracy_std", "ece_std"))
-    return row | {"temp_scaling": False, "accuracy": accuracy, "ece": 0.05, "source": source} | fields
+    row |= dict.fromkeys(("alpha", "chosen_for", "accuracy_std", "ece_std"))
+    row |= {"epochs": 10, "seeds": 1, "temp_scaling": False}
+    return row | {"accuracy": accuracy, "ece": 0.05, "source": source} | fields
 
 
 def published(table: Table) -> list[list[tuple[str, float]]]:
     """The accuracies that stand beside each row, by their source."""
-    return [[(source, each["accuracy"]) for (source, _), each in row.published.items()] for row in table.rows]
+    return [[(each["source"], each["accuracy"]) for each in row.published.values()] for row in table.rows]
 
 
 # Few values, so that there are ties.
@@ -102,8 +103,8 @@ def test_rows_agree_with_a_naive_implementation(runs: list[Any]) -> None:
         for row, (title, seeds, alphas, statistics) in zip(table.rows, expected, strict=True):
             assert row.method.title() == title
             assert (row.seeds, row.alphas) == (seeds, alphas)
-            assert {*row.seeds, *row.missing} == {seed for _, _, seed, *_ in runs}
-            assert not {*row.seeds} & {*row.missing}
+            assert {*row.seeds, *row.missing_seeds} == {seed for _, _, seed, *_ in runs}
+            assert not {*row.seeds} & {*row.missing_seeds}
             for i, metric in enumerate(METRICS):
                 got = row.statistic(metric)
                 if statistics is None:
@@ -124,7 +125,7 @@ def test_missing_test_runs() -> None:
     runs += [record(0.9, 0.1, alpha=0.1, seed=seed, test_run=True) for seed in (0, 1, 2)]
     by_accuracy, _ = summarize(runs)
     [row] = by_accuracy.rows
-    assert (row.seeds, row.missing) == ([0], {1: 0.2, 2: None})
+    assert (row.seeds, row.missing_seeds) == ([0], {1: 0.2, 2: None})
 
 
 def test_one_row_per_alpha_without_validation_runs() -> None:
@@ -134,7 +135,7 @@ def test_one_row_per_alpha_without_validation_runs() -> None:
     ]
     for table in summarize(focal + grid(0, (0.1, 0.9, 0.1), (0.2, 0.8, 0.2))):
         rows = [row for row in table.rows if row.method.loss == "focal"]
-        assert [(row.chosen, row.alphas, row.missing) for row in rows] == [
+        assert [(row.chosen, row.alphas, row.missing_seeds) for row in rows] == [
             (False, [1.0, 1.0], {}),
             (False, [2.0], {1: 2.0}),
         ]
@@ -218,7 +219,7 @@ def test_published_numbers_match_loss_and_choice() -> None:
         *same,
     ]
     assert published(by_ece) == [[("the paper", 0.913)], [("the paper", 0.911)], *same]
-    assert by_accuracy.sources == [("the paper", None), ("the code", None)]
+    assert by_accuracy.sources == ["the paper, 10 epochs", "the code, 10 epochs"]
 
 
 def test_first_of_equivalent_runs_counts() -> None:
@@ -236,7 +237,7 @@ def test_prefers_published_numbers_of_the_same_epochs() -> None:
     rows = [reference(0.902, "the code", alpha=0.1, epochs=epochs) for epochs in (50, 10)]
     rows.append(reference(0.912, alpha=0.1, epochs=50))
     [table] = summarize([record(0.9, 0.1, alpha=0.1, test_run=True)], rows)
-    assert table.sources == [("the code", 10), ("the paper", 50)]
+    assert table.sources == ["the code, 10 epochs", "the paper, 50 epochs"]
 
 
 def test_every_published_number_is_shown() -> None:
