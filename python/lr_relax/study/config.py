@@ -201,8 +201,6 @@ def hyperparameters(
     ``legacy`` selects the rows of the paper's code where its supplement differs (VGG16 with the focal loss or
     the confidence penalty; DenseNetBC has none).
     """
-    if loss_name not in LOSSES:
-        raise _error("loss_name", f"one of {', '.join(LOSSES)}", loss_name)
     names = {"model_name": model_name, "dataset_name": dataset_name, "loss_name": loss_name}
     key = f"{_NETWORKS.get(model_name, model_name)}_{dataset_name}"
     if legacy and loss_name in ("focal", "confidence_penalty") and model_name in ("vgg", "densenet"):

@@ -1,10 +1,8 @@
 """The networks of the study, layer by layer as in the paper's code.
 
-They take images with channels first and return logits, where the paper's code ends with a softmax; their
-values, initial weights and penalties are those of the paper's code (Lienen and Hüllermeier, AAAI 2021,
-https://github.com/julilien/LabelRelaxation). TensorFlow pads images asymmetrically under a stride, but only
-1x1 convolutions have one here, which pad nothing. ReLU is in place everywhere, as no backward pass needs its
-input: this saves a fifth of DenseNet's time.
+Source: https://github.com/julilien/LabelRelaxation (Lienen and Hüllermeier, AAAI 2021), with channels first
+and logits instead of a softmax. TensorFlow pads images asymmetrically under a stride, but only 1x1
+convolutions have one here, which pad nothing. ReLU is in place, which saves a fifth of DenseNet's time.
 """
 
 from __future__ import annotations
@@ -99,9 +97,7 @@ class _Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1, stride)
 
     def forward(self, input: Tensor) -> Tensor:
-        residual: Tensor = self.residual(input)
-        shortcut: Tensor = self.shortcut(input)
-        return residual + shortcut
+        return torch.add(self.residual(input), self.shortcut(input))
 
 
 def densenet(channels: int, height: int, width: int, n_classes: int) -> Network:

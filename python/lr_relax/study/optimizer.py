@@ -1,8 +1,7 @@
-"""Keras's stochastic gradient descent and the learning rates of the paper's code.
+"""Keras's stochastic gradient descent and the learning rates of the paper's code, which change in every step.
 
-Keras and PyTorch agree while the learning rate is constant. Keras's velocity sums gradients times the rates
-of their steps, PyTorch's momentum buffer sums plain gradients and applies the current rate to all of them.
-The paper's rate changes in every step.
+Keras's velocity sums gradients times the rates of their steps; PyTorch's momentum buffer sums plain gradients
+and applies the current rate to all of them.
 """
 
 from __future__ import annotations

@@ -242,5 +242,3 @@ def test_selects_the_file_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
         assert hyperparameters(loss, "resnet", "cifar10", legacy=True)["batch_size"] == 64
     with pytest.raises(ConfigError, match="row legacy_DenseNetBC_cifar10: there is no such row"):
         hyperparameters("focal", "densenet", "cifar10", legacy=True)
-    with pytest.raises(ConfigError, match="`loss_name`"):
-        hyperparameters("lr", "vgg", "cifar10")

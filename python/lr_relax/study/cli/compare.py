@@ -12,7 +12,6 @@ from rich.table import Table
 
 from .. import compare as job
 from .. import figures
-from ..config import ConfigError
 from ..folder import Result
 from ..report import counted, plus_minus
 from .execution import Execution, RunProgress, console, execution_options, out_options, tracking_options
@@ -46,10 +45,7 @@ def compare(dataset_name: str, **options: Any) -> None:
     negative log-likelihood, and draws reliability diagrams.
     """
     names = ("seeds", "alpha", "smoothing", "epochs", "batch_size", "initial_lr", "n_bins", "test_run")
-    try:
-        configs = job.plan(dataset_name, **{n: options[n] for n in names if options[n] is not None})
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
+    configs = job.plan(dataset_name, **{n: options[n] for n in names if options[n] is not None})
     options["out"] = out = options["out"] or Path("runs", f"compare-{dataset_name}")
     options["threads"] = threads = options["threads"] or 1  # a batch of 64 gains little from more
     picture = out / "reliability.png"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from fractions import Fraction
 from functools import reduce
@@ -29,39 +28,32 @@ def command_line(without: str = "") -> str:
     return f"{program} {shlex.join(word for word in sys.argv[1:] if word != without)}"
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Show errors without the usage; of several processes the first reports them."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        processes.wait_for_the_first()
-        again = command_line(without="--restart")
-        click.echo(f"Interrupted. To resume from the last complete epoch, run: {again}", err=True)
-        raise click.exceptions.Exit(130) from None
-    except click.ClickException as error:
-        processes.wait_for_the_first()
-        asks_for_help = isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ()))
-        if isinstance(error, click.UsageError) and not asks_for_help:
-            error.ctx = None  # from which Click takes the usage
-        raise
-
-
 class Command(click.Command):
     """A command with one-line errors, also when it is run as a module, and options grouped in its help."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # for terminals without ±
-        return super().main(*args, **kwargs)
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with _one_line_errors():
-            return super().make_context(*args, **kwargs)
+        try:
+            sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}))
+        except click.ClickException as error:
+            processes.wait_for_the_first()  # of several processes it reports the error
+            asks_for_help = isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ()))
+            (type(error) if asks_for_help else click.ClickException).show(
+                error
+            )  # a usage error's has the usage
+            sys.exit(error.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _one_line_errors():
+        try:
             return super().invoke(ctx)
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from error
+        except KeyboardInterrupt:
+            processes.wait_for_the_first()
+            again = command_line(without="--restart")
+            click.echo(f"Interrupted. To resume from the last complete epoch, run: {again}", err=True)
+            ctx.exit(130)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -223,13 +215,8 @@ def read_config(given: Mapping[str, Any], **fixed: Any) -> RunConfig:
         raise click.UsageError(f"--legacy hyperparams needs {needs}")
     switches = {f"legacy_{name.replace('-', '_')}" for name in legacy}
     options |= dict.fromkeys(switches & RunConfig.__dataclass_fields__.keys(), True)
-    old = papers and "hyperparams" in legacy
-    try:
-        row = (
-            configs.hyperparameters(**names, path=path, short=short, legacy=old)
-            if papers or path or short
-            else {}
-        )
-        return RunConfig.from_dict({**row, **options}).effective()
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
+    row: dict[str, Any] = {}
+    if papers or path or short:
+        old = papers and "hyperparams" in legacy
+        row = configs.hyperparameters(**names, path=path, short=short, legacy=old)
+    return RunConfig.from_dict({**row, **options}).effective()
