@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from lr_relax.metrics import expected_calibration_error
 from lr_relax.study import cli, engines, figures
 from lr_relax.study.cli import execution
-from lr_relax.study.cli.options import read_config
+from lr_relax.study.cli.options import RUN_OPTIONS, read_config
 from lr_relax.study.config import RunConfig
 from lr_relax.study.files import locked
 from lr_relax.study.folder import load_predictions, load_result
@@ -104,13 +104,6 @@ def test_predictions_reproduce_the_reported_metrics() -> None:
         assert torch.nn.functional.cross_entropy(scaled, labels).item() == metrics.nll
 
 
-def test_cluster_job_is_silent() -> None:
-    ran = lr_relax("study", *DIGITS, "--cluster_job", "--tensorboard", "logs")
-    assert ran.exit_code == 0, ran.output
-    assert ran.stderr == ""
-    assert not Path("logs").exists()
-
-
 def test_ctrl_c_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["study", *DIGITS, "--restart"]
 
@@ -142,23 +135,13 @@ def test_help_and_first_line_come_before_slow_imports() -> None:
     assert run.stdout.split() == ["[]"] * 4
 
 
-def test_help_has_headings() -> None:
-    text = lr_relax("study", "--help").stdout
-    headings = re.findall(r"^([A-Z]\w+):$", text, flags=re.M)
-    expected = "Task Training Evaluation Hyperparameters Files Execution Tracking Options"
-    assert headings == expected.split()
-    assert "imagenet" not in text
-
-
 def test_precedence_of_options() -> None:
-    file = Path("own.json")
-    file.write_text('{"simple_dense_digits": {"epochs": 2, "batch_size": 100, "data_augmentation": "False"}}')
-    ran = lr_relax(*("study", *DIGITS[:4], "--hyperparams", "own.json", "--batch-size", "50"))
-    assert ran.exit_code == 0, ran.output
-    [result] = results()
-    config = result["config"]
-    assert (config["epochs"], config["batch_size"], config["data_augmentation"]) == (2, 50, False)
-    assert config["initial_lr"] == 1e-3
+    """The command line, then the file, then the defaults."""
+    row = {"epochs": 2, "batch_size": 100, "data_augmentation": "False"}
+    Path("own.json").write_text(json.dumps({"simple_dense_digits": row}))
+    config = read_config_of([*DIGITS[:4], "--hyperparams", "own.json", "--batch-size", "50"])
+    read = (config.epochs, config.batch_size, config.data_augmentation, config.initial_lr)
+    assert read == (2, 50, False, 1e-3)
 
 
 def runs_of_kind(sqlite: str, kind: str) -> list[Run]:
@@ -210,7 +193,6 @@ def test_search_skips_alphas_that_diverge(sqlite: str) -> None:
 
 def test_failed_run_does_not_affect_the_grid(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = ["grid", "--datasets", "digits", "--short", "--epochs", "1", "--workers", "1", "--seeds", "0"]
-    local = engines.local
     monkeypatch.setattr(engines, "local", lambda jobs, **_: map(engines.work, jobs))
     ran = lr_relax(*grid, "--losses", "confidence_penalty:1e38,cross_entropy:0")
     assert ran.exit_code == 1
@@ -226,15 +208,6 @@ def test_failed_run_does_not_affect_the_grid(sqlite: str, monkeypatch: pytest.Mo
     [parent] = runs_of_kind(sqlite, "grid")
     assert parent.data.metrics == {"finished": 1, "failed": 1}
     assert sorted(run.info.status for run in runs_of_kind(sqlite, "run")) == ["FAILED", "FINISHED"]
-
-    [path] = [path.parent for path in Path("runs/study").glob("*/result.json")]
-    shutil.rmtree(path)
-    path.touch()
-    monkeypatch.setattr(engines, "local", local)
-    ran = lr_relax(*grid, "--losses", "cross_entropy:0")
-    assert ran.exit_code == 1
-    assert f"{path.name}: [Errno 17] File exists" in ran.stderr
-    assert ran.stdout == "0 runs in runs/study, 1 failed\n"
 
 
 def test_run_of_another_process_is_left_alone(sqlite: str) -> None:
@@ -263,44 +236,36 @@ def read_config_of(words: list[str]) -> RunConfig:
     return read_config(cli.study.make_context("study", [*words]).params)
 
 
+def test_every_option_reaches_the_config() -> None:
+    """In both spellings; no value is the default."""
+    words = "--model_name resnet --dataset_name CIFAR10 --loss_name focal --alpha 0.25 --seed 7 --epochs 3"
+    words += " --batch_size 5 --initial_lr 0.5 --steps 3,5 --lr_sched_multipler 0.5 --decay 0.5 --warmup 3"
+    words += " --gradient_clipping 0.5 --reduce_on_plateau --data_augmentation False --test_run True"
+    words += " --subtract_pixel_mean False --model_checkpoints --temp_scaling --temperature nll"
+    words += " --validation_share 1/6 --n_bins 10"
+    task = ("resnet", "cifar10", "focal", 0.25, 7)
+    training = (3, 5, 0.5, (3, 5), 0.5, 0.5, 3, 0.5, True, False, False)
+    expected = RunConfig(*task, *training, True, True, True, "nll", 1 / 6, 10)
+    assert all(getattr(expected, name) != field.default for name, field in RUN_OPTIONS.items())
+    for spelling in (words, re.sub(r"--\w+", lambda name: name[0].replace("_", "-"), words)):
+        assert read_config_of(spelling.split()) == expected
+
+
 @pytest.mark.parametrize(
     ("words", "field", "value"),
     [
-        ("--dataset_name CIFAR10", "dataset_name", "cifar10"),
-        ("--loss_name focal", "loss_name", "focal"),
-        ("--alpha 0.25", "alpha", 0.25),
-        ("--seed 7", "seed", 7),
-        ("--epochs 3", "epochs", 3),
-        ("--batch_size 5", "batch_size", 5),
-        ("--initial_lr 0.5", "initial_lr", 0.5),
-        ("--steps 3,5", "steps", (3, 5)),
-        ("--lr_sched_multipler 0.5", "lr_sched_multipler", 0.5),
-        ("--decay 0.5", "decay", 0.5),
-        ("--warmup 3", "warmup", 3),
-        ("--gradient_clipping 0.5", "gradient_clipping", 0.5),
-        ("--reduce_on_plateau", "reduce_on_plateau", True),
-        ("--data_augmentation False", "data_augmentation", False),
-        ("--subtract_pixel_mean False", "subtract_pixel_mean", False),
-        ("--model_checkpoints", "model_checkpoints", True),
-        ("--test_run", "test_run", True),
-        ("--temp_scaling", "temp_scaling", True),
-        ("--temp_scaling --temperature nll", "temperature", "nll"),
-        ("--validation_share 1/6", "validation_share", 1 / 6),
-        ("--n_bins 10", "n_bins", 10),
         ("--legacy clip", "legacy_clip", True),
         ("--loss_name confidence_penalty --legacy confidence-penalty", "legacy_confidence_penalty", True),
         ("--temp_scaling --legacy temp-scaling", "legacy_temp_scaling", True),
         ("--warmup 3 --legacy schedule", "legacy_schedule", True),
         ("--model_checkpoints --legacy checkpoints", "legacy_checkpoints", True),
+        ("--loss_name focal --load_ext_params --legacy hyperparams", "batch_size", 32),
         ("--load_ext_params", "steps", (150, 225)),
         ("--short", "epochs", 3),
-        ("--loss_name focal --load_ext_params --legacy hyperparams", "batch_size", 32),
     ],
 )
-def test_every_option_reaches_the_config(words: str, field: str, value: object) -> None:
-    """In both spellings; each value is none of the defaults."""
-    for spelling in (words, re.sub(r"--\w+", lambda name: name[0].replace("_", "-"), words)):
-        assert getattr(read_config_of(spelling.split()), field) == value
+def test_legacy_and_hyperparameters(words: str, field: str, value: object) -> None:
+    assert getattr(read_config_of(words.split()), field) == value
     assert getattr(RunConfig(), field) != value
 
 
@@ -381,14 +346,11 @@ def test_unreadable_results_cost_a_warning(finished: Finished, caplog: pytest.Lo
 
 
 def test_legacy_names() -> None:
-    """All of them, in a run where each has an effect; those that have none do not count."""
-    options = ["--model_name", "vgg", "--dataset_name", "cifar10", "--loss_name", "confidence_penalty"]
-    options += ["--warmup", "1", "--model_checkpoints", "--temp_scaling"]
-    config = read_config_of([*options, "--legacy", "all"])
-    names = ["clip", "confidence_penalty", "temp_scaling", "schedule", "checkpoints"]
-    assert [getattr(config, f"legacy_{name}") for name in names] == [True] * 5
+    """Several, or all of those that have an effect."""
+    options = ["--model_name", "vgg", "--dataset_name", "cifar10", "--warmup", "1", "--temp_scaling"]
     some = read_config_of([*options, "--legacy", "clip, schedule"])
-    assert [getattr(some, f"legacy_{name}") for name in names] == [True, False, False, True, False]
+    assert (some.legacy_clip, some.legacy_schedule, some.legacy_temp_scaling) == (True, True, False)
+    assert read_config_of([*options, "--legacy", "all"]) == replace(some, legacy_temp_scaling=True)
     assert read_config_of(["--legacy", "all"]) == replace(RunConfig(), legacy_clip=True)
     assert read_config_of(["--short", "--legacy", "all"]).epochs == read_config_of(["--short"]).epochs
 
@@ -421,12 +383,9 @@ def test_types_of_submitits_parameters(text: str, value: object) -> None:
     [
         ("study --model_name lenet", "'lenet' is not one of"),
         ("study --dataset_name imagenet", "imagenet is not provided"),
-        ("study --alpha 1", "Expected argument `alpha` to be a number in [0, 1) for label_relaxation, but"),
-        ("study --steps x", "'x' is not an integer"),
         ("study --validation_share 1/0", "'1/0' is not a number or a fraction"),
         ("study --device tpu", "tpu is not a device of this machine"),
         ("study {digits} --experiment '' --tracking_uri sqlite:///a.db", "'--experiment': a name is needed"),
-        ("study --hyperparams {text}", "Expecting value"),
         ("study --hyperparams {text} --short", "--hyperparams and --short cannot be combined"),
         ("study --model_name vgg --dataset_name mnist", "Expected images of at least 32 pixels"),
         (
@@ -438,7 +397,6 @@ def test_types_of_submitits_parameters(text: str, value: object) -> None:
         ("study {digits} --tracking_uri http://127.0.0.1:9", "no server answers"),
         ("study {digits} --tracking_uri sqlite:///{text}", "file is not a database"),
         ("study-ho --alphas 1", "Expected argument `alpha` to be a number in [0, 1)"),
-        ("grid --losses lr:x", "'x' is not a number"),
         ("grid --seeds 4-0", "'4-0' is not an increasing range"),
         ("grid --seeds 0-99999999999999999999", "is not an increasing range of at most 10,000"),
         ("grid --gpu_share 2", "expected a number in [0, 1]"),

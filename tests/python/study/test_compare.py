@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from lr_relax.study import cli, compare, figures
+from lr_relax.study import cli, compare
 from lr_relax.study.folder import load_results
-from made_results import record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,12 +27,6 @@ def test_plan_has_every_loss_for_every_seed() -> None:
     assert plan(seeds=[0, 1], smoothing=0.2) == [(*loss, seed) for seed in (0, 1) for loss in losses]
     assert plan(seeds=[7], smoothing=0) == [("cross_entropy", 0.0, 7), ("label_relaxation", 0.1, 7)]
     assert len(plan()) == 30
-
-
-def test_summary_is_mean_and_sample_deviation() -> None:
-    summary = compare.summarize([record(a, 0.1, alpha=0.1) for a in (0.5, 0.75)])
-    assert summary["accuracy"] == (0.625, pytest.approx(np.std([0.5, 0.75], ddof=1)))
-    assert [*summary] == ["accuracy", "ece", "nll"]
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +54,6 @@ def test_prints_the_table_and_saves_runs_and_diagrams(finished: tuple[Path, Resu
     assert (out / "reliability.png").read_bytes().startswith(b"\x89PNG")
     assert not [*out.rglob("tracking.json")]
     assert ran.stderr.splitlines()[:2] == ["digits: 6 runs: preparing", "run 1/6  cross-entropy, seed 0"]
-
-
-def test_finished_runs_are_not_repeated(finished: tuple[Path, Result]) -> None:
-    out, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
-    again = lr_relax("--epochs", "1", "--seeds", "0-1", "--alpha", "0.4", "--out", str(out))
-    assert again.exit_code == 0, again.output
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert len(load_results(out)) == 8
-    assert "label relaxation 0.4" in again.stdout
 
 
 def test_validation_data_and_options_of_the_study(tmp_path: Path) -> None:
@@ -103,18 +86,6 @@ def test_invalid_arguments(
     assert ran.exit_code == 2
     assert message.format(file=tmp_path / "file") in ran.stderr.splitlines()[-1]
     assert not [*tmp_path.rglob("config.json")]
-
-
-def test_picture_that_cannot_be_written(
-    finished: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(figures, "save", full)
-    ran = lr_relax("--epochs", "1", "--seeds", "0", "--out", str(finished[0]))
-    assert ran.exit_code == 1
-    assert ran.stderr.endswith("reliability.png cannot be written: No space left on device\n")
 
 
 def test_help_names_every_default() -> None:

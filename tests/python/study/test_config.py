@@ -169,17 +169,11 @@ def test_rejects_unknown_options() -> None:
     assert RunConfig.from_dict({}) == RunConfig()
 
 
-@pytest.mark.parametrize(
-    ("loss", "alpha", "scaled", "title"),
-    [
-        ("cross_entropy", 0, True, "cross-entropy + temperature"),
-        ("cross_entropy", 0.1, False, "label smoothing 0.1"),
-        ("label_relaxation", 0, False, "label relaxation 0"),
-        ("confidence_penalty", 0.3, True, "confidence penalty 0.3 + temperature"),
-    ],
-)
-def test_titles(loss: str, alpha: float, scaled: bool, title: str) -> None:
-    assert replace(DIGITS, loss_name=loss, alpha=alpha, temp_scaling=scaled).title == title
+def test_titles() -> None:
+    smoothed = replace(DIGITS, loss_name="cross_entropy", alpha=0.1)
+    assert smoothed.title == "label smoothing 0.1"
+    assert replace(smoothed, alpha=0, temp_scaling=True).title == "cross-entropy + temperature"
+    assert replace(DIGITS, temp_scaling=True).title == "label relaxation 0 + temperature"
 
 
 # Files of hyperparameters.

@@ -99,18 +99,6 @@ def test_lines_are_means_and_bands_deviations() -> None:
     assert len({line.get_color() for line in accuracy.lines}) == 3
 
 
-def test_alphas_of_some_seeds_are_points() -> None:
-    tested = [record(0.7, 0.3, alpha=0.1, seed=seed, test_run=True) for seed in (0, 2)]
-    tested += [record(0.9, 0.2, alpha=0.4, seed=1, test_run=True)]
-    figure = figures.against_alpha(tested)
-    [(accuracy, _)] = panels(figure)
-    [points] = accuracy.lines
-    assert [*points.get_xdata(), *points.get_ydata()] == pytest.approx([0.1, 0.4, 0.7, 0.9])
-    assert points.get_linestyle() == "None"
-    [legend] = figure.subfigs[0].legends
-    assert [text.get_text() for text in legend.get_texts()] == ["label relaxation"]
-
-
 def test_validation_above_test_in_the_same_colors() -> None:
     tested = [record(0.7, 0.3, loss_name="focal", alpha=alpha, test_run=True) for alpha in (0.0, 1.0)]
     figure = figures.against_alpha([*tested, *RECORDS])

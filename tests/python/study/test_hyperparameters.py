@@ -59,21 +59,16 @@ def test_rows_of_the_paper_and_its_code(loss: str) -> None:
 
 
 def test_short_rows() -> None:
+    """Ten epochs of the first rate, or three with a drop before the last."""
     rows = load_json("hyperparams_short.json")
     assert {*rows} == {*PAPER, "simple_dense_digits"}
     for key, row in rows.items():
-        paper = PAPER["simple_dense_mnist" if key == "simple_dense_digits" else key]
-        rates = [
-            Schedule(row["initial_lr"], tuple(row["steps"]), row["lr_sched_multipler"]).of_epoch(epoch)
-            for epoch in range(row["epochs"])
-        ]
-        if key.startswith(CNNS):
-            assert rates == [paper[0], paper[0], paper[0] * paper[2]]
-        else:
-            assert rates == [0.05] * 10
-        assert row["batch_size"] == 64
-        assert row["data_augmentation"] is key.startswith(CNNS)
-        assert row["decay"] == 1e-5
+        rate, _, factor, _ = PAPER.get(key, PAPER["simple_dense_mnist"])
+        made = Schedule(row["initial_lr"], tuple(row["steps"]), row["lr_sched_multipler"])
+        rates = [made.of_epoch(epoch) for epoch in range(row["epochs"])]
+        assert rates == ([rate, rate, rate * factor] if key.startswith(CNNS) else [rate] * 10)
+        rest = {name: row[name] for name in ("batch_size", "data_augmentation", "decay")}
+        assert rest == {"batch_size": 64, "data_augmentation": key.startswith(CNNS), "decay": 1e-5}
 
 
 @pytest.mark.parametrize("loss_name", config.LOSSES)
@@ -96,16 +91,16 @@ def test_published_results_are_valid() -> None:
         assert 0 < row["ece"] < 0.16
         assert (row["accuracy_std"] is None) == (row["ece_std"] is None)
         assert row["source"].startswith(("the paper, ", "the paper's code, "))
-    exact = {
-        ("mnist", "cross_entropy", None, "accuracy", 25, 0.988, 0.106, 10),
-        ("fashion_mnist", "label_relaxation", None, "ece", 50, 0.911, 0.015, 10),
-        ("fashion_mnist", "label_relaxation", 0.1, None, 10, 0.9022, 0.0111, 3),
-        ("fashion_mnist", "cross_entropy", 0.1, None, 50, 0.9147, 0.0784, 1),
-    }
-    names = ("dataset_name", "loss_name", "alpha", "chosen_for", "epochs", "accuracy", "ece", "seeds")
-    assert exact <= {tuple(row[name] for name in names) for row in rows if not row["temp_scaling"]}
+        assert min(row["epochs"], row["seeds"]) > 0
     told = ("dataset_name", "loss_name", "alpha", "chosen_for", "temp_scaling", "epochs", "source")
+    by_key = {tuple(row[name] for name in told[:6]): row for row in rows}
     assert len({tuple(row[name] for name in told) for row in rows}) == len(rows)
+    for key, expected in {
+        ("mnist", "cross_entropy", None, "accuracy", False, 25): (0.988, 0.106, 10),
+        ("fashion_mnist", "label_relaxation", None, "ece", False, 50): (0.911, 0.015, 10),
+        ("fashion_mnist", "label_relaxation", 0.1, None, False, 10): (0.9022, 0.0111, 3),
+    }.items():
+        assert tuple(by_key[key][name] for name in ("accuracy", "ece", "seeds")) == expected
 
 
 @pytest.mark.parametrize("name", MISC)

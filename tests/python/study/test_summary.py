@@ -128,19 +128,6 @@ def test_missing_test_runs() -> None:
     assert (row.seeds, row.missing_seeds) == ([0], {1: 0.2, 2: None})
 
 
-def test_one_row_per_alpha_without_validation_runs() -> None:
-    focal = [
-        record(0.9, 0.1, loss_name="focal", alpha=gamma, seed=seed, test_run=True)
-        for gamma, seed in [(2.0, 0), (1.0, 0), (1.0, 1)]
-    ]
-    for table in summarize(focal + grid(0, (0.1, 0.9, 0.1), (0.2, 0.8, 0.2))):
-        rows = [row for row in table.rows if row.method.loss == "focal"]
-        assert [(row.chosen, row.alphas, row.missing_seeds) for row in rows] == [
-            (False, [1.0, 1.0], {}),
-            (False, [2.0], {1: 2.0}),
-        ]
-
-
 def test_order_of_methods() -> None:
     variants: list[dict[str, Any]] = [
         {"loss_name": "cross_entropy", "temp_scaling": True, "temperature": "nll"},
