@@ -93,12 +93,10 @@ class RunConfig:
             _check(each.name, value, str(each.type), each.metadata)
         if self.loss_name in ("label_relaxation", "cross_entropy") and self.alpha >= 1:
             raise _error("alpha", f"a number in [0, 1) for {self.loss_name}", self.alpha)
-        size, least = data.FACTS[self.dataset_name].shape[1], models.LEAST_SIZES[self.model_name]
-        if size < least:
-            raise ConfigError(
-                f"Expected images of at least {least} pixels for `model_name` {self.model_name!r}, "
-                f"but those of {self.dataset_name} have {size}."
-            )
+        size = data.FACTS[self.dataset_name].shape[1]
+        if size < models.LEAST_SIZES[self.model_name]:
+            expected = f"a network for images of {size} pixels, as those of {self.dataset_name}"
+            raise _error("model_name", expected, self.model_name)
 
     def to_dict(self) -> dict[str, Any]:
         """All options, as JSON stores them."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,10 +133,6 @@ def _reason(error: Exception) -> str:
     """The reason of an error in one line."""
     if isinstance(error, HTTPError):
         error.close()  # it holds the connection
-    elif isinstance(error, URLError) and isinstance(error.reason, OSError):
-        error = error.reason
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     text = " ".join(str(error).split())
     if isinstance(error, OSError | DataError):
         return text

@@ -197,34 +197,28 @@ def plus_minus(numbers: Iterable[float | None]) -> str:
 
 
 NOTHING = "—"
-Sheet = tuple[str, list[list[str]], list[str]]  # title, lines of cells, notes
 
 
-def _sheet(table: Table, escapes: dict[int, str], bold: str) -> Sheet:
-    """The text of a table; the first line is the heading, and the best means are bold."""
+def _sheet(table: Table, escapes: dict[int, str], bold: str) -> tuple[str, list[list[str]], list[str]]:
+    """The title, the lines of cells and the notes; the first line is the heading, the best means are bold."""
     title = table.setting.title
     if table.optimized_for is not None:
         title += f": alpha optimized for {METRICS[table.optimized_for]}"
     heading = ["loss", "alpha", "seeds", *METRICS.values()]
     heading += [f"{name} [{i}]" for i, _ in enumerate(table.sources, 1) for name in METRICS.values()]
     lines = [[text.translate(escapes) for text in heading]]
-    best = {metric: _best(table.rows, metric) for metric in METRICS}
     for row in table.rows:
         cells = [row.method.title(), _alphas(row), str(len(row.runs))]
         cells += [plus_minus(row.statistic(metric) or ()) or NOTHING for metric in METRICS]
         cells += [_published(row.published.get(s), metric) for s in table.sources for metric in METRICS]
         cells = [text.translate(escapes) for text in cells]
-        for column, metric in enumerate(METRICS, 3):
-            if cells[column].startswith(best[metric]):
-                cells[column] = bold.format(cells[column])
         lines.append(cells)
+    for column, extreme in (3, max), (4, min):  # the best accuracy and ECE
+        means = [line[column][:6] for line in lines[1:] if line[column] != NOTHING.translate(escapes)]
+        for line in lines[1:] if len(means) > 1 else ():
+            if line[column].startswith(extreme(means)):
+                line[column] = bold.format(line[column])
     return title.translate(escapes), lines, [note.translate(escapes) for note in _notes(table)]
-
-
-def _best(rows: Iterable[Row], metric: str) -> str:
-    """The best mean as it is printed; none if there is only one row."""
-    means = [statistic.mean for row in rows if (statistic := row.statistic(metric))]
-    return f"{max(means) if metric == 'accuracy' else min(means):.4f}" if len(means) > 1 else "none"
 
 
 def _published(row: Published | None, metric: str) -> str:

@@ -387,7 +387,10 @@ def test_types_of_submitits_parameters(text: str, value: object) -> None:
         ("study --device tpu", "tpu is not a device of this machine"),
         ("study {digits} --experiment '' --tracking_uri sqlite:///a.db", "'--experiment': a name is needed"),
         ("study --hyperparams {text} --short", "--hyperparams and --short cannot be combined"),
-        ("study --model_name vgg --dataset_name mnist", "Expected images of at least 32 pixels"),
+        (
+            "study --model_name vgg --dataset_name mnist",
+            "`model_name` to be a network for images of 28 pixels, as those of mnist, but",
+        ),
         (
             "study --load_ext_params --model_name simple_dense",
             "row simple_dense_cifar100: there is no such row",
@@ -408,7 +411,7 @@ def test_types_of_submitits_parameters(text: str, value: object) -> None:
         ("grid --test_run --test_best ece", "there are no validation runs with --test-run"),
         ("table", "runs/study has no finished runs"),
         ("study --legacy old", "'old' is not one of all, confidence-penalty"),
-        ("study --legacy hyperparams", "--legacy hyperparams needs --load_ext_params"),
+        ("study --legacy hyperparams", "--legacy hyperparams needs --load_ext_params alone"),
     ],
 )
 @pytest.mark.usefixtures("no_other_source")

@@ -71,7 +71,7 @@ def test_accepts_the_ends_of_the_ranges(changes: dict[str, Any]) -> None:
     [("vgg", "mnist", "cifar10"), ("resnet", "mnist", "cifar10"), ("vgg", "digits", "cifar100")],
 )
 def test_rejects_images_too_small_for_the_network(model: str, small: str, large: str) -> None:
-    with pytest.raises(ConfigError, match=f"`model_name` '{model}', but those of {small} have"):
+    with pytest.raises(ConfigError, match=f"pixels, as those of {small}, but got '{model}'"):
         RunConfig(model_name=model, dataset_name=small)
     RunConfig(model_name=model, dataset_name=large)
 

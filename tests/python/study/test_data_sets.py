@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import re
 import struct
 import tarfile
 from collections.abc import Iterator
@@ -214,14 +215,14 @@ def test_reads_debians_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     check("fashion_mnist", data.load("fashion_mnist", tmp_path))
     assert {path.name for path in (tmp_path / "FashionMNIST/raw").iterdir()} == files.keys()
     # MNIST's files have the same names.
-    assert refusal("mnist", tmp_path) == "train-images-idx3-ubyte.gz: Connection refused"
+    assert re.fullmatch("train-images-idx3-ubyte.gz: .*Connection refused.*", refusal("mnist", tmp_path))
 
 
 def test_full_disk_leaves_no_partial_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     make_package(tmp_path / "package", monkeypatch)
     raw = put("fashion_mnist", tmp_path, {})
     (raw / f".train-labels-idx1-ubyte.{os.getpid()}").symlink_to("/dev/full")  # where it is unpacked to
-    assert refusal("fashion_mnist", tmp_path) == "No space left on device"
+    assert refusal("fashion_mnist", tmp_path) == "[Errno 28] No space left on device"
     assert [path.name for path in raw.iterdir()] == ["train-images-idx3-ubyte"]
     check("fashion_mnist", data.load("fashion_mnist", tmp_path))
 
@@ -262,7 +263,7 @@ def test_downloads_damaged_pickles_again(
     (where / "test_batch").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(KINDS["cifar10"], "url", "http://127.0.0.1:9/a.tar.gz")
-        assert refusal("cifar10", tmp_path) == "Connection refused"
+        assert "Connection refused" in refusal("cifar10", tmp_path)
     check("cifar10", data.load("cifar10", tmp_path))
 
 

@@ -168,20 +168,15 @@ def run_option(name: str, *more: str, choices: tuple[str, ...] | None = None, **
     """The option of a field of `RunConfig`, which also checks its range."""
     field = RUN_OPTIONS[name]
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
-    known = {
-        "group": field.metadata["group"],
-        "help": field.metadata["help"],
-        "show_default": default,
-    } | known
+    known = {name: field.metadata[name] for name in ("group", "help")} | {"show_default": default} | known
     if field.type == "bool":
         return switch(name, **known)
     if choices := choices or field.metadata.get("choices"):
         is_loss = name == "loss_name"
         known["metavar"] = f"[{'|'.join(['lr'] * is_loss + [*choices])}]"
         return option(name, *more, type=Parsed("name", LOSS if is_loss else choice(choices)), **known)
-    return option(
-        name, *more, type={"int": click.INT, "float": NUMBER}.get(str(field.type), INTEGERS), **known
-    )
+    types = {"int": click.INT, "float": NUMBER}
+    return option(name, *more, type=types.get(str(field.type), INTEGERS), **known)
 
 
 _GROUP = {"group": "Hyperparameters"}
@@ -211,8 +206,7 @@ def read_config(given: Mapping[str, Any], **fixed: Any) -> RunConfig:
     if path and short:
         raise click.UsageError("--hyperparams and --short cannot be combined")
     if "hyperparams" in legacy and "all" not in legacy and not papers:
-        needs = "--load_ext_params, without --hyperparams and --short"
-        raise click.UsageError(f"--legacy hyperparams needs {needs}")
+        raise click.UsageError("--legacy hyperparams needs --load_ext_params alone")
     switches = {f"legacy_{name.replace('-', '_')}" for name in legacy}
     options |= dict.fromkeys(switches & RunConfig.__dataclass_fields__.keys(), True)
     row: dict[str, Any] = {}
