@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,18 +38,17 @@ def reliability(results: Iterable[Result]) -> Figure:
     A loss with several results of one seed gets one diagram per alpha. Settings, and validation and test
     data, are drawn below each other.
     """
-    blocks = []
-    for title, data, group in _by_setting_and_data(results):
+    blocks = {}
+    for title, group in _by_setting_and_data(results):
         panels = _panels(group)
         seeds = counted([len(runs) for runs in panels.values()], "seed")
-        blocks.append((f"{title}: {data} predictions of {seeds}", panels))
+        blocks[f"{title} predictions of {seeds}"] = panels
     if not blocks:
         raise ValueError("There are no results to draw reliability diagrams of.")
-    columns = min(COLUMNS, max(len(panels) for _, panels in blocks))
-    rows = [math.ceil(len(panels) / columns) for _, panels in blocks]
-    size = max(3.4 * columns, 4.6), 4.4 * sum(rows) + 0.4 * len(rows)
-    figure, parts = _stacked([title for title, _ in blocks], size, rows)
-    for part, (_, panels), n in zip(parts, blocks, rows, strict=True):
+    columns = min(COLUMNS, max(map(len, blocks.values())))
+    rows = [math.ceil(len(panels) / columns) for panels in blocks.values()]
+    figure, parts = _stacked(blocks, max(3.4 * columns, 4.6), [4.4 * n + 0.4 for n in rows])
+    for part, panels, n in zip(parts, blocks.values(), rows, strict=True):
         grid = part.subplots(n, columns, squeeze=False).ravel()
         for ax, (name, group) in zip(grid, panels.items(), strict=False):
             reliability_diagram(pooled_curve(group), ax=ax, title=name)
@@ -65,16 +64,13 @@ def against_alpha(results: Iterable[Result]) -> Figure:
     seed may have been tested. Cross-entropy, which has no alpha, is a horizontal line. Settings, and
     validation and test data, are drawn below each other.
     """
-    blocks = [
-        (f"{title}: {data} data", by_method(group))
-        for title, data, group in _by_setting_and_data(results)
-        if any(Method.of(result.config).has_alpha for result in group)
-    ]
+    blocks = {f"{title} data": by_method(group) for title, group in _by_setting_and_data(results)}
+    blocks = {title: group for title, group in blocks.items() if any(method.has_alpha for method in group)}
     if not blocks:
         raise ValueError("There are no finished runs of a loss with an alpha to draw.")
-    everyone = sorted({method for _, methods in blocks for method in methods})
-    figure, parts = _stacked([title for title, _ in blocks], (8, 4 * len(blocks)), [1] * len(blocks))
-    for part, (_, methods) in zip(parts, blocks, strict=True):
+    everyone = sorted({method for methods in blocks.values() for method in methods})
+    figure, parts = _stacked(blocks, 8, [4.0] * len(blocks))
+    for part, methods in zip(parts, blocks.values(), strict=True):
         panels = part.subplots(1, len(METRICS))
         for ax, metric in zip(panels, METRICS, strict=True):
             for method, runs in methods.items():
@@ -89,23 +85,21 @@ def against_alpha(results: Iterable[Result]) -> Figure:
     return figure
 
 
-def _by_setting_and_data(items: Iterable[Result]) -> Iterator[tuple[str, str, list[Result]]]:
+def _by_setting_and_data(items: Iterable[Result]) -> Iterator[tuple[str, list[Result]]]:
     for setting, group in by_setting(items).items():
         for data in ("validation", "test"):
             if on_these := [item for item in group if item.config.part == data]:
-                yield setting.title, data, on_these
+                yield f"{setting.title}: {data}", on_these
 
 
-def _stacked(
-    titles: Sequence[str], size: tuple[float, float], heights: list[int]
-) -> tuple[Figure, list[SubFigure]]:
+def _stacked(titles: Iterable[str], width: float, heights: list[float]) -> tuple[Figure, list[SubFigure]]:
     """A figure with titled parts below each other."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    parts = list(np.ravel(figure.subfigures(len(titles), 1, squeeze=False, height_ratios=heights)))
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    parts = list(np.ravel(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)))
     for part, title in zip(parts, titles, strict=True):
-        part.suptitle(textwrap.fill(title, int(11 * size[0])), fontsize="medium")
+        part.suptitle(textwrap.fill(title, int(11 * width)), fontsize="medium")
     return figure, parts
 
 

@@ -71,18 +71,10 @@ class Group(Command, click.Group):
     """A group of commands with the same behavior."""
 
 
-class Option(click.Option):
-    """An option under a heading of the help."""
-
-    def __init__(self, *args: Any, group: str = "Options", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.group = group
-
-
-def option(name: str, *more: str, **known: Any) -> Decorator:
-    """An option in both spellings, --model-name and --model_name."""
+def option(name: str, *more: str, group: str = "Options", **known: Any) -> Decorator:
+    """An option under a heading of the help, in both spellings: --model-name and --model_name."""
     spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}", *more])
-    return click.option(*spellings, name, cls=Option, **known)
+    return click.option(*spellings, name, cls=type("Option", (click.Option,), {"group": group}), **known)
 
 
 def switch(name: str, help: str, **known: Any) -> Decorator:
