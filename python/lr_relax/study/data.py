@@ -84,6 +84,7 @@ def load(name: str, data_dir: Path) -> Dataset:
 
 def _of_torchvision(facts: Facts, data_dir: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from torchvision import datasets  # slow to import, and not needed for the digits
+    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
     kind = getattr(datasets, facts.torchvision_class)
     if issubclass(kind, datasets.MNIST):
@@ -92,6 +93,9 @@ def _of_torchvision(facts: Facts, data_dir: Path) -> tuple[NDArray[np.uint8], ND
         for archive, md5 in kind.resources:
             if not (folder / Path(archive).stem).is_file():
                 _fetch_idx(kind, folder, archive, md5)
+    elif not check_integrity(data_dir / kind.base_folder / kind.meta["filename"], kind.meta["md5"]):
+        # Which torchvision requires, but downloads only together with missing images.
+        download_and_extract_archive(kind.url, data_dir, filename=kind.filename, md5=kind.tgz_md5)
     pixels, labels = [], []
     for train in (True, False):
         part = kind(data_dir, train=train, download=True)

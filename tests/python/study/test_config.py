@@ -50,8 +50,7 @@ def test_rejects_values_out_of_range(name: str, values: list[Any]) -> None:
     "changes",
     [
         {"alpha": 0.999, "loss_name": "label_relaxation"},
-        {"alpha": 100.0, "loss_name": "focal"},
-        {"alpha": 8, "loss_name": "confidence_penalty"},
+        {"alpha": 100, "loss_name": "focal"},
         {"seed": 2**32 - 1, "epochs": 1, "batch_size": 1, "n_bins": 1},
         {"epochs": 1_000_000, "batch_size": 1_000_000, "n_bins": 1000, "warmup": 1_000_000},
         {"initial_lr": 1e-300, "lr_sched_multipler": 2, "decay": 1, "gradient_clipping": 1},

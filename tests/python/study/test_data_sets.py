@@ -265,6 +265,8 @@ def test_downloads_damaged_pickles_again(
         patch.setattr(KINDS["cifar10"], "url", "http://127.0.0.1:9/a.tar.gz")
         assert "Connection refused" in refusal("cifar10", tmp_path)
     check("cifar10", data.load("cifar10", tmp_path))
+    (where / "batches.meta").unlink()
+    check("cifar10", data.load("cifar10", tmp_path))
 
 
 def test_rejects_unknown_data_sets() -> None:

@@ -99,11 +99,9 @@ def test_formats(format: str, first: str) -> None:
     assert second in text.removeprefix(first).replace(r"\_", "_")
 
 
-def test_settings_in_each_format() -> None:
+def test_settings_of_a_csv() -> None:
     runs = [record(0.9, 0.1, test_run=True, batch_size=size) for size in (32, 64)]
-    headings = [line for line in written("markdown", runs).splitlines() if line.startswith("#")]
-    assert headings == [f"### fashion_mnist, simple_dense, 10 epochs, batch_size {n}" for n in (32, 64)]
-    lines = [*csv.DictReader(io.StringIO(written("csv", runs)))]
+    lines = csv.DictReader(io.StringIO(written("csv", runs)))
     settings = [(line["setting"], line["optimized_for"]) for line in lines]
     assert settings == [("batch_size=32", ""), ("batch_size=64", "")]
 
