@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 
-class CheckpointError(Exception):
-    """A checkpoint cannot be read; the message is one line."""
+class RunError(Exception):
+    """A run cannot continue; the message is one line."""
 
 
 def load_json(name: str) -> Any:
@@ -82,11 +82,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     content = io.BytesIO(path.read_bytes())
     try:
         with zipfile.ZipFile(content) as archive:
-            intact = archive.testzip() is None  # checksums, which torch does not verify
+            if archive.testzip() is not None:  # checksums, which torch does not verify
+                raise ValueError
         content.seek(0)
-        state = torch.load(content, map_location="cpu", weights_only=True) if intact else None
+        state: dict[str, Any] = {**torch.load(content, map_location="cpu", weights_only=True)}
     except Exception as error:  # torch raises many types
-        raise CheckpointError(f"{path} is damaged, delete it to start over") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} is not a checkpoint, delete it to start over")
+        raise RunError(f"{path} is damaged, delete it to start over") from error
     return state

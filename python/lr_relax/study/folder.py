@@ -9,52 +9,34 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..metrics import ReliabilityCurve
 from ..metrics.reliability import curve_of_sums
 from .config import RunConfig
-from .files import replaced
-from .training import Epoch
+from .files import RunError, replaced
+from .training import Epoch, Metrics
 
 CONFIG, RESULT, PREDICTIONS = "config.json", "result.json", "predictions.npz"
 CHECKPOINT, MODEL, DIAGRAM = "checkpoint.pt", "model.pt", "reliability.png"
+T = TypeVar("T")
 LOGGER = logging.getLogger(__name__)
 
 
-class FolderError(Exception):
-    """A folder holds another run or a damaged file; the message is one line."""
-
-
 @dataclass(frozen=True)
-class Metrics:
-    """Metrics of predictions; the calibration error has the bins of the paper's code."""
-
-    accuracy: float
-    ece: float
-    nll: float
-    brier: float
-
-
-@dataclass(frozen=True)
-class Result:
+class Result(Metrics):
     """A finished run. With temperature scaling, metrics and bins are those of the scaled predictions."""
 
     config: RunConfig
     n_train: int
     n_eval: int
-    accuracy: float
-    ece: float
-    nll: float
-    brier: float
     temperature: float | None
     unscaled: Metrics | None  # before temperature scaling
     bin_counts: list[int]
@@ -74,10 +56,9 @@ class Result:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
         """The inverse of :meth:`to_dict`."""
-        unscaled = values["unscaled"]
         parsed = {
             "config": RunConfig.from_dict(values["config"]),
-            "unscaled": None if unscaled is None else Metrics(**unscaled),
+            "unscaled": Metrics(**values["unscaled"]) if values["unscaled"] else None,
             "history": [Epoch(**epoch) for epoch in values["history"]],
         }
         return cls(**{**values, **parsed})
@@ -95,29 +76,26 @@ class Statistic(NamedTuple):
 
 
 def claim(folder: Path, config: RunConfig) -> None:
-    """Write the configuration of a new run; FolderError if the folder holds another run."""
-    path = folder / CONFIG
-    if path.exists():
-        try:
-            former = RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise FolderError(f"{path} is not the configuration of a run, delete it to continue") from error
-        if former != config:
-            raise FolderError(f"{folder} is the folder of another run")
-        return
-    with replaced(path) as temporary:
-        temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    """Write the configuration of a new run; RunError if the folder holds another run."""
+    if (former := _load(folder / CONFIG, RunConfig.from_dict)) is None:
+        with replaced(folder / CONFIG) as temporary:
+            temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    elif former != config:
+        raise RunError(f"{folder} is the folder of another run")
 
 
 def load_result(folder: Path) -> Result | None:
     """The result in a run's folder, None if the run has not finished."""
-    path = folder / RESULT
+    return _load(folder / RESULT, Result.from_dict)
+
+
+def _load(path: Path, parse: Callable[[Any], T]) -> T | None:
     try:
-        return Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return parse(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FolderError(f"{path} is not the result of a run, delete it to start over") from error
+        raise RunError(f"{path} is not the {path.stem} of a run, delete it to start over") from error
 
 
 def save_result(result: Result, folder: Path) -> None:
@@ -140,16 +118,13 @@ def load_predictions(folder: Path) -> tuple[Tensor, Tensor]:
 
 def load_results(out: Path) -> list[Result]:
     """All results below a folder, newest first, one per configuration; unreadable files cost a warning."""
-    paths = sorted(out.rglob(RESULT), key=lambda path: (-path.stat().st_mtime_ns, path))
     newest: dict[RunConfig, Result] = {}
-    for path in paths:
+    for path in sorted(out.rglob(RESULT), key=lambda path: (-path.stat().st_mtime_ns, path)):
         try:
-            result = load_result(path.parent)
-        except (FolderError, OSError) as error:
+            if (result := load_result(path.parent)) is not None:
+                newest.setdefault(result.config, result)
+        except (RunError, OSError) as error:
             LOGGER.warning("skipped: %s", error)
-            continue
-        if result is not None:
-            newest.setdefault(result.config, result)
     return list(newest.values())
 
 
@@ -159,14 +134,9 @@ def pooled_curve(results: Sequence[Result]) -> ReliabilityCurve:
     The ECE of the pooled predictions would be smaller, because errors of the runs cancel.
     """
     counts = np.array([each.bin_counts for each in results], dtype=np.int64)
-    total = counts.sum(axis=0)
-
-    def total_of(means: list[list[float | None]]) -> NDArray[np.float64]:
-        sums = counts * np.nan_to_num(np.array(means, dtype=np.float64))  # None is nan
-        total: NDArray[np.float64] = sums.sum(axis=0, dtype=np.float64)
-        return total
-
-    confidence = total_of([each.bin_confidence for each in results])
-    correct = total_of([each.bin_accuracy for each in results])
+    means = [[each.bin_confidence for each in results], [each.bin_accuracy for each in results]]
+    # The means of empty bins are None, which becomes nan.
+    confidence, correct = (counts * np.nan_to_num(np.array(means, dtype=np.float64))).sum(axis=1)
+    edges = np.linspace(0, 1, counts.shape[1] + 1)
     expected = statistics.fmean(each.ece for each in results)
-    return curve_of_sums(np.linspace(0, 1, len(total) + 1), total, confidence, correct, expected)
+    return curve_of_sums(edges, counts.sum(axis=0), confidence, correct, expected)

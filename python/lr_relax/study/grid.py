@@ -13,7 +13,8 @@ from pathlib import Path
 
 from .config import RunConfig
 from .engines import Job, Outcome
-from .folder import FolderError, Result, load_result
+from .files import RunError
+from .folder import Result, load_result
 
 Engine = Callable[[Sequence[Job]], Iterator[Outcome]]
 """Runs jobs somewhere and yields their outcomes as they finish."""
@@ -46,34 +47,28 @@ def best_tested(finished: Iterable[Result], criteria: Sequence[str]) -> list[Run
     """
     groups: dict[tuple[RunConfig, str], list[Result]] = {}
     for result in finished:
-        config = result.config
-        if not config.test_run:
-            groups.setdefault((replace(config, alpha=0.0), config.loss_title), []).append(result)
-    chosen = [
-        replace(best(group, criterion).config, test_run=True)
-        for group in groups.values()
-        for criterion in criteria
-    ]
-    return list(dict.fromkeys(chosen))
+        if not result.config.test_run:
+            alike = replace(result.config, alpha=0.0), result.config.loss_title
+            groups.setdefault(alike, []).append(result)
+    chosen = [best(group, criterion).config for group in groups.values() for criterion in criteria]
+    return [replace(config, test_run=True) for config in dict.fromkeys(chosen)]
 
 
-def jobs(configs: Iterable[RunConfig], out: Path, data_dir: Path, command: str) -> list[Job]:
-    """A job for each distinct run, with absolute paths, because workers may have another working folder."""
-    distinct = {config.key: config for config in configs}
-    out, data_dir = out.absolute(), data_dir.absolute()
-    return [Job(config, out / key, data_dir, command) for key, config in distinct.items()]
+def run(
+    configs: Iterable[RunConfig], out: Path, data_dir: Path, command: str, engine: Engine
+) -> Iterator[Outcome]:
+    """The outcomes of all distinct runs: first of those that have finished before, then as the others finish.
 
-
-def run(todo: Sequence[Job], engine: Engine) -> Iterator[Outcome]:
-    """The outcomes of all jobs: first those that have finished before, then the others as they finish."""
-    remaining = []
-    for job in todo:
-        result = None
-        with suppress(FolderError, OSError):  # the worker reports them
+    Paths become absolute, because workers may have another working folder.
+    """
+    out, data_dir, remaining = out.absolute(), data_dir.absolute(), []
+    for config in dict.fromkeys(configs):
+        job, result = Job(config, out / config.key, data_dir, command), None
+        with suppress(RunError, OSError):  # the worker reports them
             result = load_result(job.folder)
         if result is None:
             remaining.append(job)
         else:
-            yield Outcome(job, result, "")
+            yield Outcome(job, result)
     if remaining:
         yield from engine(remaining)

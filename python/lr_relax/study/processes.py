@@ -13,33 +13,29 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .files import RunError
+
 T = TypeVar("T")
-
-
-class ProcessesError(Exception):
-    """The processes cannot train together; the message is one line."""
 
 
 def start(device: torch.device) -> torch.device:
     """Join the process group if torchrun has started several processes; return this process's device."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
         return device
     if device.type == "cuda":
         local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= devices:
-            raise ProcessesError(
-                f"process {local} has no device: each needs its own, and there are {devices}"
-            )
+            raise RunError(f"process {local} has no device: each needs its own, and there are {devices}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    elif os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+    elif os.environ.get("LOCAL_WORLD_SIZE") == size:
         # All are on this machine. By default gloo resolves the host name, which may fail.
         for loopback in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
@@ -47,25 +43,20 @@ def start(device: torch.device) -> torch.device:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ProcessesError(f"the processes cannot reach each other: {reason}") from error
+        raise RunError(f"the processes cannot reach each other: {reason}") from error
     atexit.register(dist.destroy_process_group)
     return device
 
 
 def wait_for_the_first(seconds: float = 30) -> None:
-    """In other processes than the first, wait for it to report the error and exit; torchrun then ends all.
-
-    After that time this process reports its own error.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+    """Let the first process report an error and exit, after which torchrun ends the others."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         time.sleep(seconds)
 
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether torch raised this error because another process has ended."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
-    )
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 class Processes:
@@ -97,14 +88,14 @@ class Processes:
         """Return the first process's result in all processes, or raise its error in all."""
         if self.size == 1:
             return compute()
-        outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
+        outcome: list[Any] = [None, None]
         if self.rank == 0:
             try:
-                outcome = [(compute(), None)]
+                outcome[0] = compute()
             except Exception as error:
-                outcome = [(None, error)]
+                outcome[1] = error
         dist.broadcast_object_list(outcome)
-        [(result, failure)] = outcome
-        if failure is not None:
-            raise failure
-        return result  # type: ignore[return-value]
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result

@@ -11,36 +11,25 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from ..metrics import ReliabilityCurve, TemperatureScaling, brier_score, reliability_curve
+from ..metrics import TemperatureScaling
 from . import data, files, models, splits
 from . import folder as store
 from .config import RunConfig
-from .folder import CHECKPOINT, DIAGRAM, MODEL, Metrics, Result
+from .files import RunError
+from .folder import CHECKPOINT, DIAGRAM, MODEL, Result
 from .processes import Processes
-from .training import Batch, DivergedError, Epoch, Training, predict
+from .training import Batch, Epoch, Training, evaluate, predict
 
-
-class RunError(Exception):
-    """A run cannot continue; the message is one line."""
-
-
-class RunDivergedError(RunError):
-    """The loss or the predictions are not finite."""
-
-
-ERRORS = (RunError, store.FolderError, files.CheckpointError, OSError)
+ERRORS = (RunError, OSError)
 
 
 def run(
@@ -66,20 +55,19 @@ def run(
         raise ValueError("Expected argument `folder` to be a path for `model_checkpoints`, but got None.")
     if dataset is not None and dataset.name != config.dataset_name:
         raise ValueError(f"Expected argument `dataset` to be {config.dataset_name}, but got {dataset.name}.")
-    device, processes = torch.device(device), Processes()
+    device, first = torch.device(device), Processes().first
     with ExitStack() as stack:
         if folder is not None:
-            processes.first(lambda: stack.enter_context(files.locked(folder)))
-            if (finished := processes.first(lambda: store.load_result(folder))) is not None:
+            first(lambda: stack.enter_context(files.locked(folder)))
+            if (finished := first(lambda: store.load_result(folder))) is not None:
                 if finished.config != config:
-                    raise store.FolderError(f"{folder} is the folder of another run")
+                    raise RunError(f"{folder} is the folder of another run")
                 for epoch in finished.history:
                     on_epoch(epoch)
                 return finished
-            processes.first(lambda: store.claim(folder, config))
+            first(lambda: store.claim(folder, config))
         start = time.perf_counter()
-        if dataset is None:
-            dataset = processes.first(lambda: data.load(config.dataset_name, data_dir))
+        dataset = dataset or first(lambda: data.load(config.dataset_name, data_dir))
         try:
             split = splits.split(
                 dataset,
@@ -94,60 +82,30 @@ def run(
         torch.manual_seed(config.seed)
         network = models.build(config.model_name, split.mean_image.shape, dataset.classes)
         training = Training(config, split, network, device=device)
-        before = 0.0 if folder is None else _resume(training, folder / CHECKPOINT)
+        if folder is not None:
+            path = folder / CHECKPOINT
+            state = first(lambda: files.load_checkpoint(path) if path.exists() else None)
+            with _refusing(f"{path} is not a checkpoint of this run, delete it to start over"):
+                if state is not None:
+                    training.load_state_dict(state)
+                    start -= float(state["seconds"])
         for epoch in training.epochs:
             on_epoch(epoch)
-
-        def seconds() -> float:
-            return before + time.perf_counter() - start
-
-        def evaluated() -> dict[str, Any]:
-            if folder is not None and config.model_checkpoints and not config.legacy_checkpoints:
-                _load_best(network, folder / MODEL)
-            return _evaluate(config, network, split, folder)
-
-        try:
-            while len(training.epochs) < config.epochs:
-                epoch = training.epoch(on_batch)
-                if folder is not None:
-                    processes.first(lambda: _save(training, seconds(), folder))
-                on_epoch(epoch)
-            evaluation = processes.first(evaluated)
-        except DivergedError as error:
-            raise RunDivergedError(str(error)) from error
-
-        about: dict[str, Any] = {"seconds": seconds(), "environment": environment(device), "command": command}
-        sizes: dict[str, Any] = {"n_train": len(split.train_labels), "n_eval": len(split.eval_labels)}
-        result = Result(config=config, history=training.epochs, **sizes, **evaluation, **about)
-        if folder is not None:
-            processes.first(lambda: _finish(folder, result))
-        return result
+        while len(training.epochs) < config.epochs:
+            epoch = training.epoch(on_batch)
+            if folder is not None:
+                first(lambda: _save(training, time.perf_counter() - start, folder))
+            on_epoch(epoch)
+        return first(lambda: _evaluate(training, split, folder, start, command))
 
 
-def _resume(training: Training, path: Path) -> float:
-    """Load the checkpoint, if there is one; return the time that it took."""
-    state = training.processes.first(lambda: files.load_checkpoint(path) if path.exists() else None)
-    if state is None:
-        return 0.0
+@contextmanager
+def _refusing(reason: str) -> Iterator[None]:
+    """Give this reason where a file is missing, damaged, or of another network."""
     try:
-        training.load_state_dict(state)
-        return float(state["seconds"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise RunError(f"{path} is not a checkpoint of this run, delete it to start over") from error
-
-
-def _load_best(network: torch.nn.Module, path: Path) -> None:
-    try:
-        network.load_state_dict(files.load_checkpoint(path)["network"])
-    except (
-        FileNotFoundError,
-        files.CheckpointError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-    ) as error:
-        raise RunError(f"{path} is not the best network, delete {path.parent} to start over") from error
+        yield
+    except (RunError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise RunError(reason) from error
 
 
 def _save(training: Training, seconds: float, folder: Path) -> None:
@@ -164,43 +122,47 @@ def _is_best(epochs: list[Epoch]) -> bool:
 
 
 def _evaluate(
-    config: RunConfig, network: torch.nn.Module, split: splits.Split, folder: Path | None
-) -> dict[str, Any]:
-    """The fields of the result that depend on the predictions, which are saved."""
+    training: Training, split: splits.Split, folder: Path | None, start: float, command: str
+) -> Result:
+    """Evaluate the network; write predictions, diagram and result, and remove the checkpoint."""
+    config, network = training.config, training.network
+    if folder is not None and config.model_checkpoints and not config.legacy_checkpoints:
+        with _refusing(f"{folder / MODEL} is not the best network, delete {folder} to start over"):
+            network.load_state_dict(files.load_checkpoint(folder / MODEL)["network"])
     logits, labels = predict(network, split.eval_images), split.eval_labels
     if folder is not None:
         store.save_predictions(logits, labels, folder)
     temperature = unscaled = None
     if config.temp_scaling:
-        unscaled = _metrics(logits, labels, config.n_bins)[0]
+        unscaled = evaluate(logits, labels, config.n_bins)[0]
         held_out = predict(network, split.scaling_images)
         scaling = TemperatureScaling().fit(held_out, split.scaling_labels, method=config.temperature)
         temperature = scaling.temperature.item()
         logits = scaling.transform(logits)
-    metrics, curve = _metrics(logits, labels, config.n_bins)
-    return {
+    metrics, curve = evaluate(logits, labels, config.n_bins)
+    result = Result(
         **asdict(metrics),
-        "temperature": temperature,
-        "unscaled": unscaled,
-        "bin_counts": curve.counts.tolist(),
-        "bin_confidence": [None if math.isnan(mean) else mean for mean in curve.confidence.tolist()],
-        "bin_accuracy": [None if math.isnan(mean) else mean for mean in curve.accuracy.tolist()],
-    }
-
-
-def _metrics(logits: Tensor, labels: Tensor, n_bins: int) -> tuple[Metrics, ReliabilityCurve]:
-    curve = reliability_curve(logits, labels, from_logits=True, n_bins=n_bins, binning="paper")
-    metrics = Metrics(
-        accuracy=(logits.argmax(1) == labels).double().mean().item(),
-        ece=curve.expected_calibration_error,
-        nll=cross_entropy(logits, labels).item(),
-        brier=float(brier_score(logits, labels, from_logits=True)),
+        config=config,
+        n_train=len(split.train_labels),
+        n_eval=len(labels),
+        temperature=temperature,
+        unscaled=unscaled,
+        bin_counts=curve.counts.tolist(),
+        bin_confidence=[None if math.isnan(mean) else mean for mean in curve.confidence.tolist()],
+        bin_accuracy=[None if math.isnan(mean) else mean for mean in curve.accuracy.tolist()],
+        history=training.epochs,
+        seconds=time.perf_counter() - start,
+        environment=environment(training.device),
+        command=command,
     )
-    return metrics, curve
+    if folder is not None:
+        _draw(result, folder)
+        store.save_result(result, folder)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    return result
 
 
-def _finish(folder: Path, result: Result) -> None:
-    """Draw the diagram, write the result and remove the checkpoint."""
+def _draw(result: Result, folder: Path) -> None:
     from matplotlib.figure import Figure
 
     from ..plots import reliability_diagram
@@ -209,8 +171,6 @@ def _finish(folder: Path, result: Result) -> None:
     reliability_diagram(store.pooled_curve([result]), ax=figure.subplots(), title=result.config.title)
     with files.replaced(folder / DIAGRAM) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-    store.save_result(result, folder)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -231,11 +191,8 @@ def environment(device: torch.device) -> dict[str, str]:
 def commit() -> str:
     """The commit of the checkout that contains the package, "" if it is installed otherwise."""
     root = Path(__file__).parents[3]
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        known: dict[str, Any] = {"cwd": root, "capture_output": True, "text": True, "timeout": 10}
-        return (
-            subprocess.run(describe, check=True, **known).stdout.strip() if (root / ".git").exists() else ""
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with suppress(OSError):  # without git
+        if (root / ".git").exists():
+            return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    return ""

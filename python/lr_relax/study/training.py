@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from ..metrics import expected_calibration_error
+from ..metrics import ReliabilityCurve, brier_score, reliability_curve
 from .augmentation import augmented
 from .config import RunConfig
+from .files import RunError
 from .network import Network
 from .objective import criterion
 from .optimizer import KerasSGD, Plateau, Schedule
@@ -33,8 +34,18 @@ from .splits import Split
 CHANNELS_LAST = ("vgg", "resnet")
 
 
-class DivergedError(Exception):
-    """The loss or the predictions are not finite; the message is one line."""
+class DivergedError(RunError):
+    """The loss or the predictions are not finite."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Metrics of predictions; the calibration error has the bins of the paper's code."""
+
+    accuracy: float
+    ece: float
+    nll: float
+    brier: float
 
 
 @dataclass(frozen=True)
@@ -62,20 +73,11 @@ class Batch:
     totals: Tensor  # sums of the losses and of correct predictions; reading them waits for the device
     rows: int
 
-    @property
-    def means(self) -> tuple[float, float]:
-        """Loss and accuracy so far."""
-        return float(self.totals[0]) / self.rows, float(self.totals[1]) / self.rows
-
 
 class Training:
-    """A network in training; its state_dict is all that a later process needs to resume.
+    """A network in training, which is moved to the device; its state_dict is all that is needed to resume.
 
-    Args:
-        config: The run's configuration.
-        split: The training data, and the validation data unless the run is a test run.
-        network: The network to train; it is moved to the device.
-        device: The device to train on.
+    ``split`` has the training data, and the validation data unless the run is a test run.
     """
 
     def __init__(self, config: RunConfig, split: Split, network: Network, *, device: torch.device) -> None:
@@ -86,24 +88,18 @@ class Training:
         self.labels = split.train_labels.to(device)
         self.validation = None if config.test_run else (split.eval_images, split.eval_labels)
         self.criterion = criterion(config)
-        clipped = config.gradient_clipping > 0
         # Keras clips the gradient of loss and penalty together.
+        clipped = config.gradient_clipping > 0
         parameters = self.network.parameters() if clipped else self.network.parameter_groups()
         self.optimizer = KerasSGD(parameters, config.initial_lr)
-        self.schedule = Schedule(
-            config.initial_lr,
-            config.steps,
-            config.lr_sched_multipler,
-            config.decay,
-            0 if config.legacy_schedule else config.warmup,
-        )
+        drops = config.steps, config.lr_sched_multipler
+        warmup = 0 if config.legacy_schedule else config.warmup
+        self.schedule = Schedule(config.initial_lr, *drops, config.decay, warmup)
         self.plateau = Plateau()
         self.epochs: list[Epoch] = []
         self.parallel: nn.Module = self.network
         if self.processes.size > 1:
-            self.parallel = DistributedDataParallel(
-                self.network, device_ids=[device] if device.type == "cuda" else None
-            )
+            self.parallel = DistributedDataParallel(self.network, [device] if device.type == "cuda" else None)
             # DDP reorders its gradient buckets, and so the terms of sums, after the first backward pass. A
             # backward pass now makes a resumed run add in the same order as an uninterrupted one.
             self.parallel.eval()
@@ -127,16 +123,14 @@ class Training:
     def epoch(self, on_batch: Callable[[Batch], None] = lambda batch: None) -> Epoch:
         """Train for an epoch, once on every row. Seeds torch's global generator, which dropout uses."""
         config, processes = self.config, self.processes
-        start, number = time.perf_counter(), len(self.epochs)
+        start, number, n, seen = time.perf_counter(), len(self.epochs), len(self.labels), 0
         order = torch.Generator().manual_seed(_seed(config.seed, number, 0, 0))
         noise = torch.Generator().manual_seed(_seed(config.seed, number, 0, 1))
         torch.manual_seed(_seed(config.seed, number, processes.rank, 2))
         self.parallel.train()
-        n = len(self.labels)
         # Indexing one tensor with a permutation is faster than a DataLoader, which collates single images.
         batches = torch.randperm(n, generator=order).to(self.device).split(config.batch_size)  # type: ignore[no-untyped-call]
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # losses, correct predictions
-        seen = 0
         for index, batch in enumerate(batches):
             rate = self.plateau.rate(self.schedule.rate(number, number * len(batches) + index))
             if not rate > 0:
@@ -152,7 +146,10 @@ class Training:
             self.optimizer.zero_grad()
             (loss * share if share != 1 else loss).backward()  # type: ignore[no-untyped-call]
             if config.gradient_clipping > 0:
-                self._clip()
+                penalty = self.network.weight_penalty()
+                if penalty.requires_grad:
+                    penalty.backward()
+                nn.utils.clip_grad_value_(self.network.parameters(), config.gradient_clipping)
             self.optimizer.step()
             with torch.no_grad():
                 correct = (logits.argmax(1) == labels).sum()
@@ -161,9 +158,8 @@ class Training:
             on_batch(Batch(number, index + 1, len(batches), totals, max(seen, 1)))
         mean_loss, accuracy = (processes.sum(totals) / n).tolist()
         if not math.isfinite(mean_loss):
-            raise DivergedError(
-                f"the loss is {mean_loss} in epoch {number + 1}; a smaller learning rate may help"
-            )
+            reason = f"the loss is {mean_loss} in epoch {number + 1}"
+            raise DivergedError(f"{reason}; a smaller learning rate may help")
         val_loss, val_accuracy, val_ece = processes.first(self._validate)
         if config.reduce_on_plateau and not config.legacy_schedule:
             self.plateau.see(mean_loss if val_loss is None else val_loss)
@@ -178,32 +174,18 @@ class Training:
             loss = loss + self.network.activity_penalty(logits, of_logits=of_logits)
         return loss
 
-    def _clip(self) -> None:
-        """Clip the gradient of loss and weight penalty together, as Keras does."""
-        penalty = self.network.weight_penalty()
-        if penalty.requires_grad:
-            penalty.backward()
-        nn.utils.clip_grad_value_(self.network.parameters(), self.config.gradient_clipping)
-
     def _validate(self) -> tuple[float, float, float] | tuple[None, None, None]:
         """Cross-entropy, accuracy and calibration error on the validation data."""
         if self.validation is None:
             return None, None, None
         images, labels = self.validation
-        logits = predict(self.network, images)
-        ece = expected_calibration_error(
-            logits, labels, from_logits=True, n_bins=self.config.n_bins, binning="paper"
-        )
-        accuracy = (logits.argmax(1) == labels).double().mean()
-        return cross_entropy(logits, labels).item(), accuracy.item(), float(ece)
+        metrics, _ = evaluate(predict(self.network, images), labels, self.config.n_bins)
+        return metrics.nll, metrics.accuracy, metrics.ece
 
 
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """The logits of all images, in float64; DivergedError if one is not finite.
-
-    Images are processed in chunks to limit memory.
-    """
+    """The logits of all images, in float64, chunk by chunk; DivergedError if one is not finite."""
     network.eval()
     device = next(network.parameters()).device
     chunks = images.split(1000)  # type: ignore[no-untyped-call]
@@ -211,6 +193,14 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
     if not logits.isfinite().all():
         raise DivergedError("the network's logits are no longer finite; a smaller learning rate may help")
     return logits
+
+
+def evaluate(logits: Tensor, labels: Tensor, n_bins: int) -> tuple[Metrics, ReliabilityCurve]:
+    """The metrics of predictions, and their reliability curve."""
+    curve = reliability_curve(logits, labels, from_logits=True, n_bins=n_bins, binning="paper")
+    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    nll, brier = cross_entropy(logits, labels).item(), brier_score(logits, labels, from_logits=True)
+    return Metrics(accuracy, curve.expected_calibration_error, nll, float(brier)), curve
 
 
 def _seed(run: int, epoch: int, rank: int, use: int) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from lr_relax.study import folder as store
 from lr_relax.study import grid
-from lr_relax.study.config import RunConfig
 from lr_relax.study.engines import Job, Outcome
 from lr_relax.study.folder import Result
 from made_results import result
@@ -17,21 +16,18 @@ def of(accuracy: float, ece: float, **fields: object) -> Result:
     return replace(result([1], [0.5], [1.0], **fields), accuracy=accuracy, ece=ece)
 
 
-def test_one_job_per_run_with_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one job for each distinct run, with absolute paths."""
     monkeypatch.chdir(tmp_path)
-    one, other = RunConfig(seed=1), RunConfig(seed=2)
-    assert grid.jobs([one, other, one], Path("out"), Path("data"), "a test") == [
-        Job(config, tmp_path / "out" / config.key, tmp_path / "data", "a test") for config in (one, other)
-    ]
-
-
-def test_finished_runs_come_first(tmp_path: Path) -> None:
     done = of(0.9, 0.1)
     configs = [replace(done.config, seed=seed) for seed in (3, 2, 1)]
-    todo = grid.jobs([*configs, done.config], tmp_path, tmp_path, "a test")
-    missing, damaged, blocked, finished = todo
+    jobs = [
+        Job(config, tmp_path / "out" / config.key, tmp_path / "data", "a test")
+        for config in (*configs, done.config)
+    ]
+    _, damaged, blocked, finished = jobs
     for job in (damaged, finished):
-        job.folder.mkdir()
+        job.folder.mkdir(parents=True)
     (damaged.folder / "result.json").write_text("{}")
     blocked.folder.touch()
     store.save_result(done, finished.folder)
@@ -40,10 +36,11 @@ def test_finished_runs_come_first(tmp_path: Path) -> None:
         for job in jobs:
             yield Outcome(job, None, "left to the worker")
 
-    outcomes = [*grid.run(todo, engine)]
-    assert outcomes[0] == Outcome(finished, done)
-    assert [outcome.job for outcome in outcomes[1:]] == [missing, damaged, blocked]
-    assert all(outcome.error == "left to the worker" for outcome in outcomes[1:])
+    outcomes = grid.run([*configs, done.config, *configs], Path("out"), Path("data"), "a test", engine)
+    assert list(outcomes) == [
+        Outcome(finished, done),
+        *(Outcome(job, None, "left to the worker") for job in jobs[:3]),
+    ]
 
 
 CROSS_ENTROPY = {"loss_name": "cross_entropy"}

@@ -1,14 +1,11 @@
-"""Several processes that train one network, started by torchrun: its agent, or its command line."""
+"""Several processes that train one network, started by torchrun's agent."""
 
 import errno
-import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import pytest
 import torch
 from lr_relax.study import data, files, splits
 from lr_relax.study.config import RunConfig
+from lr_relax.study.folder import Result, load_results
 from lr_relax.study.network import Network
 from lr_relax.study.optimizer import Plateau
 from lr_relax.study.processes import Processes, start
@@ -78,12 +76,9 @@ def study(arguments: list[str]) -> None:
             raise
 
 
-def result_of(out: Path) -> dict[str, Any]:
-    """The only result, without what may differ."""
-    [file] = out.rglob("result.json")
-    result: dict[str, Any] = json.loads(file.read_text())
-    result["history"] = [numbers(epoch) for epoch in result["history"]]
-    return result | {"seconds": 0, "command": "", "environment": {}}
+def timeless(result: Result) -> Result:
+    history = [replace(epoch, seconds=0) for epoch in result.history]
+    return replace(result, seconds=0, history=history, command="")
 
 
 def numbers(epoch: dict[str, Any]) -> dict[str, float]:
@@ -162,12 +157,11 @@ def test_shares_partition_the_batch(size: int, rows: int) -> None:
 IMAGES = RunConfig("resnet", "cifar10", epochs=2, batch_size=7, model_checkpoints=True, temp_scaling=True)
 
 
-def run_thrice(folder: Path) -> list[dict[str, Any]]:
+def run_thrice(folder: Path) -> list[Result]:
     """Without a break, with one, and once more; the folder's files are those of the first process."""
     torch.set_num_threads(1)
     start(torch.device("cpu"))
-    generator = np.random.default_rng(0)
-    images = generator.integers(256, size=(40, 3, 32, 32), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(256, size=(40, 3, 32, 32), dtype=np.uint8)
     dataset = data.Dataset("cifar10", images, np.arange(40) % 10, 255, 10, data.Fraction(1, 4))
 
     def interrupt(epoch: Any) -> None:
@@ -178,17 +172,14 @@ def run_thrice(folder: Path) -> list[dict[str, Any]]:
     with pytest.raises(KeyboardInterrupt):
         run(IMAGES, dataset, folder=folder / "broken", on_epoch=interrupt)
     resumed = run(IMAGES, dataset, folder=folder / "broken")
-    assert asdict(run(IMAGES, dataset, folder=folder / "broken"))["bin_counts"] == resumed.bin_counts
-    return [
-        {**asdict(each), "seconds": 0, "history": [replace(epoch, seconds=0) for epoch in each.history]}
-        for each in (whole, resumed)
-    ]
+    assert run(IMAGES, dataset, folder=folder / "broken").bin_counts == resumed.bin_counts
+    return [timeless(whole), timeless(resumed)]
 
 
 def test_resumes_bit_for_bit_with_three_processes(tmp_path: Path) -> None:
     of_all = torchrun(tmp_path / "logs", 3, run_thrice, tmp_path)
     whole = of_all[0][0]
-    assert whole["environment"]["processes"] == "3"
+    assert whole.environment["processes"] == "3"
     for results in of_all.values():
         assert results == [whole, whole]
     for folder in ("whole", "broken"):
@@ -200,29 +191,36 @@ def test_resumes_bit_for_bit_with_three_processes(tmp_path: Path) -> None:
 # The command.
 
 
+def killed_in_the_second_epoch(arguments: list[str]) -> None:
+    sum_of_all, calls = Processes.sum, []
+
+    def die(self: Processes, values: torch.Tensor) -> torch.Tensor:
+        calls.append(values)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sum_of_all(self, values)
+
+    Processes.sum = die  # type: ignore[method-assign]
+    study(arguments)
+
+
 def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path) -> None:
-    """Started by torchrun's command; and the whole run by its agent, whose processes start faster."""
     options = ["--epochs", "5", "--batch_size", "24"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "lr_relax.study.lr_study", *OPTIONS, *options, "--out", str(tmp_path / "killed")]
-    killed = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert killed.stderr
-    assert any("epoch 2/5" in line for line in killed.stderr)
-    workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
-    assert len(workers) == 2
-    for process in [killed.pid, *map(int, workers)]:
-        os.kill(process, signal.SIGKILL)
-    killed.wait()
-    killed.stderr.close()
+    arguments = [*options, "--out", str(tmp_path / "killed")]
+    with pytest.raises(ChildFailedError) as failure:
+        torchrun(tmp_path / "first", 2, killed_in_the_second_epoch, arguments)
+    assert {ended.exitcode for ended in failure.value.failures.values()} == {-signal.SIGKILL}
+    assert len([*tmp_path.rglob("checkpoint.pt")]) == 1
     assert not [*tmp_path.rglob("result.json")]
 
-    torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "killed")])
+    torchrun(tmp_path / "logs", 2, study, arguments)
     _, *lines = told(tmp_path / "logs", "stderr")
     assert [line.split("  ")[0] for line in lines] == [f"epoch {i}/5" for i in range(1, 6)]
     assert len(told(tmp_path / "logs", "stdout")) == 3  # of the first process alone
 
     torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "whole"), "--cluster_job"])
-    assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
+    [killed], [whole] = load_results(tmp_path / "killed"), load_results(tmp_path / "whole")
+    assert timeless(killed) == timeless(whole)
 
 
 def test_only_the_first_process_tracks(tmp_path: Path, sqlite: str) -> None:

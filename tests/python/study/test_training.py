@@ -6,14 +6,13 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lr_relax.study import data, models, splits, training
 from lr_relax.study.config import RunConfig
 from lr_relax.study.network import Network
 from lr_relax.study.optimizer import Plateau
-from lr_relax.study.training import Batch, DivergedError, Training
+from lr_relax.study.training import Batch, Training
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -116,20 +115,19 @@ def test_steps_agree_with_keras(split: splits.Split, clip: float) -> None:
                 weight.add_(0.9 * velocity - rate * gradient)
         return weights
 
-    def gradients(network: Network, images: Tensor, labels: Tensor, decay: bool) -> list[Tensor]:
+    def gradients(network: Network, images: Tensor, labels: Tensor, decay: bool = True) -> list[Tensor]:
         _, first, _, last = network
         logits = network(images)
-        loss = F.cross_entropy(logits, labels)
-        loss = loss + 0.3 * logits.softmax(1).square().sum(1).mean()
+        loss = F.cross_entropy(logits, labels) + 0.3 * logits.softmax(1).square().sum(1).mean()
         if decay:
             loss = loss + 0.02 * first.weight.square().sum() + 0.05 * last.weight.square().sum()
         return list(torch.autograd.grad(loss, list(network.parameters())))
 
-    def clipped(network: Network, images: Tensor, labels: Tensor) -> list[Tensor]:
-        return [g.clamp(-clip, clip) if clip else g for g in gradients(network, images, labels, decay=True)]
+    def clipped(*batch: Any) -> list[Tensor]:
+        return [g.clamp(-clip, clip) if clip else g for g in gradients(*batch)]
 
-    def clipped_before_decay(network: Network, images: Tensor, labels: Tensor) -> list[Tensor]:
-        of_loss = gradients(network, images, labels, decay=False)
+    def clipped_before_decay(network: Network, *batch: Tensor) -> list[Tensor]:
+        of_loss = gradients(network, *batch, decay=False)
         each = zip(of_loss, (0.04, 0, 0.1, 0), network.parameters(), strict=True)
         return [g.clamp(-clip, clip) + decay * weight.detach() for g, decay, weight in each]
 
@@ -193,12 +191,9 @@ def test_training_learns(split: splits.Split) -> None:
     assert [epoch.epoch for epoch in epochs] == [0, 1, 2]
     assert epochs[0].loss > epochs[1].loss > epochs[2].loss
     assert epochs[0].accuracy < epochs[2].accuracy > 0.9
+    assert epochs[2].val_accuracy > 0.85
     assert all(epoch.seconds > 0 for epoch in epochs)
-    logits = training.predict(made.network, split.eval_images)
-    assert not logits.requires_grad
-    assert (logits.argmax(1) == split.eval_labels).double().mean().item() == epochs[-1].val_accuracy
-    assert epochs[-1].val_accuracy is not None
-    assert epochs[-1].val_accuracy > 0.85
+    assert not training.predict(made.network, split.eval_images).requires_grad
 
 
 @pytest.mark.parametrize("batch_size", [300, 673, 1000, 1])
@@ -214,31 +209,20 @@ def test_metrics_are_means_over_all_rows(split: splits.Split, batch_size: int) -
     n = len(sizes)
     got = [(batch.epoch, batch.done, batch.batches, batch.rows) for batch in told]
     assert got == [(0, done, n, rows) for done, rows in enumerate(sizes, 1)]
-    assert (epoch.loss, epoch.accuracy) == pytest.approx((told[-1].means[0], told[-1].means[1]))
+    assert (told[-1].totals / told[-1].rows).tolist() == pytest.approx([epoch.loss, epoch.accuracy])
 
 
 def test_validation_metrics(split: splits.Split) -> None:
-    """By hand, with another loss and 7 bins."""
+    """With another loss and 7 bins; `evaluate` is tested with the results of runs."""
     made, _ = in_training(split, loss_name="label_relaxation", alpha=0.2, n_bins=7)
     epoch = made.epoch()
-    logits = training.predict(made.network, split.eval_images).double().numpy()
-    labels = split.eval_labels.numpy()
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    assert epoch.val_loss == pytest.approx(-np.log(p[np.arange(len(p)), labels]).mean(), rel=1e-9)
-    hits, confidence = p.argmax(1) == labels, p.max(1)
-    assert epoch.val_accuracy == pytest.approx(hits.mean())
-    bins = np.minimum((confidence // (1 / 7)).astype(int), 6)
-    gaps = [abs((confidence - hits)[bins == k].sum()) for k in range(7)]
-    assert epoch.val_ece == pytest.approx(sum(gaps) / len(p), abs=1e-12)
-
-
-@pytest.mark.parametrize("rate", [1e9, 1e30])
-def test_detects_divergence(split: splits.Split, rate: float) -> None:
-    made, _ = in_training(split, initial_lr=rate)
-    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) in epoch 1; a smaller learning rate"):
-        made.epoch()
-    assert made.epochs == []
+    logits = training.predict(made.network, split.eval_images)
+    expected, _ = training.evaluate(logits, split.eval_labels, 7)
+    assert (epoch.val_loss, epoch.val_accuracy, epoch.val_ece) == (
+        expected.nll,
+        expected.accuracy,
+        expected.ece,
+    )
 
 
 def test_predictions_do_not_depend_on_chunks(split: splits.Split) -> None:
@@ -248,37 +232,3 @@ def test_predictions_do_not_depend_on_chunks(split: splits.Split) -> None:
     got = training.predict(network, many)
     assert torch.equal(got, training.predict(network, many))  # without dropout
     torch.testing.assert_close(got[1500:1510], training.predict(network, many[1500:1510]))
-
-
-# Its state.
-
-
-def test_state_dict_round_trip_bit_for_bit(split: splits.Split) -> None:
-    """Momentum, schedule, plateau, augmentation, dropout, batch norm's statistics."""
-
-    def fresh(seed: int) -> Training:
-        torch.manual_seed(seed)
-        first = nn.Flatten(), nn.Linear(64, 50), nn.BatchNorm1d(50)
-        network = Network(*first, nn.ReLU(), nn.Dropout(0.5), nn.Linear(50, 10), l2=1e-3)
-        changes: dict[str, Any] = {"data_augmentation": True, "reduce_on_plateau": True}
-        made, _ = in_training(split, network, **changes, steps=(1,), decay=1e-3, warmup=1)
-        made.plateau = Plateau(patience=1, least_change=0.5)
-        return made
-
-    whole, half = fresh(0), fresh(0)
-    for _ in range(2):
-        half.epoch()
-    resumed = fresh(99)
-    resumed.load_state_dict(half.state_dict())
-    torch.rand(7)
-    epochs = [whole.epoch() for _ in range(5)]
-    for _ in range(3):
-        resumed.epoch()
-    assert [replace(each, seconds=0) for each in resumed.epochs] == [
-        replace(each, seconds=0) for each in epochs
-    ]
-    assert resumed.plateau == whole.plateau
-    assert whole.plateau.drops > 1
-    expected = whole.network.state_dict()
-    for name, value in resumed.network.state_dict().items():
-        assert torch.equal(value, expected[name]), name

@@ -22,7 +22,7 @@ from ..config import RunConfig
 from ..engines import Outcome
 from ..folder import Result
 from ..tracking import TensorBoard, Tracker, TrackingError
-from ..training import Batch, Epoch
+from ..training import Batch, DivergedError, Epoch
 from .options import FOLDER, POSITIVE, Decorator, all_of, command_line, option, switch
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ class RunProgress:
         if self.bar.disable or (now := time.monotonic()) - self.shown < 0.2:
             return
         self.shown, done = now, self.before + batch.epoch + batch.done / batch.batches
-        loss, accuracy = batch.means
+        loss, accuracy = (batch.totals / batch.rows).tolist()
         status = f"loss {loss:.4f}  accuracy {accuracy:.4f}"
         self.bar.update(self.task, completed=done, status=status)
 
@@ -226,7 +226,7 @@ class Execution:
             torch.set_num_threads(options["threads"])
         try:
             self.device = processes.start(_device(options["device"]))
-        except processes.ProcessesError as error:
+        except files.RunError as error:
             raise click.ClickException(str(error)) from error
         together = processes.Processes()
         self.first, self.restart = together.rank == 0, bool(options["restart"])
@@ -281,7 +281,7 @@ class Execution:
                 reason = f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
                 if not isinstance(error, BlockingIOError):  # of the other process that trains it
                     tracker.failed(reason)
-                failure = Diverged if isinstance(error, runs.RunDivergedError) else click.ClickException
+                failure = Diverged if isinstance(error, DivergedError) else click.ClickException
                 raise failure(f"{config.title}, seed {config.seed}: {reason}") from error
             except RuntimeError as error:
                 if not processes.is_lost_peer(error):

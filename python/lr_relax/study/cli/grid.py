@@ -116,7 +116,7 @@ def grid(**options: Any) -> None:
         with progress_bar(len(todo)) as progress:
             [task] = progress.task_ids
             try:
-                for outcome in job.run(job.jobs(todo, out, options["data_dir"], command_line()), engine):
+                for outcome in job.run(todo, out, options["data_dir"], command_line(), engine):
                     tracking.outcome(outcome, parent.run_id)
                     key, result = outcome.job.config.key, outcome.result
                     if result is None:
