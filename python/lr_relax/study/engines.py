@@ -5,13 +5,12 @@ process of its own, so that a worker that dies affects only its run. Workers wri
 all machines must see under the same path. When the generator is closed, also by Ctrl-C, the engine stops its
 workers.
 
-``gpu_share`` is the part of a GPU for each run: 1 for a whole one, 0.25 if four runs share one, 0 for the
-CPU.
+At most ``workers`` runs train at a time. ``gpu_share`` is the part of a GPU for each run: 1 for a whole one,
+0.25 if four runs share one, 0 for the CPU.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import signal
@@ -21,7 +20,10 @@ import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -36,22 +38,21 @@ from .folder import Result
 
 
 class EngineError(Exception):
-    """An engine cannot be used; the message is one line."""
+    """An engine cannot be used; the message is one line. ``argument`` is the one to change."""
+
+    def __init__(self, message: str, argument: str = "engine") -> None:
+        super().__init__(message)
+        self.argument = argument
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train, and where; the engine sets the last three fields."""
+    """A run to train, and where."""
 
     config: RunConfig
     folder: Path
     data_dir: Path
     command: str
-    device: str = "cpu"
-    gpu: str = field(default="", compare=False)
-    """The only GPU that a local worker sees, as CUDA_VISIBLE_DEVICES names it."""
-    caller: int = field(default=0, compare=False)
-    """The process whose death ends a local worker."""
 
 
 @dataclass(frozen=True)
@@ -68,26 +69,26 @@ class Outcome:
 Outcomes = Generator[Outcome, None, None]
 
 
-def work(job: Job) -> Outcome:
-    """Train a job's run in this process, with one thread; errors become part of the outcome."""
-    if job.caller:
+def work(job: Job, gpu: str = "", *, device: str = "cpu", caller: int = 0) -> Outcome:
+    """Train a job's run in this process, with one thread; errors become part of the outcome.
+
+    ``gpu`` is the only one that the process sees, as CUDA_VISIBLE_DEVICES names it. If there is a ``caller``,
+    this process ends with it.
+    """
+    if caller:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it
-        threading.Thread(target=_exit_after, args=(job.caller,), daemon=True).start()
-    if job.gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu
+        threading.Thread(target=_exit_after, args=(caller,), daemon=True).start()
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     torch.set_num_threads(1)
+    about: dict[str, Any] = {"folder": job.folder, "data_dir": job.data_dir, "command": job.command}
     try:
-        result = run.run(
-            job.config, folder=job.folder, data_dir=job.data_dir, device=job.device, command=job.command
-        )
-    except BlockingIOError as error:
-        return Outcome(job, None, _first_line(error), elsewhere=True)
+        return Outcome(job, run.run(job.config, device=device, **about))
     except (*run.ERRORS, DataError) as error:
-        return Outcome(job, None, _first_line(error))
+        return Outcome(job, None, _first_line(error), elsewhere=isinstance(error, BlockingIOError))
     except Exception as error:  # memory, CUDA, a defect: the worker's log has the traceback
         traceback.print_exc()
         return Outcome(job, None, f"{type(error).__name__}: {_first_line(error)}")
-    return Outcome(job, result)
 
 
 def _exit_after(caller: int) -> None:
@@ -99,168 +100,148 @@ def _exit_after(caller: int) -> None:
         time.sleep(0.5)
 
 
+def check(engine: str, workers: int, gpu_share: float = 0.0, *, address: str | None = None) -> None:
+    """Raise EngineError if the engine "local", "slurm" or "ray" cannot be used here."""
+    if workers < 1:
+        raise ValueError(f"Expected argument `workers` to be at least 1, but got {workers}.")
+    if not 0 <= gpu_share <= 1:
+        raise ValueError(f"Expected argument `gpu_share` to be in [0, 1], but got {gpu_share}.")
+    package, extra = ("ray", "ray") if engine == "ray" else ("submitit", "study")
+    if find_spec(package) is None:
+        raise EngineError(f'this engine needs {package}: pip install "lr-relax[{extra}]"')
+    if engine == "slurm" and 0 < gpu_share < 1:
+        raise EngineError("SLURM gives runs whole GPUs, no shares of them", "gpu_share")
+    if engine == "local" and gpu_share and not torch.cuda.device_count():
+        raise EngineError("this machine has no GPU that torch can use", "gpu_share")
+    if engine == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
+        raise EngineError("the engine slurm needs the commands sbatch and srun, which this machine lacks")
+    if address not in (None, "local", "auto"):  # Ray itself tries for a long time and then ends this process
+        where = urlsplit(address if "://" in address else f"//{address}")
+        try:
+            if not (where.hostname and where.port):
+                raise ValueError("expected HOST:PORT or ray://HOST:PORT")
+            socket.create_connection((where.hostname, where.port), timeout=3).close()
+        except (OSError, ValueError) as error:
+            raise EngineError(f"no Ray at {address}: {error}", "ray_address") from error
+
+
 def local(jobs: Iterable[Job], workers: int, *, folder: Path, gpu_share: float = 0.0) -> Outcomes:
-    """Run jobs in processes of this machine, at most ``workers`` at a time; ``folder`` gets their logs."""
-    _check(workers, gpu_share)
-    free = [("cpu", "")] * workers
+    """Run jobs in processes of this machine; ``folder`` gets their logs."""
+    check("local", workers, gpu_share)
+    gpus = [""] * workers
     if gpu_share:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        gpus = [name for name in visible.split(",") if name] or list(
-            map(str, range(torch.cuda.device_count()))
-        )
-        if not torch.cuda.device_count():
-            raise EngineError("this machine has no GPU that torch can use")
-        places = min(workers, len(gpus) * int(1 / gpu_share))
-        free = [("cuda", gpus[index % len(gpus)]) for index in range(places)]
-    executor = _executor("local", folder, {"timeout_min": 525_600})  # a year
-    return _submitted(list(jobs), executor, workers=len(free), places=free)
-
-
-_LONGEST_ARRAY = 1000  # SLURM's default MaxArraySize
+        names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        names = names or [str(index) for index in range(torch.cuda.device_count())]
+        gpus = (names * workers)[: min(workers, len(names) * int(1 / gpu_share))]
+    yield from _submitted("local", jobs, folder, gpus, gpu_share, timeout_min=525_600)  # a year
 
 
 def slurm(
-    jobs: Iterable[Job],
-    workers: int,
-    *,
-    folder: Path,
-    cluster: str = "slurm",
-    gpu_share: float = 0.0,
-    **parameters: Any,
+    jobs: Iterable[Job], workers: int, *, folder: Path, gpu_share: float = 0.0, **parameters: Any
 ) -> Outcomes:
-    """Run jobs as an array of SLURM jobs, at most ``workers`` at a time; ``folder`` gets scripts and logs.
+    """Run jobs as an array of SLURM jobs; ``folder`` gets scripts and logs.
 
     The other parameters are those of submitit's ``AutoExecutor``: ``timeout_min`` (default: one day),
     ``mem_gb``, ``slurm_partition``, ``slurm_account`` and so on. A preempted run is queued again and resumes.
-    submitit asks ``sacct`` every few minutes for jobs that died. ``cluster`` is for tests.
+    submitit asks ``sacct`` every few minutes for jobs that died.
     """
-    _check(workers, gpu_share)
-    if 0 < gpu_share < 1:
-        raise EngineError("SLURM gives runs whole GPUs, no shares of them")
-    if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
-        raise EngineError("the engine slurm needs the commands sbatch and srun, which this machine lacks")
-    defaults = {"timeout_min": 24 * 60, **({"gpus_per_node": 1} if gpu_share else {})}
-    setup = [*parameters.get("slurm_setup", ()), "export OMP_NUM_THREADS=1"]
-    executor = _executor(
-        cluster, folder, {**defaults, "slurm_array_parallelism": workers, **parameters, "slurm_setup": setup}
-    )
-    return _submitted(_on_cuda(jobs) if gpu_share else list(jobs), executor, workers=workers)
-
-
-def _executor(cluster: str, folder: Path, parameters: dict[str, Any]) -> Any:
-    submitit = _import("submitit", extra="study")
-    try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        executor.update_parameters(name="lr-relax", cpus_per_task=1, **parameters)
-    except Exception as error:  # submitit asserts, and raises NameError for an unknown parameter
-        raise EngineError(_first_line(error)) from error
-    return executor
+    check("slurm", workers, gpu_share)
+    known: dict[str, Any] = {"timeout_min": 24 * 60, "slurm_array_parallelism": workers}
+    known |= {"gpus_per_node": 1} if gpu_share else {}
+    known |= parameters
+    known["slurm_setup"] = [*known.get("slurm_setup", ()), "export OMP_NUM_THREADS=1"]
+    array = [""] * 1000  # SLURM's default MaxArraySize
+    yield from _submitted("slurm", jobs, folder, array, gpu_share, **known)
 
 
 def _submitted(
-    waiting: list[Job], executor: Any, *, workers: int, places: list[tuple[str, str]] | None = None
+    cluster: str, jobs: Iterable[Job], folder: Path, gpus: list[str], gpu_share: float, **parameters: Any
 ) -> Outcomes:
-    """Submit the jobs; with ``places``, devices and GPUs, each job occupies one until it is done."""
-    on_slurm = executor.cluster == "slurm"
-    if executor.cluster == "local":
-        waiting = [replace(job, caller=os.getpid()) for job in waiting]
-    running: dict[Any, Job] = {}  # by submitit's job
+    """Submit jobs while there are ``gpus`` that no job occupies, each named or ""."""
+    import submitit
+
+    here = cluster == "local"
+    waiting, running = list(jobs), dict[Any, tuple[Job, str]]()  # by submitit's job
+    train = partial(work, device="cuda" if gpu_share else "cpu", caller=os.getpid() if here else 0)
     try:
+        with _submitting():
+            executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            executor.update_parameters(name="lr-relax", cpus_per_task=1, **parameters)
         while waiting or running:
-            room = workers - len(running)
-            if on_slurm:  # which limits the number of workers itself
-                room = 0 if running else _LONGEST_ARRAY
-            if batch := waiting[:room]:
-                if places is not None:
-                    batch = [
-                        replace(job, device=d, gpu=g) for job, (d, g) in zip(batch, places, strict=False)
-                    ]
-                    del places[: len(batch)]
-                try:
-                    with (
-                        _without_ctrl_c(),
-                        redirect_stderr(StringIO()),
-                    ):  # submitit repeats sbatch's errors there
-                        running.update(zip(executor.map_array(work, batch), batch, strict=True))
-                except Exception as error:
-                    raise EngineError(_first_line(error)) from error
-                del waiting[:room]
+            if waiting and gpus and (here or not running):  # SLURM starts the jobs of an array by itself
+                batch, names = waiting[: len(gpus)], gpus[: len(waiting)]
+                del waiting[: len(batch)], gpus[: len(names)]
+                with _submitting():
+                    tasks = executor.map_array(train, batch, names)
+                running.update(zip(tasks, zip(batch, names, strict=True), strict=True))
             done = [task for task in running if task.done()]
             for task in done:
-                job = running.pop(task)
-                if places is not None:
-                    places.append((job.device, job.gpu))
+                job, gpu = running.pop(task)
+                gpus.append(gpu)
                 try:
                     outcome = task.result()
                 except Exception:  # the worker died, and the log tells why
-                    reason = (
-                        f"the job {task.job_id} left no result (state {task.state}), see {task.paths.stderr}"
-                    )
-                    outcome = Outcome(job, None, reason)
+                    where = f"(state {task.state}), see {task.paths.stderr}"
+                    outcome = Outcome(job, None, f"the job {task.job_id} left no result {where}")
                 yield outcome
             if not done:
-                time.sleep(2 if on_slurm else 0.1)
+                time.sleep(0.1 if here else 2)
     finally:
         for task in running:
-            if (process := getattr(task, "_process", None)) is not None:
-                process.terminate()  # submitit's cancel() interrupts, which the workers ignore
+            if here:
+                task._process.terminate()  # submitit's cancel() interrupts, which the workers ignore
             else:
                 task.cancel(check=False)
-        while not on_slurm and not all(task.done() for task in running):
+        while here and not all(task.done() for task in running):
             time.sleep(0.1)
 
 
 @contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Let processes that are started now ignore Ctrl-C: the engine stops them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _submitting() -> Iterator[None]:
+    """Let new processes ignore Ctrl-C, because the engine stops them; errors become an EngineError."""
+    is_main = threading.current_thread() is threading.main_thread()  # the only one that sets handlers
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
     try:
-        yield
+        with redirect_stderr(StringIO()):  # where submitit repeats the errors of sbatch
+            yield
+    except Exception as error:  # submitit asserts, and raises NameError for an unknown parameter
+        raise EngineError(_first_line(error)) from error
     finally:
-        signal.signal(signal.SIGINT, former)
+        if is_main:
+            signal.signal(signal.SIGINT, former)
 
 
 def ray(jobs: Iterable[Job], workers: int, *, address: str | None = None, gpu_share: float = 0.0) -> Outcomes:
-    """Run jobs on a Ray cluster, at most ``workers`` at a time, each on one CPU.
+    """Run jobs on a Ray cluster, each on one CPU.
 
     Without an address it is the cluster that this program is connected to, the one in ``RAY_ADDRESS``, or
     else a new one on this machine, which ends with the jobs. All machines need the same version of this
     package.
     """
-    _check(workers, gpu_share)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    check("ray", workers, gpu_share, address=address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # Ray's future default; it warns otherwise
-    library = _import("ray", extra="ray")
-    if not library.is_initialized():
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
-        _check_address(address)
-    return _ray(_on_cuda(jobs) if gpu_share else list(jobs), workers, library, address, gpu_share)
-
-
-def _ray(waiting: list[Job], workers: int, ray: Any, address: str | None, gpu_share: float) -> Outcomes:
-    ours = not ray.is_initialized()
-    running: dict[Any, Job] = {}  # by Ray's reference to the outcome
+    )  # Ray's future default, of which it warns
+    ray: Any = import_module("ray")
+    ours, waiting, running = not ray.is_initialized(), list(jobs), dict[Any, Job]()  # by Ray's reference
     try:
         if ours:
             new = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100_000_000}
-            options = new if address == "local" else {}
+            options: dict[str, Any] = new if address == "local" else {}
             try:
                 ray.init(address, log_to_driver=False, logging_level="error", **options)
             except Exception as error:
-                raise EngineError(f"no Ray at {address}: {_first_line(error)}") from error
-        if gpu_share and not ray.cluster_resources().get("GPU"):
-            raise EngineError("no machine of the Ray cluster has a GPU")  # Ray would wait for one
+                raise EngineError(f"no Ray at {address}: {_first_line(error)}", "ray_address") from error
+        if gpu_share and not ray.cluster_resources().get("GPU"):  # Ray would wait for one
+            raise EngineError("no machine of the Ray cluster has a GPU", "gpu_share")
         # max_calls=1: a new process for each run.
         remote = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=0, max_calls=1)(work)
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.pop(0)
-                running[remote.remote(job)] = job
+                running[remote.remote(job, device="cuda" if gpu_share else "cpu")] = job
             [reference], _ = ray.wait(list(running))
             job = running.pop(reference)
             try:
@@ -273,38 +254,6 @@ def _ray(waiting: list[Job], workers: int, ray: Any, address: str | None, gpu_sh
             ray.cancel(reference, force=True)
         if ours:
             ray.shutdown()
-
-
-def _check_address(address: str) -> None:
-    """Check that a server answers; Ray itself tries for a long time and then ends this process."""
-    if address in ("local", "auto"):
-        return
-    try:
-        where = urlsplit(address if "://" in address else f"//{address}")
-        if not where.hostname or not where.port:
-            raise ValueError("expected HOST:PORT or ray://HOST:PORT")
-        socket.create_connection((where.hostname, where.port), timeout=3).close()
-    except (OSError, ValueError) as error:
-        raise EngineError(f"no Ray at {address}: {error}") from error
-
-
-def _on_cuda(jobs: Iterable[Job]) -> list[Job]:
-    """The same jobs on the GPU that the cluster assigns to each."""
-    return [replace(job, device="cuda") for job in jobs]
-
-
-def _check(workers: int, gpu_share: float) -> None:
-    if workers < 1:
-        raise ValueError(f"Expected argument `workers` to be at least 1, but got {workers}.")
-    if not 0 <= gpu_share <= 1:
-        raise ValueError(f"Expected argument `gpu_share` to be in [0, 1], but got {gpu_share}.")
-
-
-def _import(name: str, *, extra: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as missing:
-        raise EngineError(f'this engine needs {missing.name}: pip install "lr-relax[{extra}]"') from missing
 
 
 def _first_line(error: BaseException) -> str:

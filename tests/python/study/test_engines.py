@@ -10,18 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from lr_relax.study import engines, run
 from lr_relax.study import folder as store
 from lr_relax.study.config import RunConfig
+from lr_relax.study.files import RunError
 
-LONG = 30  # epochs, in which another process starts
 TOO_LONG = 10_000  # epochs of a run that is not meant to end, and that ends for all that if a test hangs
 
 
@@ -34,45 +34,20 @@ def job(tmp_path: Path) -> Callable[..., engines.Job]:
     return make
 
 
-Engine = Callable[[list[engines.Job], int], engines.Outcomes]
-
-
-@pytest.fixture(params=["local", "ray"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    if request.param == "ray":
-        return engines.ray
-    from submitit.local.local import LocalJob
-
-    monkeypatch.setattr(LocalJob, "_results_timeout_s", 1)  # how long a result may take to cross a network
-    return partial(engines.local, folder=tmp_path / "jobs")
-
-
-def processes() -> dict[int, tuple[int, str]]:
-    """Parent and command line of every process."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = folder.joinpath("stat").read_text().rpartition(")")[2].split()[1]
-            command = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            continue
-        found[int(folder.name)] = (int(parent), command)
-    return found
-
-
 def workers_of(driver: int) -> list[int]:
     """The processes that train for a driver, whichever engine has started them."""
-    running = processes()
+    parents, commands = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            stat, command = folder.joinpath("stat").read_text(), folder.joinpath("cmdline").read_bytes()
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+            commands[int(folder.name)] = command.replace(b"\0", b" ")
 
     def descends(process: int) -> bool:
-        return process == driver or (process in running and descends(running[process][0]))
+        return process == driver or (process in parents and descends(parents[process]))
 
-    names = ("submitit.core._submit", "ray::work")
-    return [
-        process
-        for process, (_, command) in running.items()
-        if any(name in command for name in names) and descends(process)
-    ]
+    names = (b"submitit.core._submit", b"ray::work")
+    return [p for p, command in commands.items() if any(name in command for name in names) and descends(p)]
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -86,59 +61,38 @@ def trains(job: engines.Job) -> bool:
     return (job.folder / "checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379", "nowhere"])
-def test_ray_does_not_answer(address: str, job: Callable[..., engines.Job]) -> None:
-    with pytest.raises(engines.EngineError, match=rf"\Ano Ray at {address}: .+\Z"):
-        engines.ray([job(0)], 1, address=address)
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_killed_worker_makes_room_and_ctrl_c_stops_the_others(
+    name: str, job: Callable[..., engines.Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two train at a time: one of them is killed, the third run takes its place and finishes."""
+    from submitit.local.local import LocalJob
 
-
-def test_killed_worker_does_not_affect_other_runs(engine: Engine, job: Callable[..., engines.Job]) -> None:
-    """Two train at a time, and one of them is killed while both do."""
-    one, other = job(0, epochs=LONG), job(1, epochs=LONG)
-    blocked = job(2)
-    blocked.folder.parent.mkdir()
-    blocked.folder.write_text("a file where the folder should be")
+    monkeypatch.setattr(LocalJob, "_results_timeout_s", 1)  # how long a result may take to cross a network
+    endless, quick = [job(0, epochs=TOO_LONG), job(1, epochs=TOO_LONG)], job(2)
+    options = {"folder": tmp_path / "jobs"} if name == "local" else {}
+    outcomes = getattr(engines, name)([*endless, quick], 2, **options)
 
     def kill() -> None:
-        wait_until(lambda: trains(one) and trains(other))
+        wait_until(lambda: all(map(trains, endless)))
         first, _ = workers_of(os.getpid())
         os.kill(first, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    outcomes = list(engine([one, other, blocked], 2))
+    killed, trained = next(outcomes), next(outcomes)
     killer.join()
-    assert {outcome.job for outcome in outcomes} == {one, other, blocked}
-    failed = {outcome.job: outcome.error for outcome in outcomes if outcome.result is None}
-    assert re.fullmatch(".*File exists.*", failed.pop(blocked))
-    [(killed, error)] = failed.items()
-    assert killed in (one, other)
-    assert re.fullmatch(".*(left no result|died unexpectedly).*", error)
-    for outcome in outcomes:
-        if outcome.result is not None:
-            assert outcome.error == ""
-            assert outcome.result == store.load_result(outcome.job.folder)
-            assert outcome.result.command == "a test"
-            assert outcome.result.environment["threads"] == "1"
-    if (ray := sys.modules.get("ray")) is not None:
-        assert not ray.is_initialized()  # the engine has ended its own cluster
-
-
-def test_outcomes_come_as_they_finish_and_ctrl_c_stops_the_workers(
-    job: Callable[..., engines.Job], tmp_path: Path
-) -> None:
-    endless = job(0, epochs=TOO_LONG)
-
-    outcomes = engines.local([endless, job(1)], 2, folder=tmp_path / "jobs")
-    first = next(outcomes)
-    assert (first.job, first.error) == (job(1), "")
-    assert workers_of(os.getpid())
-    wait_until(lambda: trains(endless))
-    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert killed.job in endless
+    assert re.fullmatch(".*(left no result|died unexpectedly).*", killed.error)
+    assert (trained.job, trained.error) == (quick, "")
+    assert trained.result == store.load_result(quick.folder)
+    assert trained.result.command == "a test"
+    assert trained.result.environment["threads"] == "1"
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         next(outcomes)
-    assert not workers_of(os.getpid())
-    assert trains(endless)
+    wait_until(lambda: not workers_of(os.getpid()))
+    assert name == "local" or not sys.modules["ray"].is_initialized()  # its cluster has ended
 
 
 def test_workers_exit_with_their_driver(job: Callable[..., engines.Job]) -> None:
@@ -155,7 +109,7 @@ def test_workers_exit_with_their_driver(job: Callable[..., engines.Job]) -> None
         workers = workers_of(driver.pid)
         driver.kill()
     assert len(workers) == 1
-    wait_until(lambda: not processes().keys() & set(workers))
+    wait_until(lambda: not Path(f"/proc/{workers[0]}").exists())
 
 
 def test_errors_are_one_line(
@@ -173,7 +127,7 @@ def test_errors_are_one_line(
         assert outcome.result is None
         return outcome.error
 
-    assert fails_with(run.RunError("the loss is nan")) == "the loss is nan"
+    assert fails_with(RunError("the loss is nan")) == "the loss is nan"
     assert fails_with(PermissionError(13, "Permission denied", "runs")).endswith("Permission denied: 'runs'")
     assert fails_with(MemoryError()) == "MemoryError: MemoryError"
     assert capfd.readouterr().err.startswith("Traceback")
@@ -189,9 +143,8 @@ def test_local_workers_share_the_gpus(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(engines, "_submitted", lambda jobs, executor, workers, places: places)
-    places = engines.local([], workers, folder=tmp_path, gpu_share=share)
-    assert places == [("cuda", gpu) for gpu in gpus.split()]
+    monkeypatch.setattr(engines, "_submitted", lambda cluster, jobs, folder, places, *_, **known: places)
+    assert list(engines.local([], workers, folder=tmp_path, gpu_share=share)) == gpus.split()
 
 
 def test_worker_sees_only_its_gpu(job: Callable[..., engines.Job], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,10 +153,10 @@ def test_worker_sees_only_its_gpu(job: Callable[..., engines.Job], monkeypatch: 
 
     def fail(*_: object, device: str, **__: object) -> None:
         seen.append((device, os.environ["CUDA_VISIBLE_DEVICES"]))
-        raise run.RunError("stopped")
+        raise RunError("stopped")
 
     monkeypatch.setattr(run, "run", fail)
-    assert engines.work(replace(job(0), device="cuda", gpu="7")).error == "stopped"
+    assert engines.work(job(0), "7", device="cuda").error == "stopped"
     assert seen == [("cuda", "7")]
 
 
@@ -244,40 +197,55 @@ def test_slurm_script(
     with pytest.raises(engines.EngineError, match="invalid partition"):
         next(engines.slurm([job(0)], 1, folder=tmp_path / "submitit", gpu_share=1))
     assert "#SBATCH --gpus-per-node=1" in sbatch.read_text().splitlines()
+    with pytest.raises(engines.EngineError, match="slurm_queue"):
+        next(engines.slurm([job(0)], 1, folder=tmp_path / "submitit", slurm_queue="fast"))
 
 
+@pytest.mark.parametrize(
+    ("engine", "options", "argument", "message"),
+    [
+        ("local", {"gpu_share": 1}, "gpu_share", "this machine has no GPU that torch can use"),
+        ("slurm", {"gpu_share": 0.5}, "gpu_share", "SLURM gives runs whole GPUs, no shares of them"),
+        ("slurm", {}, "engine", ".*needs the commands sbatch and srun.*"),
+        ("ray", {"address": "127.0.0.1:9"}, "ray_address", "no Ray at 127.0.0.1:9: .+"),
+        ("ray", {"address": "ray://127.0.0.1:9"}, "ray_address", "no Ray at ray://127.0.0.1:9: .+"),
+        ("ray", {"address": "nowhere.invalid:6379"}, "ray_address", "no Ray at nowhere.invalid:6379: .+"),
+        ("ray", {"address": "nowhere"}, "ray_address", "no Ray at nowhere: expected HOST:PORT or .+"),
+    ],
+)
 def test_unusable_engines(
-    job: Callable[..., engines.Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str,
+    options: dict[str, Any],
+    argument: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("PATH", str(tmp_path))
-    cluster = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 1})
-    slurm = partial(engines.slurm, [job(0)], 1, folder=tmp_path)
-    for start, message in (
-        (lambda: engines.local([job(0)], 1, folder=tmp_path, gpu_share=1), "this machine has no GPU .*"),
-        (lambda: next(engines._ray([job(0)], 1, cluster, None, 0.5)), "no machine of the Ray .* has a GPU"),
-        (slurm, ".*needs the commands sbatch and srun.*"),
-        (lambda: slurm(cluster="local", slurm_queue="fast"), ".*slurm_queue.*"),
-    ):
-        with pytest.raises(engines.EngineError, match=rf"\A{message}\Z"):
-            start()
+    with pytest.raises(engines.EngineError, match=rf"\A{message}\Z") as raised:
+        engines.check(engine, 1, **options)
+    assert raised.value.argument == argument
+
+
+def test_ray_without_a_gpu(job: Callable[..., engines.Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    about = {"is_initialized": lambda: True, "cluster_resources": lambda: {"CPU": 1}, "__spec__": "a spec"}
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(**about))
+    with pytest.raises(engines.EngineError, match=r"\Ano machine of the Ray cluster has a GPU\Z"):
+        next(engines.ray([job(0)], 1, gpu_share=0.5))
 
 
 @pytest.mark.parametrize(("module", "extra"), [("ray", "ray"), ("submitit", "study")])
-def test_names_the_missing_extra(
-    module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_the_missing_extra(module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    engine = engines.ray if extra == "ray" else partial(engines.local, folder=tmp_path)
     with pytest.raises(engines.EngineError, match=rf'pip install "lr-relax\[{extra}\]"\Z'):
-        engine([], 1)
+        engines.check("ray" if extra == "ray" else "local", 1)
 
 
 @pytest.mark.parametrize("name", ["local", "slurm", "ray"])
-def test_rejects_numbers_out_of_range(name: str, tmp_path: Path) -> None:
-    engine = partial(getattr(engines, name), **({} if name == "ray" else {"folder": tmp_path}))
+def test_rejects_numbers_out_of_range(name: str) -> None:
     with pytest.raises(ValueError, match="Expected argument `workers` to be at least 1, but got 0"):
-        engine([], 0)
+        engines.check(name, 0)
     for gpu_share in (-0.5, 1.5, math.nan):
         with pytest.raises(ValueError, match=r"Expected argument `gpu_share` to be in \[0, 1\], but got"):
-            engine([], 1, gpu_share=gpu_share)
+            engines.check(name, 1, gpu_share)

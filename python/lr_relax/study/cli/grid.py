@@ -130,7 +130,7 @@ def grid(**options: Any) -> None:
                     progress.update(task, advance=1, status=f"{len(failed)} failed" if failed else "")
             except EngineError as error:
                 parent.failed(str(error))
-                raise click.BadParameter(f"{error}.", param_hint="'--engine'") from error
+                raise _refused(error) from error
 
     run(configs)
     if criteria:
@@ -155,16 +155,26 @@ def _configs(options: dict[str, Any]) -> list[RunConfig]:
     return configs
 
 
+def _refused(error: EngineError) -> click.BadParameter:
+    return click.BadParameter(f"{error}.", param_hint=f"'--{error.argument.replace('_', '-')}'")
+
+
 def _engine(options: dict[str, Any]) -> job.Engine:
-    if not 0 <= options["gpu_share"] <= 1:
+    engine, workers, share = options["engine"], options["workers"], options["gpu_share"]
+    if not 0 <= share <= 1:
         raise click.BadParameter("expected a number in [0, 1].", param_hint="'--gpu-share'")
-    shared: dict[str, Any] = {"workers": options["workers"], "gpu_share": options["gpu_share"]}
-    if options["engine"] == "ray":
-        return partial(engines.ray, address=options["ray_address"], **shared)
-    shared["folder"] = options["out"] / "jobs"
-    if options["engine"] == "local":
-        return partial(engines.local, **shared)
+    for name, of in (("slurm", "slurm"), ("ray_address", "ray")):
+        if options[name] and engine != of:
+            reason = f"it needs --engine {of}, but got {engine}."
+            raise click.BadParameter(reason, param_hint=f"'--{name.replace('_', '-')}'")
+    try:
+        engines.check(engine, workers, share, address=options["ray_address"])
+    except EngineError as error:
+        raise _refused(error) from error
+    if engine == "ray":
+        return partial(engines.ray, workers=workers, gpu_share=share, address=options["ray_address"])
     parameters: dict[str, Any] = dict(options["slurm"])
     if "slurm_setup" in parameters:  # the only one that can be repeated
         parameters["slurm_setup"] = [line for key, line in options["slurm"] if key == "slurm_setup"]
-    return partial(engines.slurm, **shared, **parameters)
+    submit, folder = getattr(engines, engine), options["out"] / "jobs"
+    return partial(submit, workers=workers, gpu_share=share, folder=folder, **parameters)
