@@ -42,11 +42,11 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Create a folder if needed and lock it against other processes; BlockingIOError if it is locked.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Create a folder if needed and lock it against other processes; if it is locked, wait or raise.
 
-    The lock ends with the process. It works on one machine, and across machines where the file system
-    supports it; Windows has no such locks.
+    The error is BlockingIOError. The lock ends with the process. It works on one machine, and across machines
+    where the file system supports it; Windows has no such locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise BlockingIOError(errno.EWOULDBLOCK, "another process is using it", str(folder)) from error
         except OSError:  # not every file system has locks

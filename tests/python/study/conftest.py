@@ -15,11 +15,6 @@ def digits() -> data.Dataset:
     return data.load("digits", Path("unused"))
 
 
-@pytest.fixture(autouse=True)
-def no_failed_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_failed", set())
-
-
 @pytest.fixture
 def no_other_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither Debian's package nor a server that answers."""
@@ -34,7 +29,7 @@ def no_other_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty store; copying it is faster than creating one for each test."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking.check(f"sqlite:///{path}", "another study")
+    tracking.Experiment(f"sqlite:///{path}", "another study").open()
     return path
 
 

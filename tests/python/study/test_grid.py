@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner
+from lr_relax.study import cli, grid
 from lr_relax.study import folder as store
-from lr_relax.study import grid
 from lr_relax.study.engines import Job, Outcome
 from lr_relax.study.folder import Result
 from made_results import result
@@ -72,3 +74,33 @@ def test_best_alphas_are_tested_once(criteria: list[str], expected: list[tuple[f
     assert [(config.alpha, config.seed) for config in relaxed] == expected
     others = [config.alpha for config in tested if config.loss_name == "cross_entropy"]
     assert others == ([0.0, 0.1] if criteria else [])
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--gpu_share 1", "'--gpu-share': this machine has no GPU that torch can use."),
+        ("--engine slurm --gpu_share 0.5", "'--gpu-share': SLURM gives runs whole GPUs, no shares of them."),
+        ("--slurm mem_gb=2", "'--slurm': it needs --engine slurm, but got local."),
+        ("--ray_address a:1", "'--ray-address': it needs --engine ray, but got local."),
+        (
+            "--engine ray --ray_address a",
+            "'--ray-address': no Ray at a: expected HOST:PORT or ray://HOST:PORT.",
+        ),
+        (
+            "--tracking_uri nonsense",
+            "'--tracking-uri': 'nonsense' is not a store: use sqlite:///mlflow.db or",
+        ),
+    ],
+)
+def test_refusals_are_the_only_line(
+    words: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    options = ["--datasets", "digits", "--short", "--tracking_uri", "none", *words.split()]
+    ran = CliRunner().invoke(cli.main, ["grid", *options])
+    assert ran.exit_code == 2
+    [line] = ran.stderr.splitlines()
+    assert line.startswith(f"Error: Invalid value for {reason}")
+    assert not [*tmp_path.rglob("config.json")]

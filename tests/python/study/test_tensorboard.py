@@ -45,5 +45,5 @@ def test_failed_write_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_names_the_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(TrackingError, match=r'needs tensorboard: pip install "lr-relax\[tensorboard\]"$'):
+    with pytest.raises(TrackingError, match=r'not installed: pip install "lr-relax\[tensorboard\]"$'):
         TensorBoard(tmp_path)

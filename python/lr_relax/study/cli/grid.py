@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,28 +15,18 @@ import click
 from .. import data, engines, models
 from .. import grid as job
 from ..config import RunConfig
-from ..engines import EngineError, Outcome
+from ..engines import Outcome
 from ..folder import Result
 from ..report import counted
-from .execution import (
-    Tracking,
-    announce,
-    console,
-    load,
-    out_options,
-    progress_bar,
-    tracking_options,
-    writable,
-)
+from ..tracking import Experiment, Tracker
+from .execution import Execution, console, out_options, progress_bar, tracking_options, usage_errors
 from .options import (
     INTEGERS,
     LOSSES,
     NUMBER,
     Command,
-    Decorator,
     Parsed,
     choice,
-    command_line,
     list_of,
     option,
     read_config,
@@ -61,34 +50,28 @@ def _parameter(text: str) -> tuple[str, str | int | float | bool]:
     return key, {"true": True, "false": False}.get(value.lower(), value)
 
 
-def _runs(name: str, type: click.ParamType, default: str | None, help: str) -> Decorator:  # type: ignore[type-arg]
-    return option(name, type=type, default=default, show_default=True, help=help, group="Runs")
-
-
-def _of_engine(name: str, type: Any, help: str, **known: Any) -> Decorator:
-    return option(name, type=type, help=help, group="Engine", **{"show_default": True, **known})
-
-
+_runs = partial(option, show_default=True, group="Runs")
+_engine = partial(option, show_default=True, group="Engine")
 _NAMES = list_of("name", choice(models.NAMES)), list_of("name", choice(data.DATASETS))
 _LOSSES_HELP = "Losses; with an alpha, as lr:0.1,cross_entropy:0, or with all of the paper's."
 _BEST_HELP = "Then test, for each seed, the alphas that are best on validation data by accuracy, ece or both."
+_WORKERS_HELP = "Runs at a time, each with one thread."
+_SLURM_HELP = "Of submitit, as slurm_partition=gpu."
 _SHARE_HELP = "Part of a GPU for each run: 1 for a whole one, 0.25 if four share one, 0 for the CPU."
 
 
 @click.command(cls=Command, short_help="Train many runs, here or on a cluster.")
-@_runs("models", _NAMES[0], "simple_dense", f"Networks, of {', '.join(models.NAMES)}.")
-@_runs("datasets", _NAMES[1], "fashion_mnist", f"Data sets, of {', '.join(data.DATASETS)}.")
-@_runs("losses", LOSSES, "label_relaxation,cross_entropy", _LOSSES_HELP)
-@_runs("seeds", INTEGERS, "0-4", "Seeds, as 0-4 or 0,2.")
-@_runs("test_best", list_of("metric", choice(job.CRITERIA)), None, _BEST_HELP)
+@_runs("models", type=_NAMES[0], default="simple_dense", help=f"Networks, of {', '.join(models.NAMES)}.")
+@_runs("datasets", type=_NAMES[1], default="fashion_mnist", help=f"Data sets, of {', '.join(data.DATASETS)}.")
+@_runs("losses", type=LOSSES, default="label_relaxation,cross_entropy", help=_LOSSES_HELP)
+@_runs("seeds", type=INTEGERS, default="0-4", help="Seeds, as 0-4 or 0,2.")
+@_runs("test_best", type=list_of("metric", choice(job.CRITERIA)), help=_BEST_HELP)
 @run_options("model_name", "dataset_name", "loss_name", "alpha", "seed")
-@_of_engine("engine", click.Choice(("local", "slurm", "ray")), "Where to train.", default="local")
-@_of_engine(
-    "workers", click.IntRange(1, 100_000), "Runs at a time, each with one thread.", default=os.cpu_count()
-)
-@_of_engine("gpu_share", NUMBER, _SHARE_HELP, default=0.0)
-@_of_engine("ray_address", str, "The Ray cluster, as ray://host:10001.", show_default="a new one here")
-@_of_engine("slurm", Parsed("key=value", _parameter), "Of submitit, as slurm_partition=gpu.", multiple=True)
+@_engine("engine", type=click.Choice(("local", "slurm", "ray")), default="local", help="Where to train.")
+@_engine("workers", type=click.IntRange(1, 100_000), default=os.cpu_count(), help=_WORKERS_HELP)
+@_engine("gpu_share", type=NUMBER, default=0.0, help=_SHARE_HELP)
+@_engine("ray_address", show_default="a new one here", help="The Ray cluster, as ray://host:10001.")
+@_engine("slurm", type=Parsed("key=value", _parameter), multiple=True, help=_SLURM_HELP)
 @out_options(Path("runs", "study"))
 @tracking_options()
 def grid(**options: Any) -> None:
@@ -96,46 +79,41 @@ def grid(**options: Any) -> None:
 
     A run that fails, or whose worker dies, does not affect the others; the same command tries it again.
     """
-    configs = _configs(options)
-    engine = _engine(options)
+    configs, engine = _configs(options), _engine_of(options)
     criteria = options["test_best"] or ()
     if criteria and options["test_run"]:
         raise click.BadParameter("there are no validation runs with --test-run.", param_hint="'--test-best'")
     name = f"grid · {counted([len(configs)], 'run')} · {options['out'].name}"
-    announce(name)
-    logging.basicConfig(format="%(message)s")
-    out = writable(options["out"])
-    for dataset in options["datasets"]:
-        load(dataset, options["data_dir"])  # errors appear now, and files are downloaded once
-    tracking = Tracking.prepare(options)
-    parent = tracking.parent(out, "grid", name, {"engine": options["engine"], "workers": options["workers"]})
+    execution = Execution(name, options["datasets"], options)  # the files are downloaded once
+    experiment, out = execution.experiment, execution.out
+    params = {"engine": options["engine"], "workers": options["workers"]}
+    parent = Tracker(experiment, out, name, params, kind="grid")
     finished: list[Result] = []
     failed: list[Outcome] = []
 
     def run(todo: Sequence[RunConfig]) -> None:
-        with progress_bar(len(todo)) as progress:
-            [task] = progress.task_ids
-            try:
-                for outcome in job.run(todo, out, options["data_dir"], command_line(), engine):
-                    tracking.outcome(outcome, parent.run_id)
-                    key, result = outcome.job.config.key, outcome.result
-                    if result is None:
-                        failed.append(outcome)
-                        progress.console.print(f"{key}: {outcome.error}")
-                    else:
-                        finished.append(result)
-                        if progress.disable:  # there is no bar
-                            metrics = f"accuracy {result.accuracy:.4f}  ECE {result.ece:.4f}"
-                            progress.console.print(f"{key}: {metrics}")
-                    progress.update(task, advance=1, status=f"{len(failed)} failed" if failed else "")
-            except EngineError as error:
-                parent.failed(str(error))
-                raise _refused(error) from error
+        with usage_errors(), progress_bar(len(todo)) as progress:
+            for outcome in job.run(todo, out, options["data_dir"], experiment.command, engine):
+                line, result = outcome.error, outcome.result
+                _track(outcome, experiment, parent.run_id)
+                if result is None:
+                    failed.append(outcome)
+                else:
+                    finished.append(result)
+                    line = f"accuracy {result.accuracy:.4f}  ECE {result.ece:.4f}"
+                if result is None or progress.disable:  # there is no bar
+                    progress.console.print(f"{outcome.job.config.key}: {line}")
+                status = f"{len(failed)} failed" if failed else ""
+                progress.update(progress.task_ids[0], advance=1, status=status)
 
-    run(configs)
-    if criteria:
-        run(job.best_tested(finished, criteria))
-    parent.finished(metrics={"finished": len(finished), "failed": len(failed)})
+    try:
+        run(configs)
+        if criteria:
+            run(job.best_tested(finished, criteria))
+    except click.ClickException as error:
+        parent.failed(error.message)
+        raise
+    parent.end({}, {"finished": len(finished), "failed": len(failed)})
     unfinished = f", {len(failed)} failed" if failed else ""
     console().print(f"{counted([len(finished)], 'run')} in {out}{unfinished}")
     if failed:
@@ -155,11 +133,7 @@ def _configs(options: dict[str, Any]) -> list[RunConfig]:
     return configs
 
 
-def _refused(error: EngineError) -> click.BadParameter:
-    return click.BadParameter(f"{error}.", param_hint=f"'--{error.argument.replace('_', '-')}'")
-
-
-def _engine(options: dict[str, Any]) -> job.Engine:
+def _engine_of(options: dict[str, Any]) -> job.Engine:
     engine, workers, share = options["engine"], options["workers"], options["gpu_share"]
     if not 0 <= share <= 1:
         raise click.BadParameter("expected a number in [0, 1].", param_hint="'--gpu-share'")
@@ -167,10 +141,8 @@ def _engine(options: dict[str, Any]) -> job.Engine:
         if options[name] and engine != of:
             reason = f"it needs --engine {of}, but got {engine}."
             raise click.BadParameter(reason, param_hint=f"'--{name.replace('_', '-')}'")
-    try:
+    with usage_errors():
         engines.check(engine, workers, share, address=options["ray_address"])
-    except EngineError as error:
-        raise _refused(error) from error
     if engine == "ray":
         return partial(engines.ray, workers=workers, gpu_share=share, address=options["ray_address"])
     parameters: dict[str, Any] = dict(options["slurm"])
@@ -178,3 +150,16 @@ def _engine(options: dict[str, Any]) -> job.Engine:
         parameters["slurm_setup"] = [line for key, line in options["slurm"] if key == "slurm_setup"]
     submit, folder = getattr(engines, engine), options["out"] / "jobs"
     return partial(submit, workers=workers, gpu_share=share, folder=folder, **parameters)
+
+
+def _track(outcome: Outcome, experiment: Experiment, parent: str) -> None:
+    """Track a run that an engine has trained, but not one that another process trains."""
+    if outcome.elsewhere:
+        return
+    tracker = Tracker.of_run(experiment, outcome.job.folder, outcome.job.config, parent)
+    if outcome.result is None:
+        tracker.failed(outcome.error)
+    else:
+        for epoch in outcome.result.history:
+            tracker.epoch(epoch)
+        tracker.finished(outcome.result)

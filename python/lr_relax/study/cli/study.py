@@ -16,7 +16,7 @@ import click
 from .. import grid
 from ..config import RunConfig
 from ..folder import Result
-from ..tracking import final_metrics, run_name
+from ..tracking import Tracker, final_metrics, run_name
 from .execution import Diverged, Execution, console, study_options
 from .options import NUMBERS, Command, option, read_config, run_options, switch
 
@@ -58,14 +58,14 @@ def study_ho(**options: Any) -> None:
     digest = hashlib.sha256(repr(search).encode()).hexdigest()[:8]
     execution = Execution(name, config.dataset_name, options)
     folder = execution.out / f"search-{config.key}-{digest}"
-    parent = execution.tracking.parent(folder, "search", name, {**params, **search})
+    parent = Tracker(execution.experiment, folder, name, {**params, **search}, kind="search")
     try:
         best = grid.best(_validated(execution, candidates, parent.run_id), by).config
         result = execution.run(replace(best, test_run=True), parent.run_id)
     except click.ClickException as error:
         parent.failed(error.message)
         raise
-    parent.finished(None, {"alpha": best.alpha}, {"alpha": best.alpha, **final_metrics(result)})
+    parent.end({"alpha": best.alpha}, {"alpha": best.alpha, **final_metrics(result)})
     if execution.first:
         _print(result, execution.out / result.config.key)
 
@@ -80,10 +80,9 @@ def _validated(execution: Execution, configs: Sequence[RunConfig], parent: str) 
             if execution.first:
                 failure.show()
             continue
-        console(stderr=True, quiet=execution.silent).print(
-            f"{config.title}, seed {config.seed}: validation accuracy {results[-1].accuracy:.4f}  "
-            f"ECE {results[-1].ece:.4f}"
-        )
+        metrics = f"validation accuracy {results[-1].accuracy:.4f}  ECE {results[-1].ece:.4f}"
+        show = console(stderr=True, quiet=execution.silent).print
+        show(f"{config.title}, seed {config.seed}: {metrics}")
     if not results:
         raise click.ClickException("no alpha has a result to choose by")
     return results
@@ -91,11 +90,9 @@ def _validated(execution: Execution, configs: Sequence[RunConfig], parent: str) 
 
 def _print(result: Result, folder: Path) -> None:
     show, config = console().print, result.config
-    temperature = "" if result.temperature is None else f"  temperature {result.temperature:.4g}"
     run = f"{config.model_name} on {config.dataset_name}, {config.title}, seed {config.seed}"
     show(f"{run}, {result.n_eval} {config.part} images:")
-    show(
-        f"accuracy {result.accuracy:.4f}  ECE {result.ece:.4f}  NLL {result.nll:.4f}  "
-        f"Brier score {result.brier:.4f}{temperature}"
-    )
+    metrics = f"accuracy {result.accuracy:.4f}  ECE {result.ece:.4f}  NLL {result.nll:.4f}"
+    temperature = f"  temperature {result.temperature:.4g}" if result.temperature else ""
+    show(f"{metrics}  Brier score {result.brier:.4f}{temperature}")
     show(f"{result.seconds:.1f} s, {folder}")
