@@ -1,12 +1,9 @@
 """Engines that train runs: processes of this machine and SLURM jobs, both through submitit, or a Ray cluster.
 
-An engine takes jobs and yields their outcomes in the order of completion. Every run has one thread and a
-process of its own, so that a worker that dies affects only its run. Workers write to the runs' folders, which
-all machines must see under the same path. When the generator is closed, also by Ctrl-C, the engine stops its
-workers.
-
-At most ``workers`` runs train at a time. ``gpu_share`` is the part of a GPU for each run: 1 for a whole one,
-0.25 if four runs share one, 0 for the CPU.
+An engine yields the outcomes of jobs in the order of completion. Every run has one thread and a process of
+its own, so that a worker that dies affects only its run; workers write to the runs' folders, which all
+machines must see under the same path. When the generator is closed, also by Ctrl-C, the workers are stopped.
+At most ``workers`` runs train at a time, each with ``gpu_share`` of a GPU: 1 for a whole one, 0 for the CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -62,19 +59,14 @@ class Outcome:
     job: Job
     result: Result | None
     error: str = ""
-    elsewhere: bool = False
-    """Whether another process, which this engine has not started, trains the run."""
+    elsewhere: bool = False  # another process, which this engine has not started, trains the run
 
 
 Outcomes = Generator[Outcome, None, None]
 
 
 def work(job: Job, gpu: str = "", *, device: str = "cpu", caller: int = 0) -> Outcome:
-    """Train a job's run in this process, with one thread; errors become part of the outcome.
-
-    ``gpu`` is the only one that the process sees, as CUDA_VISIBLE_DEVICES names it. If there is a ``caller``,
-    this process ends with it.
-    """
+    """Train a run in this process, with one thread, on the named GPU, until a ``caller`` ends."""
     if caller:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it
         threading.Thread(target=_exit_after, args=(caller,), daemon=True).start()
@@ -92,12 +84,11 @@ def work(job: Job, gpu: str = "", *, device: str = "cpu", caller: int = 0) -> Ou
 
 
 def _exit_after(caller: int) -> None:
-    while True:
-        try:
+    with suppress(OSError):
+        while True:
             os.kill(caller, 0)
-        except OSError:
-            os._exit(1)
-        time.sleep(0.5)
+            time.sleep(0.5)
+    os._exit(1)
 
 
 def check(engine: str, workers: int, gpu_share: float = 0.0, *, address: str | None = None) -> None:
@@ -146,9 +137,9 @@ def slurm(
     submitit asks ``sacct`` every few minutes for jobs that died.
     """
     check("slurm", workers, gpu_share)
-    known: dict[str, Any] = {"timeout_min": 24 * 60, "slurm_array_parallelism": workers}
-    known |= {"gpus_per_node": 1} if gpu_share else {}
-    known |= parameters
+    known: dict[str, Any] = {"timeout_min": 24 * 60, "slurm_array_parallelism": workers, **parameters}
+    if gpu_share:
+        known.setdefault("gpus_per_node", 1)
     known["slurm_setup"] = [*known.get("slurm_setup", ()), "export OMP_NUM_THREADS=1"]
     array = [""] * 1000  # SLURM's default MaxArraySize
     yield from _submitted("slurm", jobs, folder, array, gpu_share, **known)
@@ -212,11 +203,10 @@ def _submitting() -> Iterator[None]:
 
 
 def ray(jobs: Iterable[Job], workers: int, *, address: str | None = None, gpu_share: float = 0.0) -> Outcomes:
-    """Run jobs on a Ray cluster, each on one CPU.
+    """Run jobs on a Ray cluster, each on one CPU; all machines need the same version of this package.
 
     Without an address it is the cluster that this program is connected to, the one in ``RAY_ADDRESS``, or
-    else a new one on this machine, which ends with the jobs. All machines need the same version of this
-    package.
+    else a new one on this machine, which ends with the jobs.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     check("ray", workers, gpu_share, address=address)
@@ -228,10 +218,14 @@ def ray(jobs: Iterable[Job], workers: int, *, address: str | None = None, gpu_sh
     ours, waiting, running = not ray.is_initialized(), list(jobs), dict[Any, Job]()  # by Ray's reference
     try:
         if ours:
-            new = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100_000_000}
-            options: dict[str, Any] = new if address == "local" else {}
+            here = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100_000_000}
             try:
-                ray.init(address, log_to_driver=False, logging_level="error", **options)
+                ray.init(
+                    address,
+                    log_to_driver=False,
+                    logging_level="error",
+                    **(here if address == "local" else {}),
+                )
             except Exception as error:
                 raise EngineError(f"no Ray at {address}: {_first_line(error)}", "ray_address") from error
         if gpu_share and not ray.cluster_resources().get("GPU"):  # Ray would wait for one

@@ -49,11 +49,11 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     where the file system supports it; Windows has no such locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ModuleNotFoundError:
+    if os.name == "nt":
         yield
         return
+    import fcntl
+
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

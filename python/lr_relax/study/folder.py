@@ -43,10 +43,8 @@ class Result(Metrics):
     bin_confidence: list[float | None]  # mean of each bin, None if it is empty
     bin_accuracy: list[float | None]
     history: list[Epoch]
-    seconds: float
-    """Time of training and evaluation, over all processes that resumed the run."""
-    environment: dict[str, str]
-    """Versions, commit, device, threads, processor."""
+    seconds: float  # of training and evaluation, over all processes that resumed the run
+    environment: dict[str, str]  # versions, commit, device, threads, processor
     command: str
 
     def to_dict(self) -> dict[str, Any]:

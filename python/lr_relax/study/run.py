@@ -48,8 +48,7 @@ def run(
     Without a folder nothing is written. ``dataset`` is the data set if it is loaded, ``command`` the command
     line to record. ``on_epoch`` gets every epoch, those before a resumed checkpoint included.
 
-    Raises ValueError for arguments that contradict each other, DataError if the data cannot be loaded,
-    `ERRORS` if the training diverges or the folder is in use, damaged, of another run, or cannot be written.
+    Raises DataError if there are no data, `ERRORS` if training diverges or the folder cannot be used.
     """
     if config.model_checkpoints and folder is None:
         raise ValueError("Expected argument `folder` to be a path for `model_checkpoints`, but got None.")
@@ -68,15 +67,10 @@ def run(
             first(lambda: store.claim(folder, config))
         start = time.perf_counter()
         dataset = dataset or first(lambda: data.load(config.dataset_name, data_dir))
+        parts = {"validation": not config.test_run, "temperature": config.temp_scaling}
+        mean, share = config.subtract_pixel_mean, config.validation_share
         try:
-            split = splits.split(
-                dataset,
-                config.seed,
-                validation=not config.test_run,
-                temperature=config.temp_scaling,
-                subtract_mean=config.subtract_pixel_mean,
-                validation_share=config.validation_share,
-            )
+            split = splits.split(dataset, config.seed, **parts, subtract_mean=mean, validation_share=share)
         except ValueError as error:  # of an empty part
             raise RunError(f"{config.dataset_name} cannot be split: {error}") from error
         torch.manual_seed(config.seed)

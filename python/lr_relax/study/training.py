@@ -53,8 +53,7 @@ class Epoch:
     """Metrics of an epoch; those on validation data are None in test runs."""
 
     epoch: int  # from 0
-    loss: float
-    """Mean over the batches, each before its step, without the penalty of the weights."""
+    loss: float  # mean over the batches, each before its step, without the penalty of the weights
     accuracy: float
     lr: float  # of the last step
     val_loss: float | None  # cross-entropy

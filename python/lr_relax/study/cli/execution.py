@@ -23,7 +23,7 @@ from ..config import RunConfig
 from ..engines import EngineError
 from ..folder import Result
 from ..tracking import Experiment, TensorBoard, Tracker, TrackingError
-from ..training import Batch, DivergedError, Epoch
+from ..training import Batch, Epoch
 from .options import FOLDER, POSITIVE, Decorator, all_of, command_line, option, switch
 
 _files = partial(option, group="Files", type=FOLDER)
@@ -138,10 +138,6 @@ class RunProgress:
             self.bar.console.print(f"{line}  {epoch.seconds:.1f} s")
 
 
-class Diverged(click.ClickException):
-    """A run has diverged; runs with other hyperparameters may not."""
-
-
 class Execution:
     """Trains the runs of a command; everything is checked, and the data are loaded, before the training.
 
@@ -216,8 +212,7 @@ class Execution:
                 reason = f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
                 if not isinstance(error, BlockingIOError):  # of the other process that trains it
                     tracker.failed(reason)
-                failure = Diverged if isinstance(error, DivergedError) else click.ClickException
-                raise failure(f"{config.title}, seed {config.seed}: {reason}") from error
+                raise click.ClickException(f"{config.title}, seed {config.seed}: {reason}") from error
             except RuntimeError as error:
                 if not processes.is_lost_peer(error):
                     raise

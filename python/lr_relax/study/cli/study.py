@@ -17,7 +17,8 @@ from .. import grid
 from ..config import RunConfig
 from ..folder import Result
 from ..tracking import Tracker, final_metrics, run_name
-from .execution import Diverged, Execution, console, study_options
+from ..training import DivergedError
+from .execution import Execution, console, study_options
 from .options import NUMBERS, Command, option, read_config, run_options, switch
 
 
@@ -76,7 +77,9 @@ def _validated(execution: Execution, configs: Sequence[RunConfig], parent: str) 
     for config in configs:
         try:
             results.append(execution.run(config, parent))
-        except Diverged as failure:
+        except click.ClickException as failure:
+            if not isinstance(failure.__cause__, DivergedError):
+                raise
             if execution.first:
                 failure.show()
             continue
