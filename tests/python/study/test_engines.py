@@ -112,26 +112,34 @@ def test_workers_exit_with_their_driver(job: Callable[..., engines.Job]) -> None
     wait_until(lambda: not Path(f"/proc/{workers[0]}").exists())
 
 
-def test_errors_are_one_line(
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RunError("the loss is nan"), "the loss is nan"),
+        (PermissionError(13, "Permission denied", "runs"), "[Errno 13] Permission denied: 'runs'"),
+        (MemoryError(), "MemoryError: MemoryError"),
+        (RuntimeError("CUDA error\nmany\nlines"), "RuntimeError: CUDA error"),
+    ],
+)
+def test_worker_sees_only_its_gpu_and_tells_errors_in_one_line(
+    error: Exception,
+    told: str,
     job: Callable[..., engines.Job],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     one_thread: None,
 ) -> None:
-    def fails_with(error: Exception) -> str:
-        def fail(*_: object, **__: object) -> None:
-            raise error
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    seen: list[tuple[str, str]] = []
 
-        monkeypatch.setattr(run, "run", fail)
-        outcome = engines.work(job(0))
-        assert outcome.result is None
-        return outcome.error
+    def fail(*_: object, device: str, **__: object) -> None:
+        seen.append((device, os.environ["CUDA_VISIBLE_DEVICES"]))
+        raise error
 
-    assert fails_with(RunError("the loss is nan")) == "the loss is nan"
-    assert fails_with(PermissionError(13, "Permission denied", "runs")).endswith("Permission denied: 'runs'")
-    assert fails_with(MemoryError()) == "MemoryError: MemoryError"
-    assert capfd.readouterr().err.startswith("Traceback")
-    assert fails_with(RuntimeError("CUDA error\nmany\nlines")) == "RuntimeError: CUDA error"
+    monkeypatch.setattr(run, "run", fail)
+    assert engines.work(job(0), "7", device="cuda") == engines.Outcome(job(0), None, told)
+    assert seen == [("cuda", "7")]
+    assert capfd.readouterr().err.startswith("Traceback") == told.startswith(type(error).__name__)
 
 
 @pytest.mark.parametrize(
@@ -145,19 +153,6 @@ def test_local_workers_share_the_gpus(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(engines, "_submitted", lambda cluster, jobs, folder, places, *_, **known: places)
     assert list(engines.local([], workers, folder=tmp_path, gpu_share=share)) == gpus.split()
-
-
-def test_worker_sees_only_its_gpu(job: Callable[..., engines.Job], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    seen: list[tuple[str, str]] = []
-
-    def fail(*_: object, device: str, **__: object) -> None:
-        seen.append((device, os.environ["CUDA_VISIBLE_DEVICES"]))
-        raise RunError("stopped")
-
-    monkeypatch.setattr(run, "run", fail)
-    assert engines.work(job(0), "7", device="cuda").error == "stopped"
-    assert seen == [("cuda", "7")]
 
 
 SBATCH = """#!/bin/sh
@@ -178,27 +173,20 @@ def test_slurm_script(
         (tmp_path / command).write_text(SBATCH)
         (tmp_path / command).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    sbatch = tmp_path / "script"
-    outcomes = engines.slurm(
-        [job(0), job(1), job(2)], 2, folder=tmp_path / "submitit", timeout_min=90, slurm_partition="nowhere"
-    )
-    with pytest.raises(engines.EngineError, match=r"\Asbatch: error: invalid partition specified: nowhere\Z"):
-        next(outcomes)
-    script = sbatch.read_text().splitlines()
-    assert {
-        "#SBATCH --array=0-2%2",
-        "#SBATCH --cpus-per-task=1",
-        "#SBATCH --time=90",
-        "#SBATCH --partition=nowhere",
-        "export OMP_NUM_THREADS=1",
-    } <= set(script)
+
+    def refused(error: str, n_jobs: int, **options: Any) -> list[str]:
+        with pytest.raises(engines.EngineError, match=error):
+            next(engines.slurm(map(job, range(n_jobs)), 2, folder=tmp_path / "submitit", **options))
+        return (tmp_path / "script").read_text().splitlines()
+
+    refusal = r"\Asbatch: error: invalid partition specified: nowhere\Z"
+    script = refused(refusal, 3, timeout_min=90, slurm_partition="nowhere")
+    lines = ["array=0-2%2", "cpus-per-task=1", "time=90", "partition=nowhere"]
+    assert {"export OMP_NUM_THREADS=1", *[f"#SBATCH --{line}" for line in lines]} <= set(script)
     assert not any("gpu" in line for line in script)
+    assert "#SBATCH --gpus-per-node=1" in refused(refusal, 1, gpu_share=1)
+    refused("slurm_queue", 1, slurm_queue="fast")
     assert capfd.readouterr().err == ""
-    with pytest.raises(engines.EngineError, match="invalid partition"):
-        next(engines.slurm([job(0)], 1, folder=tmp_path / "submitit", gpu_share=1))
-    assert "#SBATCH --gpus-per-node=1" in sbatch.read_text().splitlines()
-    with pytest.raises(engines.EngineError, match="slurm_queue"):
-        next(engines.slurm([job(0)], 1, folder=tmp_path / "submitit", slurm_queue="fast"))
 
 
 @pytest.mark.parametrize(
