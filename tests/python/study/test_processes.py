@@ -20,6 +20,7 @@ from lr_relax.study.optimizer import Plateau
 from lr_relax.study.processes import Processes, start
 from lr_relax.study.run import run
 from lr_relax.study.training import Training
+from made_results import timeless
 from mlflow import MlflowClient
 from torch import nn
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
@@ -49,12 +50,14 @@ def torchrun(logs: Path, size: int, work: Callable[..., Any], *arguments: Any) -
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
     )
-    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    handlers = [signal.getsignal(stop) for stop in stops]
+    handlers = {
+        stop: signal.getsignal(stop)
+        for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
     try:
         returned: dict[int, Any] = elastic_launch(config, work)(*arguments)
     finally:  # torchrun leaves its own
-        for stop, handler in zip(stops, handlers, strict=True):
+        for stop, handler in handlers.items():
             signal.signal(stop, handler)
     return returned
 
@@ -74,11 +77,6 @@ def study(arguments: list[str]) -> None:
     except SystemExit as end:
         if end.code:
             raise
-
-
-def timeless(result: Result) -> Result:
-    history = [replace(epoch, seconds=0) for epoch in result.history]
-    return replace(result, seconds=0, history=history, command="")
 
 
 def numbers(epoch: dict[str, Any]) -> dict[str, float]:
@@ -191,13 +189,15 @@ def test_resumes_bit_for_bit_with_three_processes(tmp_path: Path) -> None:
 # The command.
 
 
-def killed_in_the_second_epoch(arguments: list[str]) -> None:
-    sum_of_all, calls = Processes.sum, []
+def killed(arguments: list[str], ranks: tuple[int, ...] = (1,), epoch: int = 1) -> None:
+    """The command, of which some processes are killed at the end of an epoch."""
+    sum_of_all, sums = Processes.sum, []
 
     def die(self: Processes, values: torch.Tensor) -> torch.Tensor:
-        calls.append(values)
-        if len(calls) == 2:
+        sums.append(values)
+        if self.rank in ranks and len(sums) == epoch:
             os.kill(os.getpid(), signal.SIGKILL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, which may be faster than the network
         return sum_of_all(self, values)
 
     Processes.sum = die  # type: ignore[method-assign]
@@ -208,7 +208,7 @@ def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path) -> N
     options = ["--epochs", "5", "--batch_size", "24"]
     arguments = [*options, "--out", str(tmp_path / "killed")]
     with pytest.raises(ChildFailedError) as failure:
-        torchrun(tmp_path / "first", 2, killed_in_the_second_epoch, arguments)
+        torchrun(tmp_path / "first", 2, killed, arguments, (0, 1), 2)
     assert {ended.exitcode for ended in failure.value.failures.values()} == {-signal.SIGKILL}
     assert len([*tmp_path.rglob("checkpoint.pt")]) == 1
     assert not [*tmp_path.rglob("result.json")]
@@ -219,8 +219,8 @@ def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path) -> N
     assert len(told(tmp_path / "logs", "stdout")) == 3  # of the first process alone
 
     torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "whole"), "--cluster_job"])
-    [killed], [whole] = load_results(tmp_path / "killed"), load_results(tmp_path / "whole")
-    assert timeless(killed) == timeless(whole)
+    [resumed], [whole] = load_results(tmp_path / "killed"), load_results(tmp_path / "whole")
+    assert timeless(resumed) == timeless(whole)
 
 
 def test_only_the_first_process_tracks(tmp_path: Path, sqlite: str) -> None:
@@ -243,27 +243,13 @@ def failing_to_write(arguments: list[str]) -> None:
     study(arguments)
 
 
-def killed_in_mid_run(arguments: list[str]) -> None:
-    sum_of_all = Processes.sum
-
-    def die(self: Processes, values: torch.Tensor) -> torch.Tensor:
-        if self.rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, which may be faster than the network
-        return sum_of_all(self, values)
-
-    Processes.sum = die  # type: ignore[method-assign]
-    study(arguments)
-
-
 @pytest.mark.parametrize(
     ("work", "arguments", "message", "code"),
     [
         (study, ["--initial_lr", "1e30"], "the loss is nan in epoch 1", 1),
         (study, ["--dataset_name", "mnist", "--data_dir", "{file}"], "mnist cannot be read from {file}", 2),
-        (study, ["--out", "{file}"], "{file} cannot be written to", 2),
         (failing_to_write, [], "No space left on device", 1),
-        (killed_in_mid_run, [], "another process has ended", 1),
+        (killed, [], "another process has ended", 1),
     ],
 )
 def test_all_processes_end_with_one_line(
