@@ -54,9 +54,8 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_refused(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-    with pytest.raises(RunError, match=f"{path} is damaged, delete it") as raised:
+    with pytest.raises(RunError, match=rf"\A{path} is damaged, delete it to start over\Z"):
         files.load_checkpoint(path)
-    assert "\n" not in str(raised.value)
 
 
 @given(share=st.floats(0, 1, exclude_max=True))

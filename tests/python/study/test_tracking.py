@@ -92,10 +92,7 @@ def test_receives_everything_of_a_finished_run(sqlite: str, tmp_path: Path) -> N
         ({"loss_name": "cross_entropy", "alpha": 0.0}, "CE · digits · seed 0 · validation"),
         ({"loss_name": "cross_entropy", "temp_scaling": True}, "LS 0.05 + T · digits · seed 0 · validation"),
         ({"loss_name": "confidence_penalty", "alpha": 2}, "CP 2 · digits · seed 0 · validation"),
-        (
-            {"loss_name": "focal", "model_name": "vgg", "dataset_name": "cifar10"},
-            "focal 0.05 · vgg · cifar10 · seed 0 · validation",
-        ),
+        ({"model_name": "vgg", "dataset_name": "cifar10"}, "LR 0.05 · vgg · cifar10 · seed 0 · validation"),
     ],
 )
 def test_run_names(changes: dict[str, Any], name: str) -> None:
@@ -164,7 +161,11 @@ def test_sends_everything_anew(lost: str, sqlite: str, database: Path, tmp_path:
 def test_failing_store_costs_one_warning(
     sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same command in a new process sends everything later."""
+    """As does a folder that is a file. The same command in a new process sends everything later."""
+    (tmp_path / "file").touch()
+    Tracker.of_run(opened(sqlite), tmp_path / "file", CONFIG).epoch(epoch(0))
+    assert len(caplog.messages) == 1
+    caplog.clear()
     store, experiment = Path(sqlite.removeprefix("sqlite:///")), opened(sqlite)
     tracker = track(experiment, tmp_path / "run", result_of(), epochs=1)
     content = store.read_bytes()
@@ -178,14 +179,6 @@ def test_failing_store_costs_one_warning(
     store.write_bytes(content)
     assert track(opened(sqlite), tmp_path / "run", result_of()).run_id == tracker.run_id
     assert [step for step, _ in curve(sqlite, tracker.run_id)] == [0, 1, 2]
-
-
-def test_folder_that_is_a_file_costs_one_warning(
-    sqlite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").touch()
-    Tracker.of_run(opened(sqlite), tmp_path / "file", CONFIG).epoch(epoch(0))
-    assert len(caplog.messages) == 1
 
 
 def test_no_tracking(tmp_path: Path) -> None:

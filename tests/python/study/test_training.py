@@ -18,10 +18,8 @@ from torch.nn import functional as F
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = RunConfig(
-    "simple_dense", "digits", "cross_entropy", epochs=3, initial_lr=0.1, steps=(), data_augmentation=False
-)
-CPU = torch.device("cpu")
+OPTIONS: dict[str, Any] = {"initial_lr": 0.1, "steps": (), "data_augmentation": False}
+CONFIG = RunConfig("simple_dense", "digits", "cross_entropy", epochs=3, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def in_training(
     if network is None:
         torch.manual_seed(config.seed)
         network = models.simple_dense(64, 10)
-    made = Training(config, split, network, device=CPU)
+    made = Training(config, split, network, device=torch.device("cpu"))
     seen: list[tuple[Tensor, float]] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -155,23 +153,19 @@ def test_activity_penalty(split: splits.Split, legacy: bool) -> None:
 def test_plateau_agrees_with_keras() -> None:
     """Factor .1, patience 2, improvements of more than .1, not below .002."""
     plateau = Plateau(factor=0.1, patience=2, least_change=0.1, least_rate=0.002)
-    rates = []
-    for loss in (5, 4, 3.95, 3.9, 3.8, 3.85, 3.75, 3.6, 3.6, 3.6, 3.6, 3.6, 1.0):
+    losses = (5, 4, 3.95, 3.9, 3.8, 3.85, 3.75, 3.6, 3.6, 3.6, 3.6, 3.6, 1.0)
+    # best:   5  4  4     4    3.8  3.8   3.8   3.6  3.6  3.6  3.6  3.6  1
+    # waited: 0  0  1     2    0    1     2     0    1    2    1    2    0
+    expected = [1.0] * 3 + [0.1] * 3 + [0.01] * 3 + [0.002] * 4
+    for loss, rate in zip(losses, expected, strict=True):
         plateau.see(loss)
-        rates.append(plateau.rate(1.0))
-    #  best:   5    4    4    4    3.8  3.8  3.8  3.6  3.6  3.6  3.6  3.6  1
-    #  waited: 0    0    1    2    0    1    2    0    1    2    1    2    0
-    assert rates == pytest.approx(
-        [1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.002, 0.002, 0.002, 0.002]
-    )
+        assert plateau.rate(1.0) == pytest.approx(rate)
     assert plateau.rate(0.001) == 0.001  # a rate below the least one is left alone
     plateau = Plateau()  # by default: factor the root of .1, patience 10, not below .5e-6
-    for _ in range(11):
-        plateau.see(1.0)
-    assert plateau.rate(0.1) == pytest.approx(0.1 * 0.1**0.5)
-    for _ in range(200):
-        plateau.see(1.0 - 1e-5)
-    assert plateau.rate(0.1) == 0.5e-6
+    for epochs, rate in ((11, 0.1 * 0.1**0.5), (200, 0.5e-6)):
+        for _ in range(epochs):
+            plateau.see(1.0 - 1e-5 * (epochs == 200))
+        assert plateau.rate(0.1) == pytest.approx(rate)
 
 
 def test_legacy_schedule_has_no_warmup(split: splits.Split) -> None:
