@@ -204,7 +204,8 @@ def killed(arguments: list[str], ranks: tuple[int, ...] = (1,), epoch: int = 1) 
     study(arguments)
 
 
-def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path) -> None:
+def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path, sqlite: str) -> None:
+    """The first process alone prints and tracks."""
     options = ["--epochs", "5", "--batch_size", "24"]
     arguments = [*options, "--out", str(tmp_path / "killed")]
     with pytest.raises(ChildFailedError) as failure:
@@ -213,26 +214,20 @@ def test_resumes_bit_for_bit_after_sigkill_of_two_processes(tmp_path: Path) -> N
     assert len([*tmp_path.rglob("checkpoint.pt")]) == 1
     assert not [*tmp_path.rglob("result.json")]
 
-    torchrun(tmp_path / "logs", 2, study, arguments)
+    tracked = ["--tracking_uri", sqlite, "--tensorboard", str(tmp_path / "board")]
+    torchrun(tmp_path / "logs", 2, study, [*arguments, *tracked])
     _, *lines = told(tmp_path / "logs", "stderr")
     assert [line.split("  ")[0] for line in lines] == [f"epoch {i}/5" for i in range(1, 6)]
-    assert len(told(tmp_path / "logs", "stdout")) == 3  # of the first process alone
+    assert len(told(tmp_path / "logs", "stdout")) == 3
+    mlflow = MlflowClient(sqlite)
+    [run] = mlflow.search_runs([experiment.experiment_id for experiment in mlflow.search_experiments()])
+    assert run.info.status == "FINISHED"
+    assert [metric.step for metric in mlflow.get_metric_history(run.info.run_id, "loss")] == [0, 1, 2, 3, 4]
+    assert len([*tmp_path.glob("board/**/events.*")]) == 1
 
     torchrun(tmp_path / "logs", 2, study, [*options, "--out", str(tmp_path / "whole"), "--cluster_job"])
     [resumed], [whole] = load_results(tmp_path / "killed"), load_results(tmp_path / "whole")
     assert timeless(resumed) == timeless(whole)
-
-
-def test_only_the_first_process_tracks(tmp_path: Path, sqlite: str) -> None:
-    options = ["--epochs", "2", "--out", str(tmp_path / "out"), "--tracking_uri", sqlite]
-    torchrun(tmp_path / "logs", 2, study, [*options, "--tensorboard", str(tmp_path / "board")])
-    mlflow = MlflowClient(sqlite)
-    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
-    [tracked] = mlflow.search_runs(experiments)
-    assert tracked.info.status == "FINISHED"
-    history = mlflow.get_metric_history(tracked.info.run_id, "loss")
-    assert [metric.step for metric in history] == [0, 1]
-    assert len([*tmp_path.glob("board/**/events.*")]) == 1
 
 
 def failing_to_write(arguments: list[str]) -> None:
