@@ -106,6 +106,7 @@ def check(engine: str, workers: int, gpu_share: float = 0.0, *, address: str | N
         raise EngineError("this machine has no GPU that torch can use", "gpu_share")
     if engine == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise EngineError("the engine slurm needs the commands sbatch and srun, which this machine lacks")
+    address = address or (os.environ.get("RAY_ADDRESS") if engine == "ray" else None)
     if address not in (None, "local", "auto"):  # Ray itself tries for a long time and then ends this process
         where = urlsplit(address if "://" in address else f"//{address}")
         try:

@@ -103,9 +103,9 @@ class Experiment:
             from mlflow import MlflowClient
 
             if file != self.uri:
-                folder = Path(file).absolute().parent
-                artifacts = (folder / "mlruns").as_uri()  # not in the working folder
+                folder = Path(file).absolute().parent / "mlruns"  # not in the working folder
                 stack.enter_context(locked(folder, wait=True))  # or two processes create the file at once
+                artifacts = folder.as_uri()
             self.mlflow = MlflowClient(self.uri)
             try:
                 self.id = self.mlflow.create_experiment(self.name, artifacts)

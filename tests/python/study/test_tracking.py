@@ -194,7 +194,7 @@ def test_no_tracking(tmp_path: Path) -> None:
         ("sqlite:///", "'sqlite:///' is not a store"),
         ("sqlite:///{folder}/text", "file is not a database"),
         ("sqlite:///{folder}/text/below.db", "Not a directory|File exists"),
-        ("sqlite:////proc/mlflow.db", "unable to open database file"),
+        ("sqlite:///{folder}", "unable to open database file"),
         ("http://somebody:secret@127.0.0.1:9", r"^MLflow at http://127.0.0.1:9: no server .*refused\)$"),
         ("gopher://x", "unsupported URI 'gopher://x'"),
         ("postgresql://127.0.0.1:9/x", "postgresql://127.0.0.1:9/x: "),
