@@ -47,10 +47,10 @@ def out_options(out: Path | None, show_default: str | bool = True) -> Decorator:
 def tracking_options(default: str | None = None) -> Decorator:
     """Where runs are tracked."""
     shown = default or "MLFLOW_TRACKING_URI or sqlite:///mlflow.db, none without MLflow"
-    name = {"default": tracking.EXPERIMENT, "show_default": True, "help": "Name of the experiment."}
+    help = "Name of the experiment."
     return all_of(
         _tracking("tracking_uri", default=default, show_default=shown, help=_URI),
-        _tracking("experiment", **name),
+        _tracking("experiment", default=tracking.EXPERIMENT, show_default=True, help=help),
     )
 
 
