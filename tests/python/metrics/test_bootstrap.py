@@ -1,12 +1,16 @@
-"""Bootstrap intervals: their resamples against a multinomial bootstrap, and their coverage."""
+"""Confidence intervals: their resamples against a multinomial bootstrap, their ends, and their coverage."""
 
+import itertools
 import math
 from typing import Any
 
+import lr_relax.metrics
 import numpy as np
 import pytest
 import torch
 from lr_relax.metrics import (
+    _functions,
+    _sums,
     accuracy,
     bootstrap_ci,
     brier_score,
@@ -23,6 +27,7 @@ MEANS = {
     "accuracy": accuracy,
 }
 METRICS = [*ERRORS, *MEANS]
+ALL_METRICS = _functions.METRICS
 
 
 def predictions(rows: int, classes: int, seed: int = 0) -> tuple[Array, Array]:
@@ -95,7 +100,7 @@ def test_matches_multinomial_bootstrap(metric: str) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_fields(metric: str) -> None:
     p, y = predictions(200, 3)
-    got = bootstrap_ci(p, y, metric=metric, n_resamples=500)
+    got = bootstrap_ci(p, y, metric=metric, n_resamples=500, method="percentile")
     assert got.distribution.shape == (500,)
     assert got.distribution.dtype == np.float64
     assert got.confidence_level == 0.95
@@ -104,7 +109,9 @@ def test_fields(metric: str) -> None:
     assert [got.low, got.high] == pytest.approx(ends, rel=1e-13)
     assert got.low < got.high
     for level in (0.5, 0.9, np.float64(0.99)):
-        other = bootstrap_ci(p, y, metric=metric, n_resamples=500, confidence_level=level)
+        other = bootstrap_ci(
+            p, y, metric=metric, n_resamples=500, confidence_level=level, method="percentile"
+        )
         assert other.confidence_level == level
         assert np.array_equal(other.distribution, got.distribution)
         ends = np.quantile(got.distribution, [(1 - level) / 2, (1 + level) / 2])
@@ -184,6 +191,115 @@ def test_bias_and_basic_method() -> None:
     assert basic.low == pytest.approx(2 * percentile.estimate - percentile.high, abs=1e-15)
 
 
+# The intervals of calibration errors.
+
+LEVELS = np.arange(10) / 10 + 0.05  # one in each of ten bins
+ACCURACIES = {
+    "calibrated": LEVELS,
+    "slightly": np.clip(LEVELS - np.where(LEVELS > 0.5, 0.03, -0.03), 0, 1),
+    "in one bin": LEVELS - 0.2 * (LEVELS == 0.75),
+    "everywhere": 0.5 + 0.5 * (LEVELS - 0.5),
+}
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+@pytest.mark.parametrize("kind", ACCURACIES)
+def test_covers_the_population_error(kind: str, norm: str) -> None:
+    """At least 90 % of the intervals of level 0.95; below 81 % in 60 has a probability of 0.6 % for 90 %."""
+    gap = abs(LEVELS - ACCURACIES[kind])
+    truth = {"l1": gap.mean(), "l2": math.sqrt((gap**2).mean()), "max": gap.max()}[norm]
+    rng = np.random.default_rng(3)
+    held = above = 0
+    for seed in range(60):
+        k = rng.integers(10, size=400)
+        y = (rng.random(400) < ACCURACIES[kind][k]).astype(int)
+        got = bootstrap_ci(
+            LEVELS[k], y, metric="calibration_error", norm=norm, n_bins=10, n_resamples=200, seed=seed
+        )
+        held += got.low <= truth + 1e-12 and truth <= got.high + 1e-12
+        above += np.quantile(got.distribution, 0.025) > truth
+    assert held > 0.81 * 60
+    if kind == "calibrated":  # where no percentile interval holds it
+        assert above == 60
+
+
+@pytest.mark.parametrize("metric", [*ERRORS, "adaptive_calibration_error"])
+def test_holds_the_estimate(metric: str) -> None:
+    rng = np.random.default_rng(4)
+    for seed, rows in enumerate([1, 2, 3, 10, 100, 1000] * 3):
+        p = rng.random(rows) ** rng.choice([0.1, 1, 10])
+        for y in (rng.random(rows) < p, p > 0.5, p > 2, p < 2):  # calibrated, certain, always 0 or 1
+            got = bootstrap_ci(p, y, metric=metric, n_resamples=50, seed=seed)
+            assert 0 <= got.low <= got.estimate <= got.high <= 1
+
+
+def test_calibrated_model_gets_an_interval_from_0() -> None:
+    p, y = events(3000)
+    for norm in ("l1", "l2", "max"):
+        got = bootstrap_ci(p, y, metric="calibration_error", norm=norm)
+        assert got.low == 0 < got.estimate <= got.high
+
+
+def test_certain_and_correct() -> None:
+    """The exact upper limit has ``(1 - limit) ** N == 0.025``."""
+    got = bootstrap_ci(np.ones(1000), np.ones(1000, int), n_resamples=4000)
+    assert (got.estimate, got.low) == (0, 0)
+    assert got.high == pytest.approx(1 - 0.025 ** (1 / 1000), rel=0.25)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+@pytest.mark.parametrize("n_correct", [300, 600, 980])
+def test_one_bin_gives_the_wilson_interval(norm: str, n_correct: int) -> None:
+    """A gap that is not noise has the interval of the accuracy, up to the correction for continuity."""
+    p, y = np.full(1000, 0.02), (np.arange(1000) < n_correct).astype(int)
+    curve = reliability_curve(p, y, n_bins=1)
+    got = bootstrap_ci(p, y, metric="calibration_error", norm=norm, n_bins=1, n_resamples=20_000)
+    deviation = math.sqrt(n_correct * (1000 - n_correct) / 1e9)
+    assert got.low == pytest.approx(curve.lower[0] - 0.02, abs=0.0006 + 0.06 * deviation)
+    assert got.high == pytest.approx(curve.upper[0] - 0.02, abs=0.0006 + 0.06 * deviation)
+
+
+def test_higher_levels_give_wider_intervals() -> None:
+    p, y = predictions(500, 4)
+    ends = [bootstrap_ci(p, y, confidence_level=level) for level in (0.5, 0.8, 0.95, 0.99)]
+    for narrow, wide in itertools.pairwise(ends):
+        assert wide.low < narrow.low < narrow.estimate < narrow.high < wide.high
+
+
+def test_default_method() -> None:
+    p, y = predictions(50, 3)
+    for metric in ALL_METRICS:
+        binned, error = metric in _sums.BINNED, metric in _functions.ERRORS
+        got = bootstrap_ci(p, y, metric=metric, n_resamples=10)
+        assert got.method == ("test_inversion" if binned else "chance" if error else "percentile")
+        assert [*got] == [got.estimate, got.low, got.high]
+        ends = pytest.approx(np.quantile(got.distribution, [0.025, 0.975]), rel=1e-14)
+        assert ([got.low, got.high] == ends) == (not binned and not error)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_chance_covers_the_classwise_error(temperature: float) -> None:
+    """Of a model with few distinct rows, so that the population error is known."""
+    rng = np.random.default_rng(0)
+    z = 2 * rng.normal(size=(12, 3))
+    p, truth = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (z, z / temperature))
+    bins = np.minimum((p * 15).astype(int), 14)
+    gaps = [np.bincount(bins[:, k], p[:, k] - truth[:, k]) for k in range(3)]
+    error = np.mean([abs(gap).sum() / 12 for gap in gaps])
+    held = above = 0
+    for seed in range(40):
+        rows = rng.integers(12, size=300)
+        y = (truth[rows].cumsum(1)[:, :2] <= rng.random((300, 1))).sum(1)
+        got = bootstrap_ci(
+            p[rows], y, metric="classwise_calibration_error", n_resamples=60, confidence_level=0.9, seed=seed
+        )
+        assert 0 <= got.low <= got.estimate <= got.high
+        held += got.low <= error <= got.high
+        above += np.quantile(got.distribution, 0.05) > error
+    assert held >= 34  # 90 % of 40, less one standard deviation
+    assert temperature > 1 or above > 35
+
+
 @pytest.mark.parametrize("binning", ["uniform", "quantile", "paper"])
 def test_bins(binning: str) -> None:
     for p, y in (predictions(300, 4), events(300)):
@@ -254,7 +370,7 @@ def test_few_rows(metric: str) -> None:
                 assert got.distribution.shape == (n,)
                 assert math.isfinite(got.standard_error)
                 assert got.low <= got.high
-    alone = bootstrap_ci(p[:1], y[:1], metric=metric)
+    alone = bootstrap_ci(p[:1], y[:1], metric=metric, method="percentile")
     assert [alone.low, alone.high, alone.standard_error] == pytest.approx(
         [alone.estimate] * 2 + [0], abs=1e-15
     )
@@ -269,9 +385,48 @@ def test_equal_rows() -> None:
         ("negative_log_likelihood", -math.log(0.7)),
         ("accuracy", 1),
     ):
-        got = bootstrap_ci(p, y, metric=metric, n_resamples=50)
+        got = bootstrap_ci(p, y, metric=metric, n_resamples=50, method="percentile")
         assert [got.estimate, got.low, got.high] == pytest.approx([value] * 3, abs=1e-14)
         assert got.standard_error < 1e-14
+
+
+# Other metrics, which are called for each resample.
+
+
+@pytest.mark.parametrize("metric", ALL_METRICS)
+def test_every_metric_by_name(metric: str) -> None:
+    function = getattr(lr_relax.metrics, metric)
+    p, y = predictions(60, 3)
+    given = {"n_bins": 5} if metric.endswith("calibration_error") and not metric.startswith("smooth") else {}
+    got = bootstrap_ci(p, y, metric=metric, n_resamples=10, **given)
+    assert got.estimate == pytest.approx(float(function(p, y, **given)), abs=1e-14)
+    images = bootstrap_ci(p.reshape(6, 10, 3), y.reshape(6, 10), metric=metric, n_resamples=10, **given)
+    assert np.array_equal(images.distribution, got.distribution)
+    of_logits = bootstrap_ci(np.log(p), y, metric=metric, n_resamples=10, from_logits=True, **given)
+    assert of_logits.distribution == pytest.approx(got.distribution, abs=1e-7)
+    tensors = bootstrap_ci(torch.from_numpy(p), torch.from_numpy(y), metric=metric, n_resamples=10, **given)
+    assert tensors.distribution == pytest.approx(got.distribution, abs=1e-12)
+    rows = np.insert(p, [0, 30], [[math.nan] * 3, [3] * 3], 0), np.insert(y, [0, 30], -100)
+    ignored = bootstrap_ci(*rows, metric=metric, n_resamples=10, ignore_index=-100, **given)
+    assert np.array_equal(ignored.distribution, got.distribution)
+    if metric in _sums.SUMMED:
+        return
+    called = bootstrap_ci(p, y, metric=lambda a, b: function(a, b, **given), n_resamples=10)
+    assert np.array_equal(called.distribution, got.distribution)
+
+
+def test_norms() -> None:
+    p, y = predictions(100, 4)
+    for norm in ("l1", "l2", "max"):
+        for name, options in (
+            ("calibration_error", {"binning": "uniform"}),
+            ("calibration_error", {"binning": "quantile"}),
+            ("adaptive_calibration_error", {}),
+            ("classwise_calibration_error", {}),
+        ):
+            got = bootstrap_ci(p, y, metric=name, norm=norm, n_resamples=5, **options)
+            expected = getattr(lr_relax.metrics, name)(p, y, norm=norm, **options)
+            assert got.estimate == pytest.approx(float(expected), abs=1e-14)
 
 
 # A function as the metric.
@@ -339,9 +494,15 @@ INVALID = [
     *((P, Y, {"n_resamples": n}, ValueError, "`n_resamples`") for n in (1, 0, -5, 10.0, True, "9", 2**25)),
     *((P, Y, {"confidence_level": c}, ValueError, "`confidence_level`") for c in (0, 1, -0.5, 1.5, NAN)),
     *((P, Y, {"confidence_level": c}, TypeError, "`confidence_level`") for c in ("0.9", None, True)),
-    *((P, Y, {"method": m}, ValueError, "`method`.*'percentile' or 'basic'") for m in ("bca", None, 1)),
+    *((P, Y, {"method": m}, ValueError, "`method`.*'percentile' or 'basic'") for m in ("bca", True, 1)),
     *((P, Y, {"seed": s}, ValueError, "`seed`") for s in (-1, 2**64, 0.5, None, True, "0")),
     *((P, Y, {"n_bins": n}, ValueError, "`n_bins`") for n in (0, 1.5, True, 2**21)),
+    *((P, Y, {"method": "test_inversion", "metric": m}, ValueError, "`method`.*'percentile'.*'basic'")
+      for m in ("brier_score", "smooth_calibration_error", accuracy)),
+    *((P, Y, {"norm": n}, ValueError, "`norm`") for n in ("l3", 1, "l2")),
+    (P, Y, {"metric": "maximum_calibration_error", "norm": "l1"}, ValueError, "`norm`.*'max'.*'l1'"),
+    *((P, P > 0.5, {"task": "multilabel", "metric": m}, ValueError, "`task`.*one label") for m in
+      ("expected_calibration_error", "brier_score", "smooth_calibration_error")),
     (P, Y, {"binning": "mass"}, ValueError, "`binning`"),
     (P, Y, {"from_logits": 1}, TypeError, "`from_logits`"),
     (P, Y, {"ignore_index": 1.5}, ValueError, "`ignore_index`"),
