@@ -15,6 +15,7 @@ from .calibration import (
     expected_calibration_error,
     maximum_calibration_error,
 )
+from .chance import ChanceBins, ChanceLevel, chance_level
 from .hypothesis_test import CalibrationTest, calibration_test
 from .reliability import ReliabilityCurve, reliability_curve
 from .scores import BrierDecomposition, accuracy, brier_decomposition, brier_score, negative_log_likelihood
@@ -33,6 +34,8 @@ __all__ = [
     "BootstrapInterval",
     "BrierDecomposition",
     "CalibrationTest",
+    "ChanceBins",
+    "ChanceLevel",
     "ProbabilitiesWarning",
     "ReliabilityCurve",
     "RiskCoverageCurve",
@@ -45,6 +48,7 @@ __all__ = [
     "brier_score",
     "calibration_error",
     "calibration_test",
+    "chance_level",
     "classwise_calibration_error",
     "expected_calibration_error",
     "maximum_calibration_error",

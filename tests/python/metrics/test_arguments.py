@@ -24,6 +24,7 @@ WEIGHTED: list[Callable[..., Any]] = [
     metrics.brier_decomposition,
 ]
 NAMES = ("expected_calibration_error", "maximum_calibration_error", "brier_score", "negative_log_likelihood")
+OTHERS = ("accuracy", "smooth_calibration_error", "area_under_risk_coverage_curve")
 ALL: list[Callable[..., Any]] = [
     *WEIGHTED,
     metrics.expected_calibration_error,
@@ -33,7 +34,8 @@ ALL: list[Callable[..., Any]] = [
     metrics.risk_coverage_curve,
     metrics.reliability_curve,
     metrics.calibration_test,
-    *(partial(metrics.bootstrap_ci, metric=name, n_resamples=2) for name in (*NAMES, "accuracy")),
+    *(partial(metrics.bootstrap_ci, metric=name, n_resamples=2) for name in (*NAMES, *OTHERS)),
+    *(partial(metrics.chance_level, metric=name, n_resamples=2) for name in (NAMES[0], OTHERS[1])),
 ]
 
 P = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.5, 0.5]])
