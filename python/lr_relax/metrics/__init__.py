@@ -16,6 +16,7 @@ from .calibration import (
     maximum_calibration_error,
 )
 from .chance import ChanceBins, ChanceLevel, chance_level
+from .comparison import CalibrationComparison, compare_calibration
 from .hypothesis_test import CalibrationTest, calibration_test
 from .reliability import ReliabilityCurve, reliability_curve
 from .scores import BrierDecomposition, accuracy, brier_decomposition, brier_score, negative_log_likelihood
@@ -33,6 +34,7 @@ __all__ = [
     "PAPER_GRID",
     "BootstrapInterval",
     "BrierDecomposition",
+    "CalibrationComparison",
     "CalibrationTest",
     "ChanceBins",
     "ChanceLevel",
@@ -50,6 +52,7 @@ __all__ = [
     "calibration_test",
     "chance_level",
     "classwise_calibration_error",
+    "compare_calibration",
     "expected_calibration_error",
     "maximum_calibration_error",
     "negative_log_likelihood",
