@@ -362,7 +362,7 @@ METRIC_ROWS = [
         "ECE's interval by 1000 resamples",
         (100_000, 1000),
         PROBABILITIES,
-        ours=bootstrap_ci,
+        ours=partial(bootstrap_ci, method="percentile"),
         yardstick=MAX,
         target=1.0,
     ),
@@ -370,7 +370,7 @@ METRIC_ROWS = [
         "ECE's interval by 100 resamples",
         (10_000, 10),
         PROBABILITIES,
-        ours=partial(bootstrap_ci, n_resamples=100),
+        ours=partial(bootstrap_ci, method="percentile", n_resamples=100),
         yardstick=("NumPy", numpy_bootstrap),
         target=0.5,
         peers={
