@@ -1,4 +1,5 @@
-"""Render the tables of the documentation from the newest benchmark record and from the study's results.
+"""Render the tables of the documentation from the newest benchmark record, the record of the coverage of
+intervals and the study's results.
 
     python misc/benchmarks/tables.py [--check] [--record FILE]
 
@@ -19,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "misc" / "benchmarks" / "records"
+COVERAGE = RECORDS / "coverage.json"
 STUDY = ROOT / "misc" / "results" / "fashion_mnist-10-epochs.json"
 NOT_MEASURED = "*Not measured yet: `make bench` writes a record.*"
 MARKER = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
@@ -183,16 +185,67 @@ def study_table() -> str:
     return markdown(["training", "accuracy", "ECE (15 bins)", "NLL"], lines)
 
 
+def coverage_tables() -> dict[str, str]:
+    """The coverage of intervals: by error, rows and classes, the lowest of all models; and in summary."""
+    record = json.loads(COVERAGE.read_text())
+    cases = [{**case["case"], "methods": case["methods"]} for case in record["cases"]]
+    main = [case for case in cases if (case.get("binning"), case.get("norm")) == ("uniform", "l1")]
+    errors, sizes, classes = (sorted({case[key] for case in main}) for key in ("error", "size", "classes"))
+
+    def lowest(method: str, error: float, size: int) -> str:
+        """For each number of classes."""
+        return " / ".join(
+            f"{min(_coverage(main, method, error=error, size=size, classes=c)):.2f}" for c in classes
+        )
+
+    names = {"test_inversion": "**test_inversion**", "percentile": "percentile"}
+    lines = [
+        [f"{error:g}", name, *(lowest(method, error, size) for size in sizes)]
+        for error in errors
+        for method, name in names.items()
+    ]
+    header = ["true ECE", "method", *(f"{size:,} rows" for size in sizes)]
+
+    kinds = {
+        "l1": {"kind": "interval", "norm": "l1", "binning": "uniform"},
+        "l1, quantile bins": {"kind": "interval", "norm": "l1", "binning": "quantile"},
+        "l2": {"kind": "interval", "norm": "l2"},
+        "maximum": {"kind": "interval", "norm": "max"},
+        "classwise": {"kind": "classwise"},
+        "difference of two ECEs": {"kind": "comparison"},
+    }
+    summary = []
+    for name, about in kinds.items():
+        of_kind = [case for case in cases if about.items() <= case.items()]
+        default = "chance" if name == "classwise" else "test_inversion"
+        cells = [name, default if name != "difference of two ECEs" else "`compare_calibration`"]
+        for method in (default, "percentile", "basic"):
+            shares = [case["methods"][method]["coverage"] for case in of_kind if method in case["methods"]]
+            cells.append(f"{min(shares):.2f} to {max(shares):.2f}" if shares else "")
+        summary.append([*cells[:2], str(len(of_kind)), *cells[2:]])
+    return {
+        "coverage": markdown(header, lines),
+        "coverage-summary": markdown(
+            ["error", "default method", "cases", "its coverage", "percentile", "basic"], summary
+        ),
+    }
+
+
+def _coverage(cases: list[dict[str, Any]], method: str, **values: float) -> list[float]:
+    return [case["methods"][method]["coverage"] for case in cases if values.items() <= case.items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a table differs")
     parser.add_argument("--record", type=Path, metavar="FILE", help="default: the newest one in records/")
     options = parser.parse_args()
-    record = options.record or max(RECORDS.glob("*.json"), default=None)
+    record = options.record or max(RECORDS.glob("2*.json"), default=None)
     outdated = []
     for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         tables = bench_tables(record.resolve(), document) if record else {}
         tables["fashion-mnist"] = study_table()
+        tables |= coverage_tables()
         text = document.read_text()
         rendered = MARKER.sub(
             lambda marker: f"{marker[1]}{tables.get(marker[2], NOT_MEASURED)}\n{marker[3]}",  # noqa: B023
