@@ -19,6 +19,7 @@ from .chance import ChanceBins, ChanceLevel, chance_level
 from .comparison import CalibrationComparison, compare_calibration
 from .hypothesis_test import CalibrationTest, calibration_test
 from .reliability import ReliabilityCurve, reliability_curve
+from .report import CalibrationReport, calibration_report
 from .scores import BrierDecomposition, accuracy, brier_decomposition, brier_score, negative_log_likelihood
 from .selective import RiskCoverageCurve, area_under_risk_coverage_curve, risk_coverage_curve
 from .smooth import smooth_calibration_error
@@ -35,6 +36,7 @@ __all__ = [
     "BootstrapInterval",
     "BrierDecomposition",
     "CalibrationComparison",
+    "CalibrationReport",
     "CalibrationTest",
     "ChanceBins",
     "ChanceLevel",
@@ -49,6 +51,7 @@ __all__ = [
     "brier_decomposition",
     "brier_score",
     "calibration_error",
+    "calibration_report",
     "calibration_test",
     "chance_level",
     "classwise_calibration_error",

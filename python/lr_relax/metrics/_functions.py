@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._checks import Array, ArrayLike, Floats, as_array, check_choice
 from ._inputs import Task, read
-from ._sums import SUMMED, Options, read_rows
+from ._sums import SUMMED, Setting, read_rows
 from .calibration import classwise_calibration_error
 from .selective import area_under_risk_coverage_curve
 from .smooth import smooth_calibration_error
@@ -75,7 +75,7 @@ class FunctionOfRows:
 
 
 def function_of_rows(
-    metric: str | Function, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Options
+    metric: str | Function, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Setting
 ) -> FunctionOfRows:
     """A function with its rows as they are; a named metric with the rows that count, flattened."""
     if callable(metric):

@@ -18,8 +18,7 @@ from lr_relax import _native
 
 from ._bins import NORMS, check_bins
 from ._checks import Array, ArrayLike, Floats, check_choice, check_not_empty
-from ._inputs import Options as PredictionOptions
-from ._inputs import Predictions, read
+from ._inputs import Options, Predictions, read
 
 Groups = npt.NDArray[np.uint32]
 OfSums = Callable[[Floats, Floats], Floats]
@@ -36,13 +35,13 @@ SUMMED = (*BINNED, *MEANS)
 
 
 @dataclass(frozen=True, eq=False)
-class Options:
+class Setting:
     """The arguments of the metrics; those that a metric lacks do not apply to it."""
 
     n_bins: int | Sequence[float] | Array
     binning: str
     norm: str | None
-    of_predictions: PredictionOptions
+    of_predictions: Options
 
     def check(self) -> None:
         check_bins(self.n_bins, self.binning)
@@ -102,7 +101,7 @@ def resampled_sums(
     return weight.reshape(n_resamples, n_groups), value.reshape(n_resamples, n_groups)
 
 
-def read_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Options) -> Predictions:
+def read_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Setting) -> Predictions:
     """Checked predictions whose rows are independent."""
     rows = read(preds, target, **options.of_predictions)
     if rows.n_labels > 1:
@@ -113,7 +112,7 @@ def read_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Op
     return rows
 
 
-def binned_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Options) -> BinnedRows:
+def binned_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Setting) -> BinnedRows:
     rows = read_rows(preds, target, options)
     n_bins, binning = check_bins(options.n_bins, options.binning)
     columns = _native.binned_top_labels(
@@ -126,7 +125,7 @@ def binned_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: 
     return BinnedRows(confidence, outcome.astype(np.float64), groups, filled)
 
 
-def rows_of(metric: str, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Options) -> Rows:
+def rows_of(metric: str, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Setting) -> Rows:
     """The rows of a score or of an error over bins of confidence."""
     if metric in MEANS:
         return _scored_rows(metric, preds, target, options)
@@ -137,7 +136,7 @@ def rows_of(metric: str, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, 
     )
 
 
-def norm_of(metric: str, options: Options) -> str:
+def norm_of(metric: str, options: Setting) -> str:
     """The norm of an error over bins."""
     own, norm = (
         {"expected_calibration_error": "l1", "maximum_calibration_error": "max"}.get(metric),
@@ -151,13 +150,13 @@ def norm_of(metric: str, options: Options) -> str:
     return own or norm or "l1"
 
 
-def binned_as(metric: str, options: Options) -> Options:
+def binned_as(metric: str, options: Setting) -> Setting:
     """The options with the binning of the metric."""
     return replace(options, binning="quantile") if metric == "adaptive_calibration_error" else options
 
 
 def _scored_rows(
-    metric: str, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Options
+    metric: str, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Setting
 ) -> Rows:
     rows = read_rows(preds, target, options)
     if metric == "accuracy":

@@ -13,10 +13,9 @@ from ._bins import Binning, Norm
 from ._chance_bound import ChanceBound
 from ._checks import Array, ArrayLike, Floats, check_choice, check_integer, check_share
 from ._functions import ERRORS, check_metric, function_of_rows
-from ._inputs import Options as PredictionOptions
-from ._inputs import reads_options
+from ._inputs import Options, reads_options
 from ._inversion import Inversion
-from ._sums import BINNED, SUMMED, Options, rows_of
+from ._sums import BINNED, SUMMED, Setting, rows_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,7 +57,7 @@ def bootstrap_ci(
     confidence_level: float = 0.95,
     method: str | None = None,
     seed: int = 0,
-    **options: Unpack[PredictionOptions],
+    **options: Unpack[Options],
 ) -> BootstrapInterval:
     """Compute a confidence interval of a metric.
 
@@ -120,7 +119,7 @@ def bootstrap_ci(
     True
     """
     check_metric(metric)
-    given = Options(n_bins, binning, norm, options)
+    given = Setting(n_bins, binning, norm, options)
     given.check()
     n_resamples = check_integer("n_resamples", n_resamples, 2, 2**24)
     level = check_share("confidence_level", confidence_level)

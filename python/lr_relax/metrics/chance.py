@@ -13,9 +13,8 @@ from torch import Tensor
 from ._bins import Binning, Norm
 from ._checks import Array, ArrayLike, Floats, check_choice, check_integer, check_share
 from ._functions import ERRORS, function_of_rows
-from ._inputs import Options as PredictionOptions
-from ._inputs import reads_options
-from ._sums import BINNED, OF_SUMS, BinnedRows, Options, binned_as, binned_rows, norm_of
+from ._inputs import Options, reads_options
+from ._sums import BINNED, OF_SUMS, BinnedRows, Setting, binned_as, binned_rows, norm_of
 
 METRICS = (*BINNED, *ERRORS)
 _CHUNK = 2**20  # random numbers at a time
@@ -80,7 +79,7 @@ def chance_level(
     n_resamples: int = 1000,
     confidence_level: float = 0.95,
     seed: int = 0,
-    **options: Unpack[PredictionOptions],
+    **options: Unpack[Options],
 ) -> ChanceLevel:
     """Compute the calibration error that a calibrated model with these predictions shows by chance.
 
@@ -118,7 +117,7 @@ def chance_level(
     """
     if not callable(metric):
         check_choice("metric", metric, METRICS)
-    given = Options(n_bins, binning, norm, options)
+    given = Setting(n_bins, binning, norm, options)
     given.check()
     n_resamples = check_integer("n_resamples", n_resamples, 2, 2**24)
     level = check_share("confidence_level", confidence_level)

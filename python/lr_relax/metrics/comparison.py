@@ -14,10 +14,9 @@ from ._bins import Binning, Norm
 from ._chance_bound import ChanceBound
 from ._checks import Array, ArrayLike, Floats, as_array, check_integer, check_share
 from ._functions import ERRORS, FunctionOfRows, check_metric, function_of_rows
-from ._inputs import Options as PredictionOptions
-from ._inputs import reads_options
+from ._inputs import Options, reads_options
 from ._inversion import Inversion
-from ._sums import BINNED, SUMMED, Options, Rows, resampled_sums, rows_of
+from ._sums import BINNED, SUMMED, Rows, Setting, resampled_sums, rows_of
 
 _STEPS = 10  # of the bisection for a p-value, to 3 %
 
@@ -63,7 +62,7 @@ def compare_calibration(
     n_resamples: int = 1000,
     confidence_level: float = 0.95,
     seed: int = 0,
-    **options: Unpack[PredictionOptions],
+    **options: Unpack[Options],
 ) -> CalibrationComparison:
     """Compare a metric of two models on the same data: the difference, its interval and a p-value.
 
@@ -103,7 +102,7 @@ def compare_calibration(
     (True, True, True)
     """
     check_metric(metric)
-    given = Options(n_bins, binning, norm, options)
+    given = Setting(n_bins, binning, norm, options)
     given.check()
     n_resamples = check_integer("n_resamples", n_resamples, 2, 2**24)
     level = check_share("confidence_level", confidence_level)
@@ -148,7 +147,7 @@ def _model(
     metric: str | Callable[[Any, Any], Any],
     preds: Tensor | ArrayLike,
     target: Tensor | ArrayLike,
-    given: Options,
+    given: Setting,
 ) -> Rows | FunctionOfRows:
     try:
         if isinstance(metric, str) and metric in SUMMED:

@@ -145,16 +145,25 @@ def _log_odds(rows: Predictions) -> tuple[Any, Any]:
         return np.log(np.stack([1 - p, p], -1) if rows.n_labels else p), rows.target
 
 
+def scaled(rows: Predictions, temperature: float) -> Predictions:
+    """The predictions as logits divided by a temperature."""
+    z, _ = _log_odds(rows)
+    if not isinstance(z, Tensor):
+        z = np.asarray(z, np.float64)
+    if rows.n_labels:
+        z = z[:, 1] - z[:, 0]
+    wide = z.double() if isinstance(z, Tensor) else z
+    return replace(rows, preds=wide / temperature, from_logits=True, n_labels=min(rows.n_labels, 1))
+
+
 def _errors(rows: Predictions, grid: list[float]) -> Any:
     """The expected calibration error for each temperature, over 15 bins of the paper's code."""
     z, classes = _log_odds(rows)
     if not rows.n_labels:
         return _native.calibration_errors_of_temperatures(z, classes, grid, 15, rows.ignore_index)
-    odds = z[:, 1] - z[:, 0]
 
     def error(temperature: float) -> float:
-        scaled = replace(rows, preds=odds / temperature, from_logits=True, n_labels=1)
-        _, counts, digits = bin_digits(scaled, 15, "paper", "top_label")
+        _, counts, digits = bin_digits(scaled(rows, temperature), 15, "paper", "top_label")
         return mean(errors(Bins.from_digits(counts, digits, 15), "l1", False))
 
     return np.array([error(temperature) for temperature in grid])
