@@ -3,6 +3,7 @@
 The kernels' own checks are in src/untyped and raise the same messages.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -44,6 +45,39 @@ def check_number(name: str, expected: str, in_range: Callable[[float], bool], nu
         error = TypeError
     if error:
         raise error(f"Expected argument `{name}` to be {expected}, but got {number!r}.")
+
+
+def class_dim(input: Tensor, target: Tensor, dim: int | None) -> int:
+    """The dimension of the classes: `dim` or, if it is None, the last one. Refuses what might be dimension 1.
+
+    Many calls come from code for `nn.CrossEntropyLoss`, which has the classes in dimension 1.
+    """
+    if dim is not None:
+        return dim
+    if not isinstance(input, Tensor) or not isinstance(target, Tensor) or input.dim() < 3:
+        return -1
+    layouts = "dim=1 for the layout of `nn.CrossEntropyLoss`, (N, C, d1, ...), or dim=-1"
+    if target.dtype == torch.bool and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"The classes of the sets in `target` are taken to be in the last dimension. Pass {layouts}.",
+            stacklevel=3,
+        )
+    if target.dtype == torch.bool or target.is_floating_point():  # in the shape of the input
+        return -1
+    if torch.compiler.is_exporting():  # where a comparison would restrict the sizes of dynamic dimensions
+        return -1
+    shape, rows = tuple(input.shape), tuple(target.shape)
+    if _same(rows, shape[:1] + shape[2:]):
+        if _same(rows, shape[:-1]):
+            raise ValueError(
+                f"Expected argument `dim` to be given for an `input` of shape {shape} and a target of shape "
+                f"{rows}, whose classes may be in dimension 1 or the last one: pass {layouts}."
+            )
+        raise ValueError(
+            f"Expected the target to have shape {shape[:-1]}, that of `input` {shape} without its classes in "
+            f"the last dimension, but got {rows}. If the classes are in dimension 1, pass dim=1."
+        )
+    return -1
 
 
 def check(input: Tensor, target: Tensor, options: Options) -> None:

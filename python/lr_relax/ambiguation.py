@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lr_relax._arguments import check, check_classes, check_hyperparameters, check_number
+from lr_relax._arguments import (
+    check,
+    check_classes,
+    check_hyperparameters,
+    check_number,
+    class_dim,
+)
 from lr_relax._autograd import runs_natively
 from lr_relax._options import Options
 from lr_relax.functional import label_relaxation_loss
@@ -20,7 +26,7 @@ def ambiguous_target(
     target: Tensor,
     threshold: float = 0.75,
     *,
-    dim: int = -1,
+    dim: int | None = None,
     ignore_index: int = -100,
     from_logits: bool = True,
 ) -> Tensor:
@@ -48,6 +54,7 @@ def ambiguous_target(
     tensor([[ True,  True, False]])
     """
     _check_threshold(threshold)
+    dim = class_dim(input, target, dim)
     check(input, target, Options("cross_entropy", 0.0, "none", dim, ignore_index, None, from_logits))
     if runs_natively(input):
         check_classes(target, input.shape[dim], ignore_index)
@@ -109,7 +116,7 @@ class RobustDataAmbiguationLoss(_Loss):
     alpha: float
     threshold: float
     reduction: str
-    dim: int
+    dim: int | None
     ignore_index: int
     from_logits: bool
     inplace: bool
@@ -120,7 +127,7 @@ class RobustDataAmbiguationLoss(_Loss):
         threshold: float = 0.75,
         reduction: str = "mean",
         *,
-        dim: int = -1,
+        dim: int | None = None,
         ignore_index: int = -100,
         from_logits: bool = True,
         inplace: bool = False,
@@ -140,7 +147,8 @@ class RobustDataAmbiguationLoss(_Loss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of `input`, (..., C), with the classes `target`, (...)."""
-        options: dict[str, Any] = {"dim": self.dim, "from_logits": self.from_logits}
+        dim = class_dim(input, target, self.dim)
+        options: dict[str, Any] = {"dim": dim, "from_logits": self.from_logits}
         sets = ambiguous_target(input, target, self.threshold, ignore_index=self.ignore_index, **options)
         options["inplace"] = self.inplace
         if self.reduction != "mean":

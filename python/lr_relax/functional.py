@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from lr_relax import _autograd
-from lr_relax._arguments import check_number
+from lr_relax._arguments import check_number, class_dim
 from lr_relax._options import Options
 
 __all__ = [
@@ -26,7 +26,7 @@ def label_relaxation_loss(
     alpha: float | Tensor = 0.1,
     reduction: str = "mean",
     *,
-    dim: int = -1,
+    dim: int | None = None,
     ignore_index: int = -100,
     weight: Tensor | None = None,
     from_logits: bool = True,
@@ -60,7 +60,8 @@ def label_relaxation_loss(
             cross-entropy. A tensor that broadcasts to the rows gives each row its own; it may require a
             gradient.
         reduction: "mean" (over the rows that are not ignored, weighted by `weight`), "sum" or "none".
-        dim: The class dimension. Pass 1 for inputs in the layout of `nn.CrossEntropyLoss`, (N, C, d1, ...).
+        dim: The class dimension, by default the last one. Pass 1 for inputs in the layout of
+            `nn.CrossEntropyLoss`, (N, C, d1, ...). If the shape of class indices fits both, it must be given.
         ignore_index: Rows with this class index have loss and gradient 0 and are left out of the mean.
         weight: A weight for each class, of shape (C,). The weight of a set is the mean over its classes, that
             of a distribution the expected weight.
@@ -94,6 +95,7 @@ def label_relaxation_loss(
     >>> label_relaxation_loss(torch.tensor([[2.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 0]), reduction="none")
     tensor([0.0018, 0.0000])
     """
+    dim = class_dim(input, target, dim)
     options = Options("label_relaxation", alpha, reduction, dim, ignore_index, weight, from_logits, inplace)
     if type(uniform_penalty) in (float, int) and uniform_penalty == 0:
         return _autograd.loss(input, target, options)
@@ -114,7 +116,7 @@ def mixup_label_relaxation_loss(
     alpha: float | Tensor = 0.1,
     reduction: str = "mean",
     *,
-    dim: int = -1,
+    dim: int | None = None,
     ignore_index: int = -100,
     weight: Tensor | None = None,
     inplace: bool = False,
@@ -147,6 +149,7 @@ def mixup_label_relaxation_loss(
         raise TypeError("Expected argument `target_b` to be a tensor, but got NoneType.")
     if lam is None:
         raise TypeError("Expected argument `lam` to be a number in [0, 1], but got None.")
+    dim = class_dim(logits, target_a, dim)
     options = Options(
         "label_relaxation", alpha, reduction, dim, ignore_index, weight, True, inplace, target_b, lam
     )
@@ -159,7 +162,7 @@ def cross_entropy_loss(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     *,
-    dim: int = -1,
+    dim: int | None = None,
     ignore_index: int = -100,
     weight: Tensor | None = None,
     inplace: bool = False,
@@ -182,6 +185,7 @@ def cross_entropy_loss(
     >>> cross_entropy_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 0.1)
     tensor(0.2269)
     """
+    dim = class_dim(input, target, dim)
     options = Options("cross_entropy", label_smoothing, reduction, dim, ignore_index, weight, inplace=inplace)
     return _autograd.loss(input, target, options)
 
@@ -192,7 +196,7 @@ def focal_loss(
     gamma: float = 2.0,
     reduction: str = "mean",
     *,
-    dim: int = -1,
+    dim: int | None = None,
     ignore_index: int = -100,
     weight: Tensor | None = None,
     inplace: bool = False,
@@ -216,6 +220,7 @@ def focal_loss(
     >>> focal_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     tensor(0.1733)
     """
+    dim = class_dim(input, target, dim)
     options = Options("focal", gamma, reduction, dim, ignore_index, weight, inplace=inplace)
     return _autograd.loss(input, target, options)
 
@@ -226,7 +231,7 @@ def dual_focal_loss(
     gamma: float = 5.0,
     reduction: str = "mean",
     *,
-    dim: int = -1,
+    dim: int | None = None,
     ignore_index: int = -100,
     weight: Tensor | None = None,
     inplace: bool = False,
@@ -253,6 +258,7 @@ def dual_focal_loss(
     >>> dual_focal_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]), gamma=2.0)
     tensor(0.1733)
     """
+    dim = class_dim(input, target, dim)
     options = Options("dual_focal", gamma, reduction, dim, ignore_index, weight, inplace=inplace)
     return _autograd.loss(input, target, options)
 
@@ -263,7 +269,7 @@ def confidence_penalty_loss(
     beta: float = 0.1,
     reduction: str = "mean",
     *,
-    dim: int = -1,
+    dim: int | None = None,
     ignore_index: int = -100,
     weight: Tensor | None = None,
     inplace: bool = False,
@@ -286,6 +292,7 @@ def confidence_penalty_loss(
     >>> confidence_penalty_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     tensor(0.6238)
     """
+    dim = class_dim(input, target, dim)
     options = Options("confidence_penalty", beta, reduction, dim, ignore_index, weight, inplace=inplace)
     return _autograd.loss(input, target, options)
 
@@ -295,7 +302,7 @@ def credal_projection(
     target: Tensor,
     alpha: float | Tensor = 0.1,
     *,
-    dim: int = -1,
+    dim: int | None = None,
     ignore_index: int = -100,
     from_logits: bool = True,
 ) -> Tensor:
@@ -325,6 +332,7 @@ def credal_projection(
     >>> credal_projection(torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([0]), 0.1, from_logits=False)
     tensor([[0.9000, 0.0600, 0.0400]])
     """
+    dim = class_dim(input, target, dim)
     options = Options("label_relaxation", alpha, "none", dim, ignore_index, None, from_logits)
     return _autograd.projection(input, target, options)
 
@@ -334,7 +342,7 @@ def in_credal_set(
     target: Tensor,
     alpha: float | Tensor = 0.1,
     *,
-    dim: int = -1,
+    dim: int | None = None,
     ignore_index: int = -100,
     from_logits: bool = True,
 ) -> Tensor:
@@ -361,6 +369,7 @@ def in_credal_set(
     tensor([False,  True])
     """
     alpha = alpha.detach() if isinstance(alpha, Tensor) else alpha
+    dim = class_dim(input, target, dim)
     options = Options("label_relaxation", alpha, "none", dim, ignore_index, None, from_logits)
     if isinstance(input, Tensor) and isinstance(target, Tensor):
         input = input.detach()

@@ -46,7 +46,7 @@ class _Loss(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments that `print(module)` shows: hyperparameter, reduction, and what is not a default."""
-        defaults = {"dim": -1, "ignore_index": -100, "from_logits": True, "inplace": False}
+        defaults = {"dim": None, "ignore_index": -100, "from_logits": True, "inplace": False}
         values = {name: getattr(self, name) for name in self._names}
         shown = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
         return ", ".join(
@@ -79,7 +79,7 @@ class LabelRelaxationLoss(_Loss):
         alpha: float | Tensor = 0.1,
         reduction: str = "mean",
         *,
-        dim: int = -1,
+        dim: int | None = None,
         ignore_index: int = -100,
         weight: Tensor | None = None,
         from_logits: bool = True,
@@ -126,7 +126,7 @@ class MixupLabelRelaxationLoss(_Loss):
         alpha: float | Tensor = 0.1,
         reduction: str = "mean",
         *,
-        dim: int = -1,
+        dim: int | None = None,
         ignore_index: int = -100,
         weight: Tensor | None = None,
         inplace: bool = False,
@@ -161,7 +161,7 @@ class CrossEntropyLoss(_Loss):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
         *,
-        dim: int = -1,
+        dim: int | None = None,
         ignore_index: int = -100,
         weight: Tensor | None = None,
         inplace: bool = False,
@@ -199,7 +199,7 @@ class FocalLoss(_Loss):
         gamma: float = 2.0,
         reduction: str = "mean",
         *,
-        dim: int = -1,
+        dim: int | None = None,
         ignore_index: int = -100,
         weight: Tensor | None = None,
         inplace: bool = False,
@@ -232,7 +232,7 @@ class DualFocalLoss(_Loss):
         gamma: float = 5.0,
         reduction: str = "mean",
         *,
-        dim: int = -1,
+        dim: int | None = None,
         ignore_index: int = -100,
         weight: Tensor | None = None,
         inplace: bool = False,
@@ -266,7 +266,7 @@ class ConfidencePenaltyLoss(_Loss):
         beta: float = 0.1,
         reduction: str = "mean",
         *,
-        dim: int = -1,
+        dim: int | None = None,
         ignore_index: int = -100,
         weight: Tensor | None = None,
         inplace: bool = False,

@@ -227,8 +227,8 @@ def test_gradient_of_alpha(kind: str) -> None:
     target = targets(kind, 5, generator)
     target = target.argmax(-1) if kind == "classes" else target
     alpha = (0.1 + 0.2 * torch.rand(4, 6, generator=generator, dtype=torch.float64)).requires_grad_()
-    assert gradcheck(lambda x, a: label_relaxation_loss(x, target, a), (z.requires_grad_(), alpha))
-    loss = label_relaxation_loss(z, target, alpha, "sum")
+    assert gradcheck(lambda x, a: label_relaxation_loss(x, target, a, dim=-1), (z.requires_grad_(), alpha))
+    loss = label_relaxation_loss(z, target, alpha, "sum", dim=-1)
     (slope,) = torch.autograd.grad(loss, alpha)
     assert (slope <= 1e-12).all()  # a larger set is not farther
     if kind == "classes":  # the envelope theorem: only what the set itself changes counts
@@ -247,7 +247,7 @@ def test_gradients_of_gradients(kind: str, reduction: str, from_logits: bool) ->
     target = targets(kind, 3, generator).double() if kind != "sets" else targets(kind, 3, generator)
 
     def compute(x: Tensor) -> Tensor:
-        return label_relaxation_loss(x, target, 0.2, reduction, from_logits=from_logits)
+        return label_relaxation_loss(x, target, 0.2, reduction, dim=-1, from_logits=from_logits)
 
     assert gradcheck(compute, z)
     assert gradgradcheck(compute, z)
@@ -260,9 +260,9 @@ def test_tracing() -> None:
         target = targets(kind, 5, generator)
 
         def compute(x: Tensor) -> Tensor:
-            return label_relaxation_loss(x, target, 0.2)
+            return label_relaxation_loss(x, target, 0.2, dim=-1)
 
-        _, grad = value_and_grad(z, target, 0.2)
+        _, grad = value_and_grad(z, target, 0.2, dim=-1)
         compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(z), compute(z))
         torch.testing.assert_close(torch.func.grad(compute)(z), grad)
@@ -271,7 +271,7 @@ def test_tracing() -> None:
         torch.testing.assert_close(
             torch.func.vmap(compute)(torch.stack([z, 2 * z])), torch.stack([compute(z), compute(2 * z)])
         )
-        exported = torch.export.export(LabelRelaxationLoss(0.2), (z, target)).module()
+        exported = torch.export.export(LabelRelaxationLoss(0.2, dim=-1), (z, target)).module()
         torch.testing.assert_close(exported(z, target), compute(z))
 
 
