@@ -179,7 +179,11 @@ def check_classes(target: Tensor, n_classes: int, ignore_index: int) -> None:
     wrong = ((target < 0) | (target >= n_classes)) & (target != ignore_index)
     if wrong.any():
         row = int(wrong.flatten().int().argmax())
+        value = int(target.flatten()[row])
+        others = int((target == value).sum()) - 1
+        is_mark = others or value in (-100, 255)
         raise IndexError(
-            f"Expected argument `target` to hold classes in [0, {n_classes}), "
-            f"but got {target.flatten()[row].item()} at row {row}."
+            f"Expected argument `target` to hold classes in [0, {n_classes}), but got {value} at row {row}"
+            + (f" and {others} more." if others else ".")
+            + (f" Pass ignore_index={value} if such rows are to be ignored." if is_mark else "")
         )

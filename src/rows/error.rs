@@ -26,6 +26,8 @@ pub enum Error {
         class: i128,
         /// The number of classes.
         n_classes: usize,
+        /// In how many other rows this class occurs.
+        others: usize,
     },
     /// A row of an argument is invalid, such as a distribution that does not sum to 1.
     Row {
@@ -48,10 +50,22 @@ impl fmt::Display for Error {
             #[cfg(feature = "tch")]
             Error::Torch(reason) => write!(f, "torch: {reason}"),
             Error::Memory { bytes } => write!(f, "Could not allocate {bytes} bytes."),
-            Error::TargetOutOfRange { argument, row, class, n_classes } => write!(
-                f,
-                "Expected argument `{argument}` to hold classes in [0, {n_classes}), but got {class} at row {row}."
-            ),
+            Error::TargetOutOfRange { argument, row, class, n_classes, others } => {
+                write!(
+                    f,
+                    "Expected argument `{argument}` to hold classes in [0, {n_classes}), but got {class} at row {row}"
+                )?;
+                if *others > 0 {
+                    write!(f, " and {others} more")?;
+                }
+                // The marks of torch and of segmentation data sets, or any value that is no accident.
+                let is_mark = [-100, 255].contains(class) || (*others > 0 && i64::try_from(*class).is_ok());
+                f.write_str(".")?;
+                if is_mark {
+                    write!(f, " Pass ignore_index={class} if such rows are to be ignored.")?;
+                }
+                Ok(())
+            }
             Error::Row { argument, row, why } => {
                 write!(f, "Expected argument `{argument}` to hold {why}, but row {row} does not.")
             }

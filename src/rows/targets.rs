@@ -57,14 +57,16 @@ impl Targets {
         classes
             .try_reserve_exact(targets.len())
             .map_err(|_| Error::Memory { bytes: targets.len().saturating_mul(size_of::<u32>()) })?;
-        for (row, target) in targets.enumerate() {
+        let mut targets = targets.enumerate();
+        while let Some((row, target)) = targets.next() {
             if ignore_index == Some(target.into()) {
                 classes.push(IGNORED);
             } else if let Some(class) = target.class(n_classes as u32) {
                 classes.push(class);
             } else {
                 let (argument, class) = ("target", target.into());
-                return Err(Error::TargetOutOfRange { argument, row, class, n_classes });
+                let others = targets.filter(|&(_, other)| other.into() == class).count();
+                return Err(Error::TargetOutOfRange { argument, row, class, n_classes, others });
             }
         }
         Ok(Targets { classes, n_classes })
@@ -116,10 +118,10 @@ mod tests {
 
     #[test]
     fn names_the_first_target_out_of_range() {
-        let error = Targets::new(&[0_i64, 2, 1 << 40, -1], 3, -100).unwrap_err();
+        let error = Targets::new(&[0_i64, 2, 1 << 40, -1, 1 << 40], 3, -100).unwrap_err();
         assert_eq!(
             error,
-            Error::TargetOutOfRange { argument: "target", row: 2, class: 1 << 40, n_classes: 3 }
+            Error::TargetOutOfRange { argument: "target", row: 2, class: 1 << 40, n_classes: 3, others: 1 }
         );
         assert!(Targets::new(&[u64::MAX], 3, -1).is_err());
     }

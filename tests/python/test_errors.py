@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lr_relax import LabelRelaxationLoss, _autograd, label_relaxation_loss
+from lr_relax.ambiguation import ambiguous_target
 
 Z = torch.randn(4, 3)
 Y = torch.tensor([0, 1, 2, 0])
@@ -102,6 +103,28 @@ def test_a_target_out_of_range_is_named_and_never_reads(bad: int) -> None:
     target = torch.tensor([0, 1, bad, 5])
     with pytest.raises(IndexError, match=rf"`target` to hold classes in \[0, 3\), but got {bad} at row 2"):
         label_relaxation_loss(Z, target)
+
+
+@pytest.mark.parametrize(
+    ("target", "ignore_index", "message"),
+    [
+        ([0, 255, 1, 0], -100, "got 255 at row 1. Pass ignore_index=255 if"),
+        ([0, 255, 1, -100], 255, "got -100 at row 3. Pass ignore_index=-100 if"),
+        ([0, -1, 1, -1], -100, "got -1 at row 1 and 1 more. Pass ignore_index=-1 if"),
+        ([3, 3, 4, 3], -100, "got 3 at row 0 and 2 more. Pass ignore_index=3 if"),
+        ([0, 4, 1, -1], -100, "got 4 at row 1."),  # nothing says that it is a mark
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("compute", [label_relaxation_loss, ambiguous_target])
+def test_marks_of_ignored_rows_are_recognized(
+    compute: Any, target: list[int], ignore_index: int, message: str
+) -> None:
+    with pytest.raises(IndexError) as caught:
+        compute(Z, torch.tensor(target), ignore_index=ignore_index)
+    before, _, after = str(caught.value).partition(message)
+    assert before.startswith("Expected argument `target` to hold classes in [0, 3), but ")
+    assert after == (" such rows are to be ignored." if "Pass" in message else "")
 
 
 def test_a_large_unsigned_target_is_not_taken_for_a_negative_one() -> None:
