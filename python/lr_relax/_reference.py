@@ -112,7 +112,8 @@ def _rows(scores: Tensor, target: Tensor, options: Options) -> _Rows:
         if dense.dtype == torch.bool:
             counted = ~dense.all(-1)  # the set of all classes has loss 0
         else:
-            dense, counted = dense.to(scores.dtype), dense.new_ones(scores.shape[:-1], dtype=torch.bool)
+            counted = dense.new_ones(scores.shape[:-1], dtype=torch.bool)
+            dense = dense.to(scores.dtype).clamp_min(0.0)  # negative by rounding
     else:
         target = target.long()
         counted = target != ignore_index

@@ -53,7 +53,8 @@ def label_relaxation_loss(
             - sets of classes, bool in the shape of `input`, with at least one class per row. The set of
               distributions is ``p[target].sum() >= 1 - alpha``. A row with all classes has loss 0;
             - distributions, floating-point in the shape of `input`, with non-negative rows that sum to 1. The
-              set of distributions is ``p >= (1 - alpha) * target``.
+              set of distributions is ``p >= (1 - alpha) * target``. Rows are divided by their sum, which may
+              differ from 1 by 5e-3, as after a softmax in half precision.
 
             No gradient flows to the target.
         alpha: The imprecision in [0, 1): the probability that the set leaves to the other classes. 0 gives

@@ -14,7 +14,9 @@ impl From<Error> for PyErr {
             Error::Torch(_) => pyo3::exceptions::PyRuntimeError::new_err(message),
             Error::Memory { .. } => PyMemoryError::new_err(message),
             Error::TargetOutOfRange { .. } => PyIndexError::new_err(message),
-            Error::Value(_) | Error::Row { .. } => PyValueError::new_err(message),
+            Error::Value(_) | Error::Row { .. } | Error::NotADistribution { .. } => {
+                PyValueError::new_err(message)
+            }
         }
     }
 }

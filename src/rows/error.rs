@@ -38,6 +38,13 @@ pub enum Error {
         /// What every row of the argument must be.
         why: Cow<'static, str>,
     },
+    /// A row of a target is not a distribution.
+    NotADistribution {
+        /// The index of the row in the flattened rows.
+        row: usize,
+        /// What the row has instead, in words.
+        got: String,
+    },
     /// An operation of torch failed.
     #[cfg(feature = "tch")]
     Torch(String),
@@ -66,6 +73,11 @@ impl fmt::Display for Error {
                 }
                 Ok(())
             }
+            Error::NotADistribution { row, got } => write!(
+                f,
+                "Expected argument `target` to hold distributions, rows without negative numbers that sum to 1, \
+                 but row {row} {got}."
+            ),
             Error::Row { argument, row, why } => {
                 write!(f, "Expected argument `{argument}` to hold {why}, but row {row} does not.")
             }

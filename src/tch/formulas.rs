@@ -65,7 +65,15 @@ impl Rows {
         } else if is_dense {
             let target = target.f_detach()?.f_movedim_int(options.dim, -1)?;
             let counted = scores.f_select(-1, 0)?.f_isnan()?.f_ones_like()?;
-            (None, if target.f_kind()? == Kind::Bool { target } else { target.f_to_kind(kind)? }, counted)
+            (
+                None,
+                if target.f_kind()? == Kind::Bool {
+                    target
+                } else {
+                    target.f_to_kind(kind)?.f_clamp_min(0.0)?
+                },
+                counted,
+            )
         } else {
             let counted = target.f_ne(options.ignore_index)?;
             let y = target.f_to_kind(Kind::Int64)?.f_where_scalarother(&counted, 0)?;

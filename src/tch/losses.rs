@@ -166,7 +166,7 @@ impl Criterion {
     ///
     /// # Errors
     ///
-    /// As [`label_relaxation`]; [`Error::Row`] for an empty set or a row that is not a distribution.
+    /// As [`label_relaxation`]; [`Error::Row`] for an empty set, [`Error::NotADistribution`].
     pub fn forward(&self, input: &Tensor, target: &Tensor) -> Result<Tensor, Error> {
         self.compute(self.tensors(input, target, None))
     }

@@ -139,6 +139,7 @@ impl Inputs {
             let rows = unsafe { self.input.rows::<E>(self.class_axis) };
             self.with_batch(&rows, |batch| batch.check_targets())
         })
+        .map_err(|error| self.in_dimension(error))
     }
 
     /// Writes the loss into `losses`: reduced, or one per row if `reduction` is `None`. Unless `grad` is
@@ -183,6 +184,15 @@ impl Inputs {
                 Ok(())
             })
         })
+        .map_err(|error| self.in_dimension(error))
+    }
+
+    /// Names the dimension of the classes where another one may have been meant.
+    fn in_dimension(&self, mut error: Error) -> Error {
+        if let (Error::NotADistribution { got, .. }, 3..) = (&mut error, self.input.shape.len()) {
+            *got += &format!(" in dimension {}; pass `dim` if the classes are in another", self.class_axis);
+        }
+        error
     }
 
     /// Calls `compute` with the batch of `rows`, which are those of the input.

@@ -189,7 +189,7 @@ fn names_first_invalid_row() {
         let t = AnyRows::F64(Rows::from_slice(t.as_flattened(), 3).unwrap());
         let batch = Batch::new(&rows, Target::Distributions(&t)).unwrap();
         let error = batch.reduce(relaxed(0.1), Reduction::Mean).unwrap_err();
-        assert!(matches!(error, Error::Row { argument: "target", row: 12_345, .. }), "{error}");
+        assert!(matches!(error, Error::NotADistribution { row: 12_345, .. }), "{error}");
     }
 }
 

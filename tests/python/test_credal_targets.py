@@ -290,8 +290,49 @@ def test_rejects_invalid_distributions(row: list[float], reduction: str) -> None
     target = torch.full((2000, 3), 1 / 3)
     target[1234] = torch.tensor(row)
     target[1900] = torch.tensor(row)
-    with pytest.raises(ValueError, match=r"`target` to hold distributions.* row 1234 does not"):
+    with pytest.raises(ValueError, match=r"`target` to hold distributions.* row 1234 (sums to|holds) "):
         label_relaxation_loss(torch.randn(2000, 3), target, 0.1, reduction)
+
+
+@pytest.mark.parametrize(
+    ("row", "got"),
+    [
+        ([0.5, 0.5, 0.0051], "sums to 1.0051"),
+        ([0.494, 0.5, 0.0], "sums to 0.994"),
+        ([-2e-6, 0.5, 0.5], "holds -0.000002"),
+    ],
+    ids=str,
+)
+def test_the_message_says_what_a_row_is(row: list[float], got: str) -> None:
+    with pytest.raises(ValueError, match=rf"row 1 {got}\.$"):
+        label_relaxation_loss(torch.zeros(2, 3), torch.tensor([[0.5, 0.5, 0.0], row]))
+    target = torch.tensor(row).expand(1, 4, 3)
+    with pytest.raises(ValueError, match=rf"row 0 {got} in dimension 2; pass `dim` if"):
+        label_relaxation_loss(torch.zeros(1, 4, 3), target)
+
+
+@PATHS
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_soft_targets_of_a_teacher_in_half_precision(compute: Any, alpha: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(4)
+    z, teacher = 3 * torch.randn(2, 500, 30, generator=generator, dtype=torch.float64)
+    target = teacher.to(dtype).softmax(1).double()
+    error = (target.sum(1) - 1).abs().max()
+    assert 1e-4 < error < 5e-3
+    true = compute(z, target / target.sum(1, keepdim=True), alpha, "none")
+    torch.testing.assert_close(compute(z, target, alpha, "none"), true, rtol=1e-12, atol=1e-14)
+
+
+@PATHS
+def test_errors_of_rounding_are_clipped(compute: Any) -> None:
+    z = torch.randn(3, 40, dtype=torch.float64)
+    exact = torch.zeros(3, 40, dtype=torch.float64)
+    exact[0, 1], exact[1, 2], exact[2, 20:30] = 1.0, 1.0, 0.1
+    target = exact.clone()
+    target[0, 1], target[1, 39], target[2, 0] = 1.0000000000000002, -1e-17, -9e-7
+    true = compute(z, exact, 0.1, "none")
+    torch.testing.assert_close(compute(z, target, 0.1, "none"), true, rtol=1e-13, atol=1e-15)
 
 
 def test_rejects_empty_sets() -> None:

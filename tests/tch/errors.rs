@@ -62,7 +62,7 @@ fn errors_hold_the_row() {
     let (z, y) = (logits(&[4, 3], Kind::Float), classes(&[4], 3));
     let error = |target: &Tensor| label_relaxation(&z, target, 0.1, Reduction::Mean).unwrap_err();
     assert!(matches!(error(&(y + 3)), Error::TargetOutOfRange { row: 0, .. }));
-    assert!(matches!(error(&z.full_like(0.5)), Error::Row { row: 0, .. }));
+    assert!(matches!(error(&z.full_like(0.5)), Error::NotADistribution { row: 0, .. }));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::simd::{self, Element, Kernel, LANES, Real};
 use crate::threads::{self, Tiles};
 
 use super::batch::{Batch, GroupLoss, Scratch, Target};
-use super::row_target::{is_invalid, row_weight};
+use super::row_target::{fault, is_invalid, row_weight};
 
 /// How the losses of the rows become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,11 +91,12 @@ fn check_rows<E: Element>(batch: &Batch<'_, E>, invalid_row: usize) -> Result<()
     if invalid_row == usize::MAX {
         return Ok(());
     }
-    let why = match batch.target {
-        Target::Sets(_) => "sets of at least one class",
-        _ => "distributions, rows without negative numbers that sum to 1",
-    };
-    Err(Error::Row { argument: "target", row: invalid_row, why: why.into() })
+    Err(match batch.target {
+        Target::Distributions(rows) => {
+            Error::NotADistribution { row: invalid_row, got: fault(rows, invalid_row) }
+        }
+        _ => Error::Row { argument: "target", row: invalid_row, why: "sets of at least one class".into() },
+    })
 }
 
 fn tiles<E: Element>(batch: &Batch<'_, E>) -> Tiles {

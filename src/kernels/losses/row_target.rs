@@ -7,6 +7,9 @@ use crate::simd::{Element, LANES, Lanes, Real};
 use super::batch::{Batch, Scratch, Target};
 use super::exponentials::{BLOCK, larger, total};
 
+/// Negative numbers of this size in a distribution are errors of rounding, and count as 0.
+const ROUNDING: f64 = 1e-6;
+
 /// The target of one row.
 pub(super) enum RowTarget {
     /// One class. Targets of other types that mean one class are computed as such, to the bit.
@@ -92,8 +95,12 @@ pub(super) fn read<E: Element>(batch: &Batch<'_, E>, i: usize, scratch: &mut Scr
         }
         *sums = sum;
     }
+    let least = fold(least, |a, b| if b < a { b } else { a });
+    let negative = least < E::Wide::from_f64(-ROUNDING);
+    if least < zero && !negative {
+        clip(target, &mut scratch.target_sums);
+    }
     let sum = total(&scratch.target_sums);
-    let negative = fold(least, |a, b| if b < a { b } else { a }) < zero;
     let is_whole = (sum - 1.0).abs() <= rows.sum_tolerance(); // false for NaN
     if negative || !is_whole {
         RowTarget::Invalid
@@ -102,6 +109,35 @@ pub(super) fn read<E: Element>(batch: &Batch<'_, E>, i: usize, scratch: &mut Scr
     } else {
         RowTarget::Distribution(sum)
     }
+}
+
+/// Replaces negative numbers by 0, and sums the blocks again.
+#[inline(always)]
+fn clip<F: Real>(target: &mut [Lanes<F>], sums: &mut [Lanes<F>]) {
+    for (block, block_sum) in target.chunks_mut(BLOCK).zip(sums) {
+        let mut sum = [F::ZERO; LANES];
+        for t in block {
+            *t = lanes::max(&[F::ZERO; LANES], t);
+            sum = lanes::add(&sum, t);
+        }
+        *block_sum = sum;
+    }
+}
+
+/// What the row of a target has that no distribution has.
+pub(super) fn fault(rows: &AnyRows<'_>, i: usize) -> String {
+    let mut row = vec![0.0_f64; rows.shape().1];
+    rows.read(i, 0, &mut row);
+    match row.iter().find(|t| t.is_nan() || **t < -ROUNDING) {
+        Some(&t) => format!("holds {}", rounded(t)),
+        None => format!("sums to {}", rounded(row.iter().sum())),
+    }
+}
+
+/// To six places after the point, without the digits that conversion to double precision adds.
+fn rounded(x: f64) -> f64 {
+    let rounded = (x * 1e6).round() / 1e6;
+    if rounded.is_finite() { rounded } else { x }
 }
 
 /// The number of classes with a number above 0.
