@@ -17,6 +17,10 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The hyperparameter of each loss: its name, its range in words, the end of the range, whether it is closed.
 _HYPERPARAMETERS = dict(_native.hyperparameters())
 
+# The losses whose target may be a distribution, beside label relaxation.
+_SOFT = ("cross_entropy", "focal", "confidence_penalty")
+_TAKE_DISTRIBUTIONS = ("label_relaxation", *_SOFT)
+
 
 def check_hyperparameters(loss: str, parameter: object, reduction: object) -> None:
     """Raise what the kernel raises for the loss with this name."""
@@ -130,15 +134,24 @@ def check(input: Tensor, target: Tensor, options: Options) -> None:
     rows = shape[:dim] + shape[dim:][1:]
     for name in ("target_a", "target_b") if is_mixture else ("target",):
         target = tensors[name]
-        if target.dtype in (*FLOATS, torch.bool) and loss == "label_relaxation" and not is_mixture:
+        is_distribution = target.dtype in FLOATS and loss in _TAKE_DISTRIBUTIONS
+        is_set = target.dtype == torch.bool and loss == "label_relaxation"
+        if (is_distribution or is_set) and not is_mixture:
+            if loss != "label_relaxation" and options.ignore_index >= 0:
+                raise ValueError(
+                    "Expected argument `ignore_index` to be negative for distributions as `target`, "
+                    f"which have no class to ignore, but got {options.ignore_index}."
+                )
             if tuple(target.shape) != shape:
                 raise ValueError(
                     f"Expected argument `target` of type {target.dtype} to have shape {shape}, that of "
                     f"`input`, but got {tuple(target.shape)}."
                 )
         elif target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            takes_floats = target.dtype == torch.bool and loss in _SOFT
+            others = ", or distributions of a floating-point type" if takes_floats else ""
             raise TypeError(
-                f"Expected argument `{name}` to hold class indices of an integer type, "
+                f"Expected argument `{name}` to hold class indices of an integer type{others}, "
                 f"but got {target.dtype}."
             )
         elif tuple(target.shape) != rows:

@@ -51,6 +51,8 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
     from_logits = options.from_logits
     if options.loss == "uniform_penalty":
         losses = _uniform_penalty(rows, parameter, from_logits)
+    elif options.loss in _SOFT and rows.target is not None:
+        losses = _of_soft_targets(rows, rows.target, **{_SOFT[options.loss]: parameter})
     elif options.loss != "label_relaxation":
         losses = _OF_LOGITS[options.loss](rows, parameter)
     elif rows.target is None or rows.target.dtype == torch.bool:
@@ -125,7 +127,7 @@ def _rows(scores: Tensor, target: Tensor, options: Options) -> _Rows:
         scores = scores.where(counted.unsqueeze(-1), 0.0)
         return _Rows(scores, y.unsqueeze(-1), None, counted, weight, factor)
     factor = (counted if target_b is not None else torch.ones_like(counted)).to(scores.dtype)
-    if weight is not None:
+    if weight is not None and options.loss == "label_relaxation":  # the others weigh each class
         factor = factor * (dense * weight).sum(-1) / dense.sum(-1)
     return _Rows(scores.where(counted.unsqueeze(-1), 0.0), None, dense, counted, weight, factor)
 
@@ -257,6 +259,31 @@ def _confidence_penalty(rows: _Rows, beta: float | Tensor) -> Tensor:
     p = rows.scores.softmax(-1)
     return _label_relaxation(rows, 0.0, from_logits=True) + beta * (p * ln_p).sum(-1) * rows.factor
 
+
+def _of_soft_targets(
+    rows: _Rows,
+    target: Tensor,
+    label_smoothing: float | Tensor = 0.0,
+    gamma: float | Tensor = 0.0,
+    beta: float | Tensor = 0.0,
+) -> Tensor:
+    """The loss of a distribution t: the sum of ``w t (1 - p)^g (-ln p)``, minus ``b`` times the entropy."""
+    target = (1 - label_smoothing) * target / target.sum(-1, keepdim=True)
+    target = target + label_smoothing / target.shape[-1]
+    if rows.weight is not None:
+        target = target * rows.weight
+    ln_p = rows.scores.log_softmax(-1)
+    finite = ln_p.masked_fill(ln_p == -math.inf, -1000.0)  # where p is 0, so is its product with ln p
+    losses = -target * ln_p
+    if gamma != 0:
+        q = -finite.expm1()
+        losses = losses * (gamma * q.where(q > 0, 1.0).log()).exp().where(q > 0, 0.0)
+    losses = losses.where(target > 0, 0.0).sum(-1)
+    return losses + beta * (finite.exp() * finite).sum(-1) * target.sum(-1)
+
+
+# The losses whose target may be a distribution, and their hyperparameters.
+_SOFT = {"cross_entropy": "label_smoothing", "focal": "gamma", "confidence_penalty": "beta"}
 
 _OF_LOGITS = {
     "cross_entropy": _cross_entropy,

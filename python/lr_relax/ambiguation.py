@@ -55,7 +55,8 @@ def ambiguous_target(
     """
     _check_threshold(threshold)
     dim = class_dim(input, target, dim)
-    check(input, target, Options("cross_entropy", 0.0, "none", dim, ignore_index, None, from_logits))
+    # Checked as for a loss that takes nothing but class indices.
+    check(input, target, Options("dual_focal", 0.0, "none", dim, ignore_index, None, from_logits))
     if runs_natively(input):
         check_classes(target, input.shape[dim], ignore_index)
     p = input.detach()
@@ -135,7 +136,6 @@ class RobustDataAmbiguationLoss(_Loss):
         check_hyperparameters("label_relaxation", alpha, reduction)
         _check_threshold(threshold)
         super().__init__(
-            None,
             alpha=alpha,
             threshold=threshold,
             reduction=reduction,

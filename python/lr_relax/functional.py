@@ -58,7 +58,8 @@ def label_relaxation_loss(
 
             No gradient flows to the target.
         alpha: The imprecision in [0, 1): the probability that the set leaves to the other classes. 0 gives
-            cross-entropy. A tensor that broadcasts to the rows gives each row its own; it may require a
+            cross-entropy; for a distribution the divergence from it, which is smaller by its entropy and has
+            the same gradient. A tensor that broadcasts to the rows gives each row its own; it may require a
             gradient.
         reduction: "mean" (over the rows that are not ignored, weighted by `weight`), "sum" or "none".
         dim: The class dimension, by default the last one. Pass 1 for inputs in the layout of
@@ -174,11 +175,15 @@ def cross_entropy_loss(
 
         F.cross_entropy(input, target, label_smoothing=label_smoothing)
 
-    including the meaning of `weight` and of "mean".
+    including the meaning of `weight` and of "mean". With distributions as target, the sum over the classes of
+    ``-weight * target * log_softmax(input)``, the "mean" is over all rows, whatever their weights.
 
     Args:
+        target: Class indices in [0, C), or distributions: floating-point in the shape of `input`, with
+            non-negative rows that sum to 1. They have no `ignore_index`; one of at least 0 is refused. No
+            gradient flows to them, and where one is 0, so is its term.
         label_smoothing: The part of the target that is spread evenly over all classes, in [0, 1].
-        input, target, reduction, dim, ignore_index, weight, inplace: As in
+        input, reduction, dim, ignore_index, weight, inplace: As in
             `label_relaxation_loss`, as are the result and the errors.
 
     Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7.
@@ -210,8 +215,11 @@ def focal_loss(
         (-((1 - p) ** gamma) * log(p)).mean()
 
     Args:
+        target: Class indices in [0, C), or distributions as in `cross_entropy_loss`. The loss of a
+            distribution is defined as ``-(target * (1 - p) ** gamma * log(p)).sum(1)`` with
+            ``p = softmax(input, 1)``, the expected loss of a class that is drawn from it.
         gamma: How much confident rows are discounted, at least 0; 0 gives cross-entropy.
-        input, target, reduction, dim, ignore_index, weight, inplace: As in
+        input, reduction, dim, ignore_index, weight, inplace: As in
             `label_relaxation_loss`, as are the result and the errors. `weight` is called alpha in the
             paper.
 
@@ -250,8 +258,9 @@ def dual_focal_loss(
     can cause.
 
     Args:
+        target: Class indices in [0, C).
         gamma: How much confident rows are discounted, at least 0; 0 gives cross-entropy.
-        input, target, reduction, dim, ignore_index, weight, inplace: As in
+        input, reduction, dim, ignore_index, weight, inplace: As in
             `label_relaxation_loss`, as are the result and the errors.
 
     Source: Tao, Dong and Xu, "Dual Focal Loss for Calibration", ICML 2023.
@@ -283,8 +292,10 @@ def confidence_penalty_loss(
         (-log(p[range(N), target]) + beta * (p * log(p)).sum(1)).mean()
 
     Args:
+        target: Class indices in [0, C), or distributions as in `cross_entropy_loss`; the first term is the
+            cross-entropy with them. `weight` scales the entropy by the expected weight of the row.
         beta: The factor of the entropy, at least 0; 0 gives cross-entropy.
-        input, target, reduction, dim, ignore_index, weight, inplace: As in
+        input, reduction, dim, ignore_index, weight, inplace: As in
             `label_relaxation_loss`, as are the result and the errors.
 
     Source: Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions", 2017,

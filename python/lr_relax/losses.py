@@ -29,30 +29,35 @@ class _Loss(nn.Module):
 
     weight: Tensor | None
 
-    def __init__(self, weight: Tensor | None, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
         for name, value in options.items():
-            if isinstance(value, Tensor) and not value.is_meta and not ((value >= 0) & (value < 1)).all():
-                raise ValueError(f"Expected argument `{name}` to hold numbers in [0, 1), but got {value!r}.")
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            has_values = name == "alpha" and isinstance(value, Tensor) and not value.is_meta
+            if has_values and not ((value >= 0) & (value < 1)).all():
+                raise ValueError(f"Expected argument `alpha` to hold numbers in [0, 1), but got {value!r}.")
+            if name.endswith("weight") and not isinstance(value, Tensor | None):
+                raise TypeError(f"Expected argument `{name}` to be a tensor, but got {value!r}.")
+            is_parameter = isinstance(value, nn.Parameter)
+            if name.endswith("weight") or (isinstance(value, Tensor) and not is_parameter):
                 self.register_buffer(name, value)  # moves with .to()
             else:
                 setattr(self, name, value)
         self._names = tuple(options)
 
     def _options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._names} | {"weight": self.weight}
+        return {name: getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
         """The arguments that `print(module)` shows: hyperparameter, reduction, and what is not a default."""
-        defaults = {"dim": None, "ignore_index": -100, "from_logits": True, "inplace": False}
-        values = {name: getattr(self, name) for name in self._names}
-        shown = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
-        return ", ".join(
-            f"{k}={f'tensor of shape {tuple(v.shape)}' if isinstance(v, Tensor) else repr(v)}"
-            for k, v in shown.items()
-        )
+        defaults = {"weight": None, "pos_weight": None, "dim": None, "ignore_index": -100}
+        defaults |= {"from_logits": True, "inplace": False}
+        shown = []
+        for name, value in self._options().items():
+            if isinstance(value, Tensor):
+                shown.append(f"{name}=tensor of shape {tuple(value.shape)}")
+            elif name not in defaults or value != defaults[name]:
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
 
 
 class LabelRelaxationLoss(_Loss):
@@ -87,11 +92,11 @@ class LabelRelaxationLoss(_Loss):
     ) -> None:
         check_hyperparameters("label_relaxation", alpha, reduction)
         super().__init__(
-            weight,
             alpha=alpha,
             reduction=reduction,
             dim=dim,
             ignore_index=ignore_index,
+            weight=weight,
             from_logits=from_logits,
             inplace=inplace,
         )
@@ -133,7 +138,12 @@ class MixupLabelRelaxationLoss(_Loss):
     ) -> None:
         check_hyperparameters("label_relaxation", alpha, reduction)
         super().__init__(
-            weight, alpha=alpha, reduction=reduction, dim=dim, ignore_index=ignore_index, inplace=inplace
+            alpha=alpha,
+            reduction=reduction,
+            dim=dim,
+            ignore_index=ignore_index,
+            weight=weight,
+            inplace=inplace,
         )
 
     def forward(self, logits: Tensor, target_a: Tensor, target_b: Tensor, lam: float | Tensor) -> Tensor:
@@ -144,9 +154,9 @@ class MixupLabelRelaxationLoss(_Loss):
 class CrossEntropyLoss(_Loss):
     """Cross-entropy with label smoothing, in one pass over the logits.
 
-    Equivalent to `nn.CrossEntropyLoss(label_smoothing=label_smoothing)`. See
-    `lr_relax.functional.cross_entropy_loss` for the arguments and their ranges, and `LabelRelaxationLoss` for
-    the shapes.
+    Equivalent to `nn.CrossEntropyLoss(weight, ignore_index=..., reduction=..., label_smoothing=...)`, with
+    the classes in dimension `dim`. See `lr_relax.functional.cross_entropy_loss` for the arguments and their
+    ranges, and `LabelRelaxationLoss` for the shapes; a target is class indices or distributions.
 
     Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7.
 
@@ -158,26 +168,26 @@ class CrossEntropyLoss(_Loss):
 
     def __init__(
         self,
-        label_smoothing: float = 0.0,
-        reduction: str = "mean",
-        *,
-        dim: int | None = None,
-        ignore_index: int = -100,
         weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        dim: int | None = None,
         inplace: bool = False,
     ) -> None:
         check_hyperparameters("cross_entropy", label_smoothing, reduction)
         super().__init__(
-            weight,
             label_smoothing=label_smoothing,
             reduction=reduction,
             dim=dim,
             ignore_index=ignore_index,
+            weight=weight,
             inplace=inplace,
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of `input`, (..., C), for the class indices `target`, (...)."""
+        """The loss of `input`, (..., C), for `target`: class indices, (...), or distributions, (..., C)."""
         return cross_entropy_loss(input, target, **self._options())
 
 
@@ -206,11 +216,16 @@ class FocalLoss(_Loss):
     ) -> None:
         check_hyperparameters("focal", gamma, reduction)
         super().__init__(
-            weight, gamma=gamma, reduction=reduction, dim=dim, ignore_index=ignore_index, inplace=inplace
+            gamma=gamma,
+            reduction=reduction,
+            dim=dim,
+            ignore_index=ignore_index,
+            weight=weight,
+            inplace=inplace,
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of `input`, (..., C), for the class indices `target`, (...)."""
+        """The loss of `input`, (..., C), for `target`: class indices, (...), or distributions, (..., C)."""
         return focal_loss(input, target, **self._options())
 
 
@@ -239,7 +254,12 @@ class DualFocalLoss(_Loss):
     ) -> None:
         check_hyperparameters("dual_focal", gamma, reduction)
         super().__init__(
-            weight, gamma=gamma, reduction=reduction, dim=dim, ignore_index=ignore_index, inplace=inplace
+            gamma=gamma,
+            reduction=reduction,
+            dim=dim,
+            ignore_index=ignore_index,
+            weight=weight,
+            inplace=inplace,
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -273,9 +293,14 @@ class ConfidencePenaltyLoss(_Loss):
     ) -> None:
         check_hyperparameters("confidence_penalty", beta, reduction)
         super().__init__(
-            weight, beta=beta, reduction=reduction, dim=dim, ignore_index=ignore_index, inplace=inplace
+            beta=beta,
+            reduction=reduction,
+            dim=dim,
+            ignore_index=ignore_index,
+            weight=weight,
+            inplace=inplace,
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of `input`, (..., C), for the class indices `target`, (...)."""
+        """The loss of `input`, (..., C), for `target`: class indices, (...), or distributions, (..., C)."""
         return confidence_penalty_loss(input, target, **self._options())

@@ -13,6 +13,11 @@ pub(super) fn loss(options: Options, tensors: &Tensors) -> Result<Tensor, Error>
     let rows = Rows::new(options, tensors)?;
     let losses = match options.loss {
         Loss::LabelRelaxation(loss) => label_relaxation(&rows, loss, tensors.alpha.as_ref()),
+        Loss::CrossEntropy(loss) if rows.class.is_none() => {
+            soft_target(&rows, loss.label_smoothing, 0.0, 0.0)
+        }
+        Loss::Focal(loss) if rows.class.is_none() => soft_target(&rows, 0.0, loss.gamma, 0.0),
+        Loss::ConfidencePenalty(loss) if rows.class.is_none() => soft_target(&rows, 0.0, 0.0, loss.beta),
         Loss::CrossEntropy(loss) => cross_entropy(&rows, loss.label_smoothing),
         Loss::Focal(loss) => focal(&rows, loss.gamma),
         Loss::DualFocal(loss) => dual_focal(&rows, loss.gamma),
@@ -80,7 +85,10 @@ impl Rows {
             (Some(y.f_unsqueeze(-1)?), one_hot(&y)?.f_to_kind(Kind::Bool)?, counted)
         };
         let mut row_weight = counted.f_to_kind(kind)?;
-        if let Some(class_weight) = &class_weight {
+        // With distributions, only label relaxation weighs rows; the other losses weigh each class.
+        if let Some(class_weight) =
+            class_weight.as_ref().filter(|_| class.is_some() || options.loss.is_credal())
+        {
             let of_target = sum(&target.f_mul(class_weight)?)?.f_div(&sum(&target)?)?;
             row_weight = row_weight.f_mul(&of_target)?;
         }
@@ -193,6 +201,29 @@ fn active_bounds(p: &Tensor, bound: &Tensor, alpha: &Tensor) -> Result<Tensor, E
     let active = bound_sorted.f_mul(&p_free)?.f_gt_tensor(&q_free.f_mul(&p_sorted)?)?;
     let active = active.f_scatter(-1, &order, &active)?;
     Ok(active.f_logical_and(&bound.f_gt_tensor(p)?.f_any_dim(-1, true)?)?)
+}
+
+/// The formula is in src/kernels/losses/soft_target.rs.
+fn soft_target(rows: &Rows, label_smoothing: f64, gamma: f64, beta: f64) -> Result<Tensor, Error> {
+    let target =
+        rows.target.f_div(&sum(&rows.target)?.f_unsqueeze(-1)?)?.f_mul_scalar(1.0 - label_smoothing)?;
+    let mut target = target.f_add_scalar(label_smoothing / *target.size().last().unwrap_or(&1) as f64)?;
+    if let Some(class_weight) = &rows.class_weight {
+        target = target.f_mul(class_weight)?;
+    }
+    let ln_p = rows.scores.f_log_softmax(-1, None)?;
+    // Where p is 0, so is its product with ln p.
+    let finite = ln_p.f_masked_fill(&ln_p.f_eq(f64::NEG_INFINITY)?, -1000.0)?;
+    let mut losses = target.f_mul(&ln_p)?.f_neg()?;
+    if gamma != 0.0 {
+        let q = finite.f_expm1()?.f_neg()?;
+        let some = q.f_gt(0.0)?;
+        let power = q.f_where_scalarother(&some, 1.0)?.f_log()?.f_mul_scalar(gamma)?.f_exp()?;
+        losses = losses.f_mul(&power.f_where_scalarother(&some, 0.0)?)?;
+    }
+    let losses = sum(&losses.f_where_scalarother(&target.f_gt(0.0)?, 0.0)?)?;
+    let entropy = sum(&finite.f_exp()?.f_mul(&finite)?)?.f_neg()?;
+    Ok(losses.f_sub(&entropy.f_mul(&sum(&target)?)?.f_mul_scalar(beta)?)?)
 }
 
 /// The formula is in src/kernels/losses/cross_entropy.rs.

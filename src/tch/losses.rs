@@ -161,8 +161,8 @@ impl Criterion {
 
     /// The loss of `input`, (..., C), for the classes `target`, (...).
     ///
-    /// For label relaxation, `target` can also have the shape of `input`: sets of classes (bool) or distributions
-    /// (floating-point).
+    /// `target` can also have the shape of `input`: distributions (floating-point), except for the dual focal loss, or
+    /// for label relaxation sets of classes (bool).
     ///
     /// # Errors
     ///
@@ -313,6 +313,9 @@ mod tests {
             let relaxation = matches!(loss, Loss::LabelRelaxation(_));
             let probabilities = matches!(loss, Loss::LabelRelaxation(l) if l.scores == Scores::Probabilities);
             let mut targets = vec![(&y, None)];
+            if loss.takes_distributions() && !relaxation {
+                targets.push((&distributions, None));
+            }
             if relaxation {
                 targets.extend([(&y, Some((&second, &share))), (&sets, None), (&distributions, None)]);
             }

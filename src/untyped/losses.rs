@@ -235,7 +235,7 @@ pub(crate) enum Gradient<'a> {
 
 /// Checks types and shapes without reading any memory; returns the class axis.
 pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Error> {
-    let Arguments { input, target, mixed, weight, alpha, dim, .. } = arguments;
+    let Arguments { input, target, mixed, weight, alpha, dim, ignore_index } = arguments;
     if !input.dtype.is_float() {
         return Err(Error::r#type(format!(
             "Expected argument `input` to be of a floating-point type, but got {}.",
@@ -255,7 +255,13 @@ pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Erro
                 check_numbers("lam", share, &rows)?;
             }
         }
-        None if target.is_dense() && loss.is_credal() => {
+        None if takes_dense(loss, target.dtype) => {
+            if !loss.is_credal() && *ignore_index >= 0 {
+                return Err(Error::value(format!(
+                    "Expected argument `ignore_index` to be negative for distributions as `target`, \
+                     which have no class to ignore, but got {ignore_index}."
+                )));
+            }
             if target.shape != input.shape {
                 return Err(Error::value(format!(
                     "Expected argument `target` of type {} to have shape {}, that of `input`, but got {}.",
@@ -264,6 +270,13 @@ pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Erro
                     tuple(&target.shape)
                 )));
             }
+        }
+        None if target.is_dense() && loss.takes_distributions() => {
+            return Err(Error::r#type(format!(
+                "Expected argument `target` to hold class indices of an integer type, or distributions of a \
+                 floating-point type, but got {}.",
+                target.type_name()
+            )));
         }
         None => check_classes("target", target, input, &rows)?,
     }
@@ -285,6 +298,11 @@ pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Erro
         )));
     }
     Ok(class_axis)
+}
+
+/// Whether the loss takes targets of this type with a value for each class.
+fn takes_dense(loss: Loss, dtype: Dtype) -> bool {
+    if dtype.is_float() { loss.takes_distributions() } else { dtype == Dtype::Bool && loss.is_credal() }
 }
 
 fn check_classes(name: &str, target: &View, input: &View, rows: &[usize]) -> Result<(), Error> {

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use half::bf16;
 use lr_relax::losses::{
-    Batch, ConfidencePenalty, CrossEntropy, DualFocal, LabelRelaxation, Loss, Reduction, Scores, Target,
+    Batch, ConfidencePenalty, CrossEntropy, DualFocal, Focal, LabelRelaxation, Loss, Reduction, Scores,
+    Target,
 };
 use lr_relax::rows::{AnyRows, Error, Rows, RowsMut, Targets};
 use lr_relax::simd::{Element, Isa, Real};
@@ -54,6 +55,9 @@ fn cases(n_classes: usize, rows: Range<usize>) -> Vec<(Target<'static>, Loss)> {
         (first.into(), CrossEntropy::new(0.1).unwrap().into()),
         (first.into(), ConfidencePenalty::new(0.3).unwrap().into()),
         (first.into(), DualFocal::new(2.0).unwrap().into()),
+        (Target::Distributions(distributions), CrossEntropy::new(0.1).unwrap().into()),
+        (Target::Distributions(distributions), Focal::new(2.0).unwrap().into()),
+        (Target::Distributions(distributions), ConfidencePenalty::new(0.3).unwrap().into()),
     ]
 }
 

@@ -43,9 +43,10 @@ def targets(n_classes: int) -> dict[str, tuple[type[torch.nn.Module], tuple[Any,
         "sets": (LabelRelaxationLoss, (sets,)),
         "distributions": (LabelRelaxationLoss, (votes / votes.sum(1, keepdim=True),)),
         "mixtures": (MixupLabelRelaxationLoss, (y, other, 0.3)),
-        "cross_entropy": (partial(CrossEntropyLoss, 0.1), (y,)),  # type: ignore[dict-item]
+        "cross_entropy": (partial(CrossEntropyLoss, label_smoothing=0.1), (y,)),  # type: ignore[dict-item]
         "plain cross_entropy": (CrossEntropyLoss, (y,)),
         "focal": (FocalLoss, (y,)),
+        "soft focal": (FocalLoss, (votes / votes.sum(1, keepdim=True),)),
         "confidence_penalty": (ConfidencePenaltyLoss, (y,)),
         "ambiguation": (RobustDataAmbiguationLoss, (y,)),
     }

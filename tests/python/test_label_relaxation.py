@@ -424,7 +424,8 @@ def test_module() -> None:
     z, y, weight = torch.randn(6, 4), torch.randint(4, (6,)), torch.rand(4)
     module = LabelRelaxationLoss(0.3, "sum", weight=weight, ignore_index=1)
     assert module(z, y).equal(label_relaxation_loss(z, y, 0.3, "sum", weight=weight, ignore_index=1))
-    assert repr(module) == "LabelRelaxationLoss(alpha=0.3, reduction='sum', ignore_index=1)"
+    shown = "alpha=0.3, reduction='sum', ignore_index=1, weight=tensor of shape (4,)"
+    assert repr(module) == f"LabelRelaxationLoss({shown})"
     assert list(module.state_dict()) == ["weight"]  # moves with .to()
     assert repr(LabelRelaxationLoss()) == "LabelRelaxationLoss(alpha=0.1, reduction='mean')"
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import lr_relax
 import pytest
@@ -85,6 +86,9 @@ LOSSES = [
         penalized,
     ),
 ]
+# Those that take distributions, beside label relaxation.
+SOFT = [loss for loss in LOSSES if loss.name in ("cross_entropy", "focal", "confidence_penalty")]
+EACH_SOFT = pytest.mark.parametrize("loss", SOFT, ids=lambda loss: loss.name)
 EACH = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -187,7 +191,7 @@ def test_tracing(loss: Loss) -> None:
     torch.testing.assert_close(
         torch.func.vmap(compute)(torch.stack([z, 2 * z])), torch.stack([value, compute(2 * z)])
     )
-    module = loss.module(loss.values[1])
+    module = loss.module(**{loss.parameter: loss.values[1]})
     exported = torch.export.export(module, (z, y)).module()
     torch.testing.assert_close(exported(z, y), value)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -197,9 +201,10 @@ def test_tracing(loss: Loss) -> None:
 @EACH
 def test_module(loss: Loss) -> None:
     z, y, weight = torch.randn(6, 4), torch.randint(4, (6,)), torch.rand(4)
-    module = loss.module(loss.values[1], "sum", weight=weight, ignore_index=1)
+    hyperparameter = {loss.parameter: loss.values[1]}
+    module = loss.module(**hyperparameter, reduction="sum", weight=weight, ignore_index=1)
     assert module(z, y).equal(loss.function(z, y, loss.values[1], "sum", weight=weight, ignore_index=1))
-    shown = f"{loss.parameter}={loss.values[1]}, reduction='sum', ignore_index=1"
+    shown = f"{loss.parameter}={loss.values[1]}, reduction='sum', ignore_index=1, weight=tensor of shape (4,)"
     assert repr(module) == f"{loss.module.__name__}({shown})"
     assert list(module.state_dict()) == ["weight"]  # moves with .to()
 
@@ -215,7 +220,7 @@ def test_wrong_hyperparameters(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> N
             loss.function(z, y, wrong)
         messages.add(str(native.value))
         with pytest.raises(error) as module:
-            loss.module(wrong)
+            loss.module(**{loss.parameter: wrong})
         messages.add(str(module.value))
         with monkeypatch.context() as patch:
             patch.setattr(_autograd, "runs_natively", lambda input: False)
@@ -224,7 +229,8 @@ def test_wrong_hyperparameters(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> N
         messages.add(str(traced.value))
         assert len(messages) == 1
     if loss.name != "label_relaxation":
-        for target in (torch.rand(4, 3), torch.rand(4, 3) > 0.5):
+        takes_distributions = loss in SOFT
+        for target in (torch.rand(4, 3) > 0.5, *([] if takes_distributions else [torch.rand(4, 3)])):
             with pytest.raises(TypeError, match=r"`target` to hold class indices of an integer type"):
                 loss.function(z, target)
     with pytest.raises(IndexError, match=r"`target` to hold classes in \[0, 3\), but got 3 at row 1"):
@@ -312,6 +318,176 @@ def test_cross_entropy_of_torch(label_smoothing: float, reduction: str, n_classe
             lambda x, w=w: F.cross_entropy(x, y, w, label_smoothing=label_smoothing, reduction=reduction), z
         )
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_cross_entropy_takes_the_arguments_of_torch() -> None:
+    z, y = torch.randn(20, 4, dtype=torch.float64), torch.randint(4, (20,))
+    weight = torch.rand(4, dtype=torch.float64)
+    options: dict[str, Any] = {"ignore_index": 2, "reduction": "sum", "label_smoothing": 0.1}
+    ours, theirs = lr_relax.CrossEntropyLoss(weight, **options), torch.nn.CrossEntropyLoss(weight, **options)
+    torch.testing.assert_close(ours(z, y), theirs(z, y))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    with pytest.raises(TypeError, match="`weight` to be a tensor"):
+        lr_relax.CrossEntropyLoss(0.1)  # type: ignore[arg-type]
+
+
+def distributions(n_classes: int, generator: torch.Generator) -> Tensor:
+    """Softmaxes, some sharp, some with classes of probability 0, and one class alone."""
+    scores = torch.randn(40, n_classes, generator=generator, dtype=torch.float64)
+    scores[10:20] *= 8
+    scores[20:30, 1::2] = -math.inf
+    target = scores.softmax(1)
+    target[30:] = F.one_hot(torch.arange(10) % n_classes, n_classes).double()
+    return target
+
+
+@option_cases(label_smoothing=[0.0, 0.1, 1.0], n_classes=[2, 3, 16, 40, 300])
+def test_soft_cross_entropy_of_torch(reduction: str, label_smoothing: float, n_classes: int) -> None:
+    generator = torch.Generator().manual_seed(n_classes)
+    z = 4 * torch.randn(40, n_classes, generator=generator, dtype=torch.float64)
+    target = distributions(n_classes, generator)
+    for weight in (None, torch.rand(n_classes, generator=generator, dtype=torch.float64)):
+        options: dict[str, Any] = {
+            "weight": weight,
+            "label_smoothing": label_smoothing,
+            "reduction": reduction,
+        }
+        ours = value_and_grad(lambda x, o=options: lr_relax.cross_entropy_loss(x, target, **o), z)
+        theirs = value_and_grad(lambda x, o=options: F.cross_entropy(x, target, **o), z)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def soft_formula(loss: Loss, z: Tensor, target: Tensor, parameter: float) -> Tensor:
+    ln_p = z.log_softmax(1)
+    p = ln_p.exp()
+    terms = -target * ln_p
+    if loss.name == "focal":
+        terms = terms * (1 - p) ** parameter
+    if loss.name == "cross_entropy":
+        terms = (1 - parameter) * terms - parameter / z.shape[1] * ln_p
+    if loss.name == "confidence_penalty":
+        terms = terms + parameter * p * ln_p * target.sum(1, keepdim=True)
+    return terms.sum(1)
+
+
+@EACH_SOFT
+@pytest.mark.parametrize("native", [True, False], ids=["kernel", "reference"])
+@pytest.mark.parametrize("n_classes", [2, 17, 40, 300])
+def test_soft_targets(loss: Loss, native: bool, n_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+    generator = torch.Generator().manual_seed(n_classes)
+    z = 3 * torch.randn(40, n_classes, generator=generator, dtype=torch.float64)
+    target = distributions(n_classes, generator)
+    for parameter in loss.values:
+        got = value_and_grad(lambda x, p=parameter: loss.function(x, target, p, "none"), z)
+        true = value_and_grad(lambda x, p=parameter: soft_formula(loss, x, target, p), z)
+        torch.testing.assert_close(got, true, rtol=1e-11, atol=1e-13)
+        # As the expected loss of a class: the classes' own losses are computed elsewhere.
+        if loss.name != "cross_entropy":
+            y = target[30:].argmax(1)
+            torch.testing.assert_close(got[0][30:], loss.function(z[30:], y, parameter, "none"))
+        weight = torch.rand(n_classes, generator=generator, dtype=torch.float64)
+        mean = value_and_grad(lambda x, p=parameter: loss.function(x, target, p, weight=weight), z)
+        if loss.name != "cross_entropy":
+            weighted = value_and_grad(
+                lambda x, p=parameter: soft_formula(loss, x, weight * target, p).mean(), z
+            )
+            torch.testing.assert_close(mean, weighted, rtol=1e-11, atol=1e-13)
+
+
+@EACH_SOFT
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", [1, 2])
+def test_soft_targets_of_all_types(loss: Loss, dtype: torch.dtype, dim: int) -> None:
+    generator = torch.Generator().manual_seed(7)
+    z = 3 * torch.randn(40, 30, generator=generator).to(dtype)
+    target = distributions(30, generator)
+    eps = torch.finfo(dtype).eps
+    for parameter in loss.values:
+        true = value_and_grad(lambda x, p=parameter: soft_formula(loss, x, target, p), z.double())
+        layout = [x.reshape(4, 10, 30).movedim(2, dim).contiguous() for x in (z, target.float())]
+        value, grad = value_and_grad(
+            lambda x, p=parameter: loss.function(x, layout[1], p, "none", dim=dim), layout[0]
+        )
+        assert (value.dtype, grad.dtype) == (torch.float32, dtype)
+        torch.testing.assert_close(value.reshape(40).double(), true[0], rtol=2e-6, atol=2e-6)
+        grad = grad.movedim(dim, 2).reshape(40, 30)
+        torch.testing.assert_close(grad.double(), true[1], rtol=eps, atol=1e-6)
+
+
+@EACH_SOFT
+def test_soft_targets_of_confident_predictions(loss: Loss) -> None:
+    """Where 1 - p would cancel: the gradient of the mean loss keeps its relative precision."""
+    z = torch.zeros(1, 20)
+    z[0, 3] = 25.0
+    target = F.one_hot(torch.tensor([3]), 20)
+    for parameter in (v for v in loss.values if v < 1):
+        got = value_and_grad(lambda x, p=parameter: loss.function(x, target.float(), p), z)
+        true = value_and_grad(lambda x, p=parameter: loss.function(x, target.argmax(1), p), z.double())
+        torch.testing.assert_close([x.double() for x in got], list(true), rtol=1e-5, atol=0)
+
+
+@EACH_SOFT
+@pytest.mark.parametrize("native", [True, False], ids=["kernel", "reference"])
+def test_soft_targets_of_impossible_classes(
+    loss: Loss, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+    z = torch.randn(5, 20, dtype=torch.float64)
+    z[:, 15:] = -math.inf
+    z[2, 1:] = -math.inf
+    z[3, 0], z[4, 0] = math.nan, math.inf
+    target = torch.zeros(5, 20, dtype=torch.float64)
+    target[:, 0] = 1.0
+    target[1, 0], target[1, 16] = 0.5, 0.5
+    for parameter in (v for v in loss.values if loss.name != "cross_entropy" or v == 0):
+        value, grad = value_and_grad(lambda x, p=parameter: loss.function(x, target, p, "none"), z)
+        true = loss.function(z[0, :15], torch.tensor(0), parameter)
+        torch.testing.assert_close(value[0], true)
+        assert value[1] == math.inf
+        assert value[2] == 0
+        assert value[3:].isnan().all()
+        assert grad[:3].isfinite().all()
+        assert grad[0, 15:].eq(0).all()
+        assert grad[1, 16] == -0.5  # pulled with its full weight
+        assert grad[2].eq(0).all()
+        assert grad[3:].isnan().all()
+
+
+@EACH_SOFT
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradients_of_soft_gradients(loss: Loss, reduction: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(3, 5, dtype=torch.float64, generator=generator).requires_grad_()
+    target, weight = distributions(5, generator)[[0, 20, 30]], torch.rand(5, dtype=torch.float64) + 0.5
+    for parameter in loss.values:
+
+        def compute(x: Tensor, parameter: float = parameter) -> Tensor:
+            return loss.function(x, target, parameter, reduction, weight=weight)
+
+        assert gradcheck(compute, z)
+        assert gradgradcheck(compute, z)
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(value_and_grad(compiled, z), value_and_grad(compute, z))
+
+
+@EACH_SOFT
+def test_wrong_soft_targets(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    z = torch.randn(2, 3)
+    with pytest.raises(ValueError, match=r"`target` to hold distributions.* row 1 sums to 1\.5\.$"):
+        loss.function(z, torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.5, 0.5]]))
+    messages = set()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"`ignore_index` to be negative for distributions.*got 2"):
+            loss.function(z, torch.full((2, 3), 1 / 3), ignore_index=2)
+        for target, error in ((z > 0, TypeError), (torch.ones(2, 2), ValueError)):
+            with pytest.raises(error, match="`target`") as caught:
+                loss.function(z, target)
+            messages.add(str(caught.value))
+        monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+    assert len(messages) == 2  # the kernel and the reference say the same
 
 
 @given(st.lists(st.floats(-700, 700), min_size=2, max_size=40), st.data())

@@ -10,7 +10,7 @@ use crate::simd::lanes::fold;
 use crate::simd::{Element, Isa, LANES, Lanes, Real};
 
 use super::exponentials::Exponentials;
-use super::hyperparameter::Hyperparameter;
+use super::hyperparameter::{Hyperparameter, SoftTargetLoss};
 
 /// What the rows are compared with.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,7 @@ pub enum Target<'a> {
     Classes(&'a Targets),
     /// A set of classes for each row: those with a number above 0. Label relaxation only.
     Sets(&'a AnyRows<'a>),
-    /// A distribution for each row. Label relaxation only.
+    /// A distribution for each row. Not for the dual focal loss.
     Distributions(&'a AnyRows<'a>),
     /// Two classes for each row, the first with probability `share`. Label relaxation only.
     Mixtures {
@@ -242,8 +242,8 @@ fn check_numbers(
     }
 }
 
-/// What every loss provides.
-pub(super) trait GroupLoss: Copy {
+/// A loss as one of the list of losses.
+pub(super) trait NamedLoss: GroupLoss {
     /// The loss's hyperparameter.
     const PARAMETER: Hyperparameter;
     /// Whether the loss takes sets, distributions and mixtures as targets, an alpha per row, and probabilities.
@@ -252,11 +252,19 @@ pub(super) trait GroupLoss: Copy {
     /// The loss with this hyperparameter, of rows that hold `scores`.
     fn with(parameter: f64, scores: Scores) -> Result<Self, Error>;
 
+    /// What the loss is for distributions, if it takes them and is not credal.
+    fn of_distributions(&self) -> Option<SoftTargetLoss> {
+        None
+    }
+}
+
+/// What computes a loss.
+pub(super) trait GroupLoss: Copy {
     /// The largest number of scores in a group of more than one row.
     fn group_size(&self) -> usize;
 
     /// Computes the weighted losses of up to sixteen rows, and writes their gradients, times the batch's factor.
-    /// `CLASSES` is true for targets that are class indices, and always if the loss is not credal.
+    /// `CLASSES` is true for targets that are class indices, and always if the loss takes no others.
     fn group<E: Element, const CLASSES: bool>(
         &self,
         batch: &Batch<'_, E>,

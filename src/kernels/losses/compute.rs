@@ -7,7 +7,7 @@ use crate::rows::Error;
 use crate::simd::{self, Element, Kernel, LANES, Real};
 use crate::threads::{self, Tiles};
 
-use super::batch::{Batch, GroupLoss, Scratch, Target};
+use super::batch::{Batch, GroupLoss, NamedLoss, Scratch, Target};
 use super::row_target::{fault, is_invalid, row_weight};
 
 /// How the losses of the rows become one.
@@ -21,6 +21,10 @@ pub enum Reduction {
 
 /// The choice of a loss at run time.
 pub(super) trait Dispatch: Copy + Send + Sync {
+    /// Whether the weight of a row with a distribution is the expected weight of its classes. For other losses each
+    /// class has its own weight, and as in PyTorch the mean is over the number of rows.
+    fn is_credal(self) -> bool;
+
     /// Calls [`Task::groups`] with the loss.
     fn run<E: Element>(self, task: Task<'_, E>) -> usize;
 }
@@ -34,7 +38,7 @@ pub(super) fn reduce<E: Element>(
     check_in_place(batch)?;
     let factor = match reduction {
         Reduction::Sum => 1.0,
-        Reduction::Mean => 1.0 / total_weight(batch),
+        Reduction::Mean => 1.0 / total_weight(batch, loss.is_credal()),
     };
     let tiles = tiles(batch);
     let batch = Shared(batch.upstream(factor * batch.factor));
@@ -104,11 +108,12 @@ fn tiles<E: Element>(batch: &Batch<'_, E>) -> Tiles {
 }
 
 /// The denominator of the mean.
-fn total_weight<E: Element>(batch: &Batch<'_, E>) -> f64 {
+fn total_weight<E: Element>(batch: &Batch<'_, E>, is_credal: bool) -> f64 {
     match (batch.target, batch.weight) {
         (Target::Classes(targets), None) => targets.counted().count() as f64,
         (Target::Classes(targets), Some(weight)) => targets.counted().map(|y| weight[y]).sum(),
         (Target::Sets(_) | Target::Distributions(_), None) => batch.rows.len() as f64,
+        (Target::Distributions(_), _) if !is_credal => batch.rows.len() as f64,
         _ => {
             let (tiles, batch) = (tiles(batch), Shared(*batch));
             let sums = threads::parallel_collect(tiles.len(), 0.0_f64, &|range, sums| {
@@ -151,12 +156,23 @@ enum Out<'a, F> {
 impl<E: Element> Task<'_, E> {
     /// Computes the losses, group by group; returns [`Scratch::invalid_row`].
     #[inline(always)]
-    pub(super) fn groups<L: GroupLoss>(self, loss: &L) -> usize {
+    pub(super) fn groups<L: NamedLoss>(self, loss: &L) -> usize {
         match self.batch.target {
             Target::Classes(_) => self.groups_of::<L, true>(loss),
             _ if L::IS_CREDAL => self.groups_of::<L, false>(loss),
             _ => unreachable!("checked by `Batch::reduce` and `Batch::per_row`"),
         }
+    }
+
+    /// Whether the targets are distributions.
+    pub(super) fn is_soft(&self) -> bool {
+        matches!(self.batch.target, Target::Distributions(_))
+    }
+
+    /// As [`Task::groups`], for distributions as targets of a loss that is not credal.
+    #[inline(always)]
+    pub(super) fn soft_groups(self, loss: &impl GroupLoss) -> usize {
+        self.groups_of::<_, false>(loss)
     }
 
     #[inline(always)]

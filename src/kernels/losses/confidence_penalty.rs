@@ -14,9 +14,9 @@ use crate::rows::{Error, Scores};
 use crate::simd::{Element, LANES, Lanes, Real, lanes};
 
 use super::accumulating::{self, AccumulatingLoss, GroupSums, LossesAndCoefficients};
-use super::batch::{Batch, GroupLoss, Scratch};
+use super::batch::{Batch, GroupLoss, NamedLoss, Scratch};
 use super::exponentials::Accumulator;
-use super::hyperparameter::Hyperparameter;
+use super::hyperparameter::{Hyperparameter, SoftTargetLoss};
 
 /// The loss with its hyperparameter.
 #[derive(Clone, Copy, Debug)]
@@ -31,13 +31,19 @@ impl ConfidencePenalty {
     }
 }
 
-impl GroupLoss for ConfidencePenalty {
+impl NamedLoss for ConfidencePenalty {
     const PARAMETER: Hyperparameter = Hyperparameter::below("beta", f64::INFINITY);
 
     fn with(beta: f64, _: Scores) -> Result<Self, Error> {
         ConfidencePenalty::new(beta)
     }
 
+    fn of_distributions(&self) -> Option<SoftTargetLoss> {
+        Some(SoftTargetLoss { beta: self.beta, ..SoftTargetLoss::default() })
+    }
+}
+
+impl GroupLoss for ConfidencePenalty {
     #[inline(always)]
     fn group_size(&self) -> usize {
         accumulating::group_size::<Self>()

@@ -14,10 +14,10 @@ use crate::rows::{Error, Scores};
 use crate::simd::{Element, LANES, Lanes, Real};
 
 use super::accumulating::{self, AccumulatingLoss, GroupSums, LossesAndCoefficients};
-use super::batch::{Batch, GroupLoss, Scratch};
+use super::batch::{Batch, GroupLoss, NamedLoss, Scratch};
 use super::binary;
 use super::exponentials::Accumulator;
-use super::hyperparameter::Hyperparameter;
+use super::hyperparameter::{Hyperparameter, SoftTargetLoss};
 use super::label_relaxation::LabelRelaxation;
 
 /// The loss with its hyperparameter.
@@ -33,13 +33,19 @@ impl CrossEntropy {
     }
 }
 
-impl GroupLoss for CrossEntropy {
+impl NamedLoss for CrossEntropy {
     const PARAMETER: Hyperparameter = Hyperparameter::up_to("label_smoothing", 1.0);
 
     fn with(label_smoothing: f64, _: Scores) -> Result<Self, Error> {
         CrossEntropy::new(label_smoothing)
     }
 
+    fn of_distributions(&self) -> Option<SoftTargetLoss> {
+        Some(SoftTargetLoss { label_smoothing: self.label_smoothing, ..SoftTargetLoss::default() })
+    }
+}
+
+impl GroupLoss for CrossEntropy {
     #[inline(always)]
     fn group_size(&self) -> usize {
         if self.label_smoothing == 0.0 { binary::GROUP_SIZE } else { accumulating::group_size::<Self>() }

@@ -20,7 +20,7 @@ use crate::simd::lanes::{self, fold, widen};
 use crate::simd::log::ln;
 use crate::simd::{Element, LANES, Lanes, Real};
 
-use super::batch::{Batch, GroupLoss, Scratch};
+use super::batch::{Batch, GroupLoss, NamedLoss, Scratch};
 use super::exponentials::{NoAccumulator, larger, store};
 use super::hyperparameter::Hyperparameter;
 use super::log_odds::Binary;
@@ -48,13 +48,15 @@ struct Row {
     e_j: f64,
 }
 
-impl GroupLoss for DualFocal {
+impl NamedLoss for DualFocal {
     const PARAMETER: Hyperparameter = Hyperparameter::below("gamma", f64::INFINITY);
 
     fn with(gamma: f64, _: Scores) -> Result<Self, Error> {
         DualFocal::new(gamma)
     }
+}
 
+impl GroupLoss for DualFocal {
     /// Keeps the exponentials of a group in the first-level cache.
     #[inline(always)]
     fn group_size(&self) -> usize {

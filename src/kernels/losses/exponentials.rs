@@ -232,6 +232,22 @@ fn max_without<E: Element>(row: &[E], left_out: [usize; 2]) -> E::Wide {
     fold(max, larger)
 }
 
+/// The first class with the largest score; the first of all if every score is NaN or -inf.
+#[inline(always)]
+pub(super) fn largest<E: Element>(row: &[E]) -> usize {
+    let max = max_without(row, [usize::MAX; 2]);
+    for (v, z) in row.chunks(LANES).enumerate() {
+        let mut found = false;
+        for z in z {
+            found |= z.widen() == max;
+        }
+        if found {
+            return v * LANES + z.iter().position(|z| z.widen() == max).unwrap_or(0);
+        }
+    }
+    0
+}
+
 #[inline(always)]
 pub(super) fn larger<F: Real>(a: F, b: F) -> F {
     if b > a { b } else { a }

@@ -18,9 +18,9 @@ use std::ops::Range;
 use crate::rows::{Error, Scores};
 use crate::simd::{Element, LANES, Lanes, Real};
 
-use super::batch::{Batch, GroupLoss, Scratch};
+use super::batch::{Batch, GroupLoss, NamedLoss, Scratch};
 use super::binary::{self, BinaryLoss};
-use super::hyperparameter::Hyperparameter;
+use super::hyperparameter::{Hyperparameter, SoftTargetLoss};
 use super::log_odds::Binary;
 
 /// The loss with its hyperparameter.
@@ -36,13 +36,20 @@ impl Focal {
     }
 }
 
-impl GroupLoss for Focal {
+impl NamedLoss for Focal {
     const PARAMETER: Hyperparameter = Hyperparameter::below("gamma", f64::INFINITY);
 
     fn with(gamma: f64, _: Scores) -> Result<Self, Error> {
         Focal::new(gamma)
     }
 
+    /// Each class has its own discount: the sum over k of t_k (1 - p_k)^g (-ln p_k).
+    fn of_distributions(&self) -> Option<SoftTargetLoss> {
+        Some(SoftTargetLoss { gamma: self.gamma, ..SoftTargetLoss::default() })
+    }
+}
+
+impl GroupLoss for Focal {
     #[inline(always)]
     fn group_size(&self) -> usize {
         binary::GROUP_SIZE

@@ -1,4 +1,4 @@
-//! The one number that a loss takes: its name and its range, which begins at 0.
+//! The one number that a loss takes: its name and its range, which begins at 0; and what it means for soft targets.
 
 use crate::rows::Error;
 
@@ -47,4 +47,15 @@ impl Hyperparameter {
     pub(super) fn check(&self, value: f64) -> Result<f64, Error> {
         if self.contains(value) { Ok(value) } else { Err(Error::value(self.message(&format!("{value:?}")))) }
     }
+}
+
+/// The loss of a distribution as target, see `soft_target`: every hyperparameter in its own place.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SoftTargetLoss {
+    /// The part of the target that is spread evenly over all classes.
+    pub label_smoothing: f64,
+    /// The exponent of 1 - p.
+    pub gamma: f64,
+    /// The factor of the entropy of the prediction.
+    pub beta: f64,
 }

@@ -6,10 +6,11 @@
 //! |---|---|
 //! | `hyperparameter`, `log_odds` | the range of a loss's number; the probabilities of a class against all others |
 //! | `exponentials`, `probabilities` | rows with their exponentials, and sums over the classes |
-//! | `batch` | rows, targets, weights and the destination of the gradient; [`GroupLoss`], what every loss provides |
+//! | `batch` | rows, targets, weights and the destination of the gradient; [`NamedLoss`], what every loss provides |
 //! | `row_target` | the target of one row |
 //! | `binary` | losses that are functions of the log-odds of the class |
 //! | `accumulating` | losses that sum something over the classes |
+//! | `soft_target` | the same losses of a distribution as target |
 //! | `label_relaxation`, `cross_entropy`, ... | the losses |
 //! | `compute` | distributes a batch over threads and reduces the losses |
 //! | this file | the list of losses |
@@ -23,12 +24,14 @@ mod hyperparameter;
 mod log_odds;
 mod probabilities;
 mod row_target;
+mod soft_target;
 
 use crate::rows::Error;
 use crate::simd::Element;
 
-use batch::GroupLoss;
+use batch::NamedLoss;
 use compute::{Dispatch, Task};
+use hyperparameter::SoftTargetLoss;
 
 pub use crate::rows::Scores;
 pub use batch::{Batch, Target};
@@ -59,12 +62,23 @@ macro_rules! losses {
         impl Loss {
             /// The names of all losses, with their hyperparameters.
             pub const ALL: &[(&str, Hyperparameter)] =
-                &[$((stringify!($file), <$Loss as GroupLoss>::PARAMETER),)*];
+                &[$((stringify!($file), <$Loss as NamedLoss>::PARAMETER),)*];
 
             /// Whether the loss takes sets, distributions and mixtures as targets, and an alpha per row.
             pub fn is_credal(self) -> bool {
                 match self {
                     $(Loss::$Loss(_) => $Loss::IS_CREDAL,)*
+                }
+            }
+
+            /// Whether the loss takes distributions as targets.
+            pub fn takes_distributions(self) -> bool {
+                self.is_credal() || self.of_distributions().is_some()
+            }
+
+            fn of_distributions(self) -> Option<SoftTargetLoss> {
+                match self {
+                    $(Loss::$Loss(loss) => loss.of_distributions(),)*
                 }
             }
 
@@ -78,10 +92,15 @@ macro_rules! losses {
         }
 
         impl Dispatch for Loss {
+            fn is_credal(self) -> bool {
+                Loss::is_credal(self)
+            }
+
             #[inline(always)]
             fn run<E: Element>(self, task: Task<'_, E>) -> usize {
-                match self {
-                    $(Loss::$Loss(loss) => task.groups(&loss),)*
+                match (self, self.of_distributions()) {
+                    (_, Some(loss)) if task.is_soft() => task.soft_groups(&loss),
+                    $((Loss::$Loss(loss), _) => task.groups(&loss),)*
                 }
             }
         }
@@ -89,7 +108,7 @@ macro_rules! losses {
 }
 
 pub(crate) const ONLY_LABEL_RELAXATION: &str =
-    "Only label relaxation takes sets, distributions or mixtures as targets, or an alpha for each row.";
+    "Only label relaxation takes sets or mixtures as targets, or an alpha for each row.";
 
 // Every loss, by its file and its type. The name of the file is the name of the loss.
 losses! {
@@ -135,6 +154,7 @@ impl<E: Element> Batch<'_, E> {
     fn check(&self, loss: Loss) -> Result<(), Error> {
         match (self.target, self.alpha) {
             (Target::Classes(_), None) => Ok(()),
+            (Target::Distributions(_), None) if loss.takes_distributions() => Ok(()),
             _ if loss.is_credal() => Ok(()),
             _ => Err(Error::r#type(ONLY_LABEL_RELAXATION)),
         }

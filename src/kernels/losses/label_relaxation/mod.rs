@@ -14,21 +14,23 @@ use std::ops::Range;
 use crate::rows::{Error, Scores};
 use crate::simd::{Element, LANES, Lanes};
 
-use super::batch::{Batch, GroupLoss, Scratch};
+use super::batch::{Batch, GroupLoss, NamedLoss, Scratch};
 use super::binary::{self, BinaryLoss};
 use super::hyperparameter::Hyperparameter;
 use super::row_target::{RowTarget, read};
 
 pub use class::LabelRelaxation;
 
-impl GroupLoss for LabelRelaxation {
+impl NamedLoss for LabelRelaxation {
     const PARAMETER: Hyperparameter = class::ALPHA;
     const IS_CREDAL: bool = true;
 
     fn with(alpha: f64, scores: Scores) -> Result<Self, Error> {
         LabelRelaxation::new(alpha, scores)
     }
+}
 
+impl GroupLoss for LabelRelaxation {
     #[inline(always)]
     fn group_size(&self) -> usize {
         binary::GROUP_SIZE
