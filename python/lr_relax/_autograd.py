@@ -101,37 +101,57 @@ class _Fused(torch.autograd.Function):
         if grad is None:  # it overwrote the input: torch must notice if another operator saved that
             torch.autograd.graph.increment_version(input)
             grad, input = input.detach(), None  # type: ignore[assignment]
-        # All tensors are saved, so that torch notices changes of their values before backward.
+        # Only a second derivative, or the loss scale of float16, needs the values of the input again. They
+        # may change, as after `F.cross_entropy`: the input is saved for hooks only (checkpoints, offloading).
+        is_saved = _top_hooks(True) is not None
+        # All other tensors are saved, so that torch notices changes of their values before backward.
         others = (options.parameter, options.target_b, options.lam)
         tensors = [x for x in others if isinstance(x, Tensor)]
-        ctx.save_for_backward(input, target, grad, options.weight, *tensors)
-        ctx.options = options
+        ctx.save_for_backward(input if is_saved else None, target, grad, options.weight, *tensors)
+        unsaved = (None, None) if is_saved or input is None else (input, input._version)
+        ctx.rest = options, *unsaved
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None]:
         input, target, grad, *_ = ctx.saved_tensors
-        options: Options = ctx.options
+        options, unsaved, version = ctx.rest
+        keeps_graph = _keeps_graph()
+        if unsaved is not None:
+            input = unsaved
+            if not keeps_graph:
+                ctx.rest = options, None, None  # as torch frees saved tensors
         if torch.is_grad_enabled():  # create_graph: the gradient must have a gradient itself
             if input is None:
                 raise RuntimeError("With inplace=True, the gradient of a loss has no gradient itself.")
+            _check_unchanged(input, version)
             loss = _reference.loss(input, target, options)
             return torch.autograd.grad(loss, input, upstream, create_graph=True)[0], None, None
         scale = _native.scalar(upstream)
         if scale is None:  # one number per row, or a batch of upstreams (is_grads_batched)
             upstream = upstream.unsqueeze(options.dim) if upstream.dim() > 0 else upstream
-            owned = not _keeps_graph() and not _is_batched(upstream)
+            owned = not keeps_graph and not _is_batched(upstream)
             grad = grad.mul_(upstream) if owned else grad * upstream
-        elif _keeps_graph():  # another backward will use the same gradient
+        elif keeps_graph:  # another backward will use the same gradient
             grad = grad * scale
         elif scale != 1.0 and grad.dtype == torch.float16:
             # The scale must enter before rounding: small gradients of the mean would be 0 already.
+            _check_unchanged(input, version)
             grad = _native.loss(input, target, options, scale)[1]
         elif scale != 1.0:
             grad.mul_(scale)
         return grad, None, None
 
 
+def _check_unchanged(input: Tensor, version: int | None) -> None:
+    if version is not None and input._version != version:
+        raise RuntimeError(
+            "The input of the loss has been modified by an inplace operation, but is needed again: for the "
+            "gradient of a gradient, or to scale the gradient in float16."
+        )
+
+
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 # `Function.apply` without its handling of functorch, whose transforms do not come here: saves 3 us.
 _apply = super(torch.autograd.Function, _Fused).apply
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph

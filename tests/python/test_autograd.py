@@ -2,13 +2,16 @@
 
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lr_relax import LabelRelaxationLoss, label_relaxation_loss
 from option_cases import option_cases
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 TARGET = torch.tensor([0, 3, 1, 2, -100, 4])
 
@@ -104,6 +107,52 @@ def test_double_backward_through_a_network() -> None:
         return grad.pow(2).sum()
 
     assert gradcheck(penalty, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_input_may_change_before_backward(dtype: torch.dtype) -> None:
+    leaf = logits().to(dtype).requires_grad_()
+    for compute in (lambda z: F.cross_entropy(z, TARGET), lambda z: label_relaxation_loss(z, TARGET)):
+        expected = torch.autograd.grad(compute(2 * leaf), leaf)[0]
+        z = 2 * leaf
+        loss = compute(z)
+        z.add_(1)
+        (grad,) = torch.autograd.grad(loss, leaf)
+        assert grad.equal(expected)
+
+
+@pytest.mark.parametrize("case", ["create_graph", "float16"])
+def test_input_that_is_needed_again_must_not_change(case: str) -> None:
+    leaf = logits().to(torch.float16 if case == "float16" else torch.float64).requires_grad_()
+    z = 2 * leaf
+    loss = label_relaxation_loss(z, TARGET)
+    z.add_(1)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        torch.autograd.grad(3 * loss, leaf, create_graph=case == "create_graph")
+
+
+def test_a_checkpoint_keeps_no_logits() -> None:
+    layer, x, kept = torch.nn.Linear(4, 5), torch.randn(6, 4), []
+
+    def compute(x: Tensor) -> Tensor:
+        z = layer(x)
+        kept.append(weakref.ref(z))
+        return label_relaxation_loss(z, TARGET)
+
+    loss = checkpoint(compute, x, use_reentrant=False)
+    assert kept[0]() is None
+    loss.backward()
+
+
+def test_backward_frees_the_input() -> None:
+    leaf = logits().requires_grad_()
+    z = 2 * leaf
+    loss, alive = label_relaxation_loss(z, TARGET), weakref.ref(z)
+    del z
+    loss.backward(retain_graph=True)
+    assert alive() is not None
+    loss.backward()
+    assert alive() is None
 
 
 def test_rejects_modified_weight() -> None:
