@@ -3,8 +3,10 @@
 The kernels' own checks are in src/untyped and raise the same messages.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +18,22 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # The hyperparameter of each loss: its name, its range in words, the end of the range, whether it is closed.
 _HYPERPARAMETERS = dict(_native.hyperparameters())
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def also_logits(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Lets `input` also be passed as `logits`, its name in the package `label-relaxation`."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if "logits" in options and "input" not in options:
+            options["input"] = options.pop("logits")
+        return function(*args, **options)
+
+    return call
+
 
 # The losses whose target may be a distribution, beside label relaxation.
 _SOFT = ("cross_entropy", "focal", "confidence_penalty")

@@ -1,8 +1,10 @@
 """The arguments of a loss beside `input` and `target`, from the public function to the kernel."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
+
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
 
 class Options(NamedTuple):
@@ -12,7 +14,7 @@ class Options(NamedTuple):
     """The name of the loss: that of its file in src/kernels/losses."""
     parameter: float | Tensor
     """The hyperparameter of the loss: alpha, gamma, ..."""
-    reduction: str
+    reduction: Reduction
     dim: int
     ignore_index: int
     weight: Tensor | None

@@ -14,7 +14,7 @@ from lr_relax._arguments import (
     class_dim,
 )
 from lr_relax._autograd import runs_natively
-from lr_relax._options import Options
+from lr_relax._options import Options, Reduction
 from lr_relax.functional import label_relaxation_loss
 from lr_relax.losses import _Loss
 
@@ -116,7 +116,7 @@ class RobustDataAmbiguationLoss(_Loss):
 
     alpha: float
     threshold: float
-    reduction: str
+    reduction: Reduction
     dim: int | None
     ignore_index: int
     from_logits: bool
@@ -126,7 +126,7 @@ class RobustDataAmbiguationLoss(_Loss):
         self,
         alpha: float = 0.05,
         threshold: float = 0.75,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         *,
         dim: int | None = None,
         ignore_index: int = -100,

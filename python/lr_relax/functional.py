@@ -5,8 +5,8 @@ import math
 from torch import Tensor
 
 from lr_relax import _autograd
-from lr_relax._arguments import check_number, class_dim
-from lr_relax._options import Options
+from lr_relax._arguments import also_logits, check_number, class_dim
+from lr_relax._options import Options, Reduction
 
 __all__ = [
     "confidence_penalty_loss",
@@ -20,11 +20,12 @@ __all__ = [
 ]
 
 
+@also_logits
 def label_relaxation_loss(
     input: Tensor,
     target: Tensor,
     alpha: float | Tensor = 0.1,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     *,
     dim: int | None = None,
     ignore_index: int = -100,
@@ -116,7 +117,7 @@ def mixup_label_relaxation_loss(
     target_b: Tensor,
     lam: float | Tensor,
     alpha: float | Tensor = 0.1,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     *,
     dim: int | None = None,
     ignore_index: int = -100,
@@ -162,7 +163,7 @@ def cross_entropy_loss(
     input: Tensor,
     target: Tensor,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     *,
     dim: int | None = None,
     ignore_index: int = -100,
@@ -200,7 +201,7 @@ def focal_loss(
     input: Tensor,
     target: Tensor,
     gamma: float = 2.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     *,
     dim: int | None = None,
     ignore_index: int = -100,
@@ -238,7 +239,7 @@ def dual_focal_loss(
     input: Tensor,
     target: Tensor,
     gamma: float = 5.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     *,
     dim: int | None = None,
     ignore_index: int = -100,
@@ -277,7 +278,7 @@ def confidence_penalty_loss(
     input: Tensor,
     target: Tensor,
     beta: float = 0.1,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     *,
     dim: int | None = None,
     ignore_index: int = -100,

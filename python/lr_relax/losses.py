@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lr_relax._arguments import check_hyperparameters
+from lr_relax._arguments import also_logits, check_hyperparameters
+from lr_relax._options import Reduction
 from lr_relax.functional import (
     confidence_penalty_loss,
     cross_entropy_loss,
@@ -82,7 +83,7 @@ class LabelRelaxationLoss(_Loss):
     def __init__(
         self,
         alpha: float | Tensor = 0.1,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         *,
         dim: int | None = None,
         ignore_index: int = -100,
@@ -101,6 +102,7 @@ class LabelRelaxationLoss(_Loss):
             inplace=inplace,
         )
 
+    @also_logits
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of `input`, (..., C), for `target`: classes, (...); sets or distributions, (..., C)."""
         return label_relaxation_loss(input, target, **self._options())
@@ -129,7 +131,7 @@ class MixupLabelRelaxationLoss(_Loss):
     def __init__(
         self,
         alpha: float | Tensor = 0.1,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         *,
         dim: int | None = None,
         ignore_index: int = -100,
@@ -171,7 +173,7 @@ class CrossEntropyLoss(_Loss):
         weight: Tensor | None = None,
         *,
         ignore_index: int = -100,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
         dim: int | None = None,
         inplace: bool = False,
@@ -207,7 +209,7 @@ class FocalLoss(_Loss):
     def __init__(
         self,
         gamma: float = 2.0,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         *,
         dim: int | None = None,
         ignore_index: int = -100,
@@ -245,7 +247,7 @@ class DualFocalLoss(_Loss):
     def __init__(
         self,
         gamma: float = 5.0,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         *,
         dim: int | None = None,
         ignore_index: int = -100,
@@ -284,7 +286,7 @@ class ConfidencePenaltyLoss(_Loss):
     def __init__(
         self,
         beta: float = 0.1,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         *,
         dim: int | None = None,
         ignore_index: int = -100,

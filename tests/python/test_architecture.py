@@ -20,7 +20,7 @@ PYTHON = {
     "study": ["losses", "functional", "metrics", "plots", "study", "_root"],
     "plots": ["functional", "metrics", "plots", "_arguments"],
     "ambiguation": ["losses", "functional", "_autograd", "_arguments", "_options"],
-    "losses": ["functional", "_arguments"],
+    "losses": ["functional", "_arguments", "_options"],
     "functional": ["_autograd", "_arguments", "_options"],
     "_autograd": ["_native", "_reference", "_arguments", "_options"],
     "metrics": ["_native", "metrics", "plots", "_arguments", "_autograd"],
@@ -210,6 +210,11 @@ def test_code_for_the_package_of_the_author_runs_with_ours() -> None:
     losses = criterion(logits, target)
     assert losses.shape == (2, 3)
     assert label_relaxation.label_relaxation_loss(logits, target, 0.2, "none").equal(losses)
+    named = label_relaxation.label_relaxation_loss(logits=logits, target=target, alpha=0.2, reduction="none")
+    assert named.equal(losses)
+    assert criterion(logits=logits, target=target).equal(losses)
+    with pytest.raises(TypeError, match="multiple values"):
+        criterion(logits, target, logits=logits)
     for wrong in ({"alpha": 1.0}, {"reduction": "max"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             label_relaxation.LabelRelaxationLoss(**wrong)
