@@ -145,13 +145,15 @@ def check(input: Tensor, target: Tensor, options: Options) -> None:
             f"Expected argument `dim` to be in [{-len(shape)}, {len(shape) - 1}], but got {dim}."
         )
     n_classes = shape[dim]
-    if n_classes < 2:
+    if n_classes < 2 and loss != "binary_label_relaxation":  # which has one logit for its two classes
         raise ValueError(
             f"Expected argument `input` to have at least 2 classes in dimension {dim}, but got shape {shape}."
         )
     rows = shape[:dim] + shape[dim:][1:]
     for name in ("target_a", "target_b") if is_mixture else ("target",):
         target = tensors[name]
+        if loss == "binary_label_relaxation" and not target.is_complex():
+            continue  # of any type; its shape has been checked
         is_distribution = target.dtype in FLOATS and loss in _TAKE_DISTRIBUTIONS
         is_set = target.dtype == torch.bool and loss == "label_relaxation"
         if (is_distribution or is_set) and not is_mixture:
@@ -202,6 +204,21 @@ def check(input: Tensor, target: Tensor, options: Options) -> None:
 def _same(shape: Sequence[int], other: Sequence[int]) -> bool:
     """Whether two shapes are the same. Compares size by size, because `torch.compile` may not know them."""
     return len(shape) == len(other) and all(n == m for n, m in zip(shape, other, strict=True))
+
+
+def binary_weight(input: Tensor, weight: object, name: str) -> Tensor:
+    """A weight of a binary loss, which broadcasts to the input, in the type of the loss."""
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"Expected argument `{name}` to be a tensor of a floating-point type, but got {got}.")
+    sizes = zip(reversed(weight.shape), reversed(input.shape), strict=False)
+    if weight.dim() > input.dim() or not all(size in (1, n) for size, n in sizes):
+        raise ValueError(
+            f"Expected argument `{name}` to broadcast to {tuple(input.shape)}, the shape of `input`, "
+            f"but got {tuple(weight.shape)}."
+        )
+    is_half = input.dtype in (torch.float16, torch.bfloat16)
+    return weight.detach().to(torch.float32 if is_half else input.dtype)
 
 
 def check_classes(target: Tensor, n_classes: int, ignore_index: int) -> None:

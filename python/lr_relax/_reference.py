@@ -46,6 +46,10 @@ class _Rows:
 
 def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """The loss that `options` describes."""
+    if options.loss == "binary_label_relaxation":  # of one score for an event, the last of two classes
+        other = torch.zeros_like(input) if options.from_logits else 1 - input
+        input = torch.cat([other, input], options.dim)
+        target, options = (target == 1).long(), options._replace(loss="label_relaxation")
     scores, parameter = _scores(input, options)
     rows = _rows(scores, target, options)
     from_logits = options.from_logits

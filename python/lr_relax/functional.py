@@ -5,10 +5,17 @@ import math
 from torch import Tensor
 
 from lr_relax import _autograd
-from lr_relax._arguments import also_logits, check_number, class_dim
+from lr_relax._arguments import (
+    also_logits,
+    binary_weight,
+    check_hyperparameters,
+    check_number,
+    class_dim,
+)
 from lr_relax._options import Options, Reduction
 
 __all__ = [
+    "binary_label_relaxation_loss",
     "confidence_penalty_loss",
     "credal_projection",
     "cross_entropy_loss",
@@ -157,6 +164,72 @@ def mixup_label_relaxation_loss(
         "label_relaxation", alpha, reduction, dim, ignore_index, weight, True, inplace, target_b, lam
     )
     return _autograd.loss(logits, target_a, options)
+
+
+def binary_label_relaxation_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float = 0.1,
+    reduction: Reduction = "mean",
+    *,
+    pos_weight: Tensor | None = None,
+    weight: Tensor | None = None,
+    from_logits: bool = True,
+) -> Tensor:
+    r"""Label relaxation of one logit for each event, as for several labels or two classes.
+
+    Equivalent to, for the mean, with the two classes "no" and "yes" of the logits 0 and ``input``::
+
+        logits = stack([zeros_like(input), input], -1)
+        label_relaxation_loss(logits, target.long(), alpha, dim=-1)
+
+    For the target 1 the set is ``p >= 1 - alpha``, for the target 0 ``p <= alpha``, with
+    ``p = sigmoid(input)``. With alpha 0 it is `F.binary_cross_entropy_with_logits` of these targets.
+
+    Args:
+        input: Logits of any shape, such as (N,) or (N, K) for K labels; or probabilities.
+        target: 0 or 1, in the shape of `input`, of any type.
+        alpha: The imprecision in [0, 1): the probability that the set leaves to the other outcome.
+        reduction: "mean" (over all elements, whatever their weights, as in
+            `F.binary_cross_entropy_with_logits`), "sum" or "none".
+        pos_weight: A factor of the loss where the target is 1; it broadcasts to `input`, as (K,) does.
+        weight: A factor of the loss, which broadcasts to `input`.
+        from_logits: Whether `input` holds logits. If False, it holds probabilities of 1; the loss of one
+            outside of [0, 1] is NaN.
+
+    Returns:
+        The loss in nats: a scalar, or for "none" a tensor in the shape of `input`. It is float32 for inputs
+        in half precision, else of the type of `input`.
+
+    Raises:
+        ValueError: If `alpha`, `reduction` or a shape is wrong, or if `target` holds another number.
+        TypeError: If an argument has a wrong type or is not on the device of `input`.
+
+    Source: Lienen & Hüllermeier, AAAI 2021, eq. 5-7, for two classes.
+
+    >>> binary_label_relaxation_loss(torch.tensor([0.0, 3.0]), torch.tensor([1, 1]), reduction="none")
+    tensor([0.3681, 0.0000])
+    """
+    for name, tensor in (("input", input), ("target", target)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(tensor).__name__}.")
+    if target.shape != input.shape:
+        raise ValueError(
+            f"Expected argument `target` to have shape {tuple(input.shape)}, that of `input`, "
+            f"but got {tuple(target.shape)}."
+        )
+    weight = None if weight is None else binary_weight(input, weight, "weight")
+    if pos_weight is not None:
+        pos_weight = binary_weight(input, pos_weight, "pos_weight").where(target == 1, 1.0)
+        weight = pos_weight if weight is None else weight * pos_weight
+    check_hyperparameters("binary_label_relaxation", alpha, reduction)
+    options = Options("binary_label_relaxation", alpha, reduction, -1, -100, None, from_logits)
+    if weight is None:
+        return _autograd.loss(input.unsqueeze(-1), target, options)
+    losses = weight * _autograd.loss(input.unsqueeze(-1), target, options._replace(reduction="none"))
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def cross_entropy_loss(

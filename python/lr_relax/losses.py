@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lr_relax._arguments import also_logits, check_hyperparameters
 from lr_relax._options import Reduction
 from lr_relax.functional import (
+    binary_label_relaxation_loss,
     confidence_penalty_loss,
     cross_entropy_loss,
     dual_focal_loss,
@@ -16,6 +17,7 @@ from lr_relax.functional import (
 )
 
 __all__ = [
+    "BinaryLabelRelaxationLoss",
     "ConfidencePenaltyLoss",
     "CrossEntropyLoss",
     "DualFocalLoss",
@@ -151,6 +153,48 @@ class MixupLabelRelaxationLoss(_Loss):
     def forward(self, logits: Tensor, target_a: Tensor, target_b: Tensor, lam: float | Tensor) -> Tensor:
         """The loss of `logits`, (..., C), for the classes `target_a`, with share `lam`, and `target_b`."""
         return mixup_label_relaxation_loss(logits, target_a, target_b, lam, **self._options())
+
+
+class BinaryLabelRelaxationLoss(_Loss):
+    """Label relaxation of one logit for each event, as for several labels or two classes.
+
+    In place of `nn.BCEWithLogitsLoss`. See `lr_relax.functional.binary_label_relaxation_loss` for the
+    formula, the arguments and their ranges.
+
+    Shape:
+        input: any, logits.
+        target: the same, 0 or 1.
+        output: scalar, or the same for ``reduction="none"``.
+
+    Source: Lienen & Hüllermeier, AAAI 2021, eq. 5-7, for two classes.
+
+    >>> import torch
+    >>> criterion = BinaryLabelRelaxationLoss(alpha=0.1)
+    >>> criterion(torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
+    tensor(0.1840)
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        reduction: Reduction = "mean",
+        *,
+        pos_weight: Tensor | None = None,
+        weight: Tensor | None = None,
+        from_logits: bool = True,
+    ) -> None:
+        check_hyperparameters("binary_label_relaxation", alpha, reduction)
+        super().__init__(
+            alpha=alpha,
+            reduction=reduction,
+            pos_weight=pos_weight,
+            weight=weight,
+            from_logits=from_logits,
+        )
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of `input` for `target`, 0 or 1, in the same shape."""
+        return binary_label_relaxation_loss(input, target, **self._options())
 
 
 class CrossEntropyLoss(_Loss):

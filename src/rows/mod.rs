@@ -10,6 +10,7 @@ pub use error::Error;
 pub use targets::{Index, Targets};
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -57,6 +58,12 @@ impl Layout {
             rest /= size;
         }
         offset
+    }
+
+    /// Whether there is one column, which is contiguous.
+    #[inline(always)]
+    fn is_contiguous_column(&self) -> bool {
+        self.n_classes == 1 && matches!(self.axes[..], [(_, 1)])
     }
 
     /// Whether each row is contiguous.
@@ -149,6 +156,16 @@ impl<'a, E: Copy> Rows<'a, E> {
             scratch.extend((0..n_classes).map(|k| *first.offset(k as isize * self.layout.class_stride)));
             scratch
         }
+    }
+
+    /// Some rows of one column as a slice, if they are contiguous.
+    #[inline(always)]
+    pub(crate) fn column(&self, rows: Range<usize>) -> Option<&[E]> {
+        assert!(rows.start <= rows.end && rows.end <= self.len());
+        // SAFETY: the rows are inside the array, by the contract of `from_raw`.
+        self.layout
+            .is_contiguous_column()
+            .then(|| unsafe { std::slice::from_raw_parts(self.data.add(rows.start), rows.len()) })
     }
 
     /// Row `i`, if it exists and is contiguous.
@@ -270,6 +287,21 @@ impl<'a, E: Element> RowsMut<'a, E> {
     /// (N, C)
     pub(crate) fn shape(&self) -> (usize, usize) {
         (self.layout.n_rows, self.layout.n_classes)
+    }
+
+    /// Some rows of one column as a slice, if they are contiguous.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may use these rows at the same time.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)] // safe by the contract
+    pub(crate) unsafe fn column(&self, rows: Range<usize>) -> Option<&mut [E]> {
+        assert!(rows.start <= rows.end && rows.end <= self.layout.n_rows);
+        // SAFETY: the rows are inside the array, by the contract of `from_raw`, and no other thread uses them.
+        self.layout
+            .is_contiguous_column()
+            .then(|| unsafe { std::slice::from_raw_parts_mut(self.data.add(rows.start), rows.len()) })
     }
 
     /// A slice to write row `i` to: the row itself if it is contiguous, else `scratch`, which [`RowsMut::finish`]

@@ -5,11 +5,17 @@
 use tch::{Kind, Reduction, Tensor};
 
 use super::arguments::{Options, Tensors};
-use crate::losses::{LabelRelaxation, Loss};
+use crate::losses::{BinaryLabelRelaxation, LabelRelaxation, Loss};
 use crate::rows::{Error, Scores};
 
 /// The loss that `options` describe.
 pub(super) fn loss(options: Options, tensors: &Tensors) -> Result<Tensor, Error> {
+    if let Loss::BinaryLabelRelaxation(loss) = options.loss {
+        return self::loss(
+            Options { loss: loss.relaxation.into(), ..options },
+            &of_two_classes(loss, options, tensors)?,
+        );
+    }
     let rows = Rows::new(options, tensors)?;
     let losses = match options.loss {
         Loss::LabelRelaxation(loss) => label_relaxation(&rows, loss, tensors.alpha.as_ref()),
@@ -22,11 +28,34 @@ pub(super) fn loss(options: Options, tensors: &Tensors) -> Result<Tensor, Error>
         Loss::Focal(loss) => focal(&rows, loss.gamma),
         Loss::DualFocal(loss) => dual_focal(&rows, loss.gamma),
         Loss::ConfidencePenalty(loss) => confidence_penalty(&rows, loss.beta),
+        Loss::BinaryLabelRelaxation(_) => unreachable!("two classes, above"),
     }?;
     Ok(match options.reduction {
         Reduction::Mean => losses.f_sum(None)?.f_div(&rows.row_weight.f_sum(None)?)?,
         Reduction::Sum => losses.f_sum(None)?,
         _ => losses,
+    })
+}
+
+/// One score for an event as the scores of two classes.
+fn of_two_classes(
+    loss: BinaryLabelRelaxation,
+    options: Options,
+    tensors: &Tensors,
+) -> Result<Tensors, Error> {
+    let z = &tensors.input;
+    let other = match loss.relaxation.scores {
+        Scores::Logits => z.f_zeros_like()?,
+        Scores::Probabilities => z.f_neg()?.f_add_scalar(1.0)?,
+    };
+    let copy = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::shallow_clone);
+    Ok(Tensors {
+        input: Tensor::f_cat(&[&other, z], options.dim)?,
+        target: tensors.target.shallow_clone(),
+        weight: copy(&tensors.weight),
+        alpha: None,
+        target_b: None,
+        lam: None,
     })
 }
 

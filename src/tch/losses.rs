@@ -276,7 +276,7 @@ fn backward(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::losses::{ConfidencePenalty, CrossEntropy};
+    use crate::losses::{BinaryLabelRelaxation, ConfidencePenalty, CrossEntropy};
     use tch::Device;
 
     fn all_losses() -> Vec<Loss> {
@@ -337,6 +337,23 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn binary_formula_equals_kernel() {
+        let z = Tensor::linspace(-9.0, 9.0, 40, (Kind::Double, Device::Cpu)).reshape([20, 2, 1]);
+        let y = Tensor::randint(2, [20, 2], (Kind::Int64, Device::Cpu));
+        for scores in [Scores::Logits, Scores::Probabilities] {
+            let x = if scores == Scores::Logits { z.shallow_clone() } else { z.sigmoid() }
+                .set_requires_grad(true);
+            let criterion = Criterion::new(BinaryLabelRelaxation::new(0.1, scores).unwrap()).dim(-1);
+            let formula = formulas::loss(criterion.options, &criterion.tensors(&x, &y, None)).unwrap();
+            let kernel = criterion.forward(&x, &y).unwrap();
+            assert!(kernel.allclose(&formula, 1e-12, 1e-14, false));
+            let [of_kernel, of_formula] =
+                [kernel, formula].map(|loss| Tensor::run_backward(&[loss], &[&x], false, false).remove(0));
+            assert!(of_kernel.allclose(&of_formula, 1e-10, 1e-12, false));
         }
     }
 

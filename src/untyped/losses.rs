@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
-use crate::losses::{Batch, Loss, ONLY_LABEL_RELAXATION, Reduction, Target};
+use crate::losses::{Batch, Loss, ONE_COLUMN, ONLY_LABEL_RELAXATION, Reduction, Target};
 use crate::rows::{Error, Rows, Targets};
 use crate::simd::{Element, Real};
 
@@ -79,7 +79,7 @@ impl Inputs {
     pub(crate) fn new(loss: Loss, arguments: Arguments<'_>) -> Result<Inputs, Error> {
         let class_axis = check(loss, &arguments)?;
         let Arguments { input, target, mixed, weight, alpha, ignore_index, .. } = arguments;
-        let n_classes = input.shape[class_axis];
+        let n_classes = if loss.is_binary() { 2 } else { input.shape[class_axis] };
         let target = match mixed {
             Some((second, share)) => CheckedTarget::Mixtures {
                 first: target.targets("target_a", n_classes, Some(ignore_index))?,
@@ -89,6 +89,7 @@ impl Inputs {
                     Numbers::Each(view) => view.to_f64()?,
                 },
             },
+            None if loss.is_binary() => CheckedTarget::Classes(target.binary_targets("target")?),
             None if target.is_dense() => CheckedTarget::Dense(target.clone()),
             None => CheckedTarget::Classes(target.targets("target", n_classes, Some(ignore_index))?),
         };
@@ -245,7 +246,7 @@ pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Erro
     if !loss.is_credal() && (mixed.is_some() || alpha.is_some()) {
         return Err(Error::r#type(ONLY_LABEL_RELAXATION));
     }
-    let class_axis = class_axis(input, *dim)?;
+    let class_axis = class_axis(loss, input, *dim)?;
     let rows = without(&input.shape, class_axis);
     match mixed {
         Some((second, share)) => {
@@ -254,6 +255,9 @@ pub(crate) fn check(loss: Loss, arguments: &Arguments<'_>) -> Result<usize, Erro
             if let Numbers::Each(share) = share {
                 check_numbers("lam", share, &rows)?;
             }
+        }
+        None if loss.is_binary() && target.dtype != Dtype::Other => {
+            check_shape("target", target, input, &rows)?
         }
         None if takes_dense(loss, target.dtype) => {
             if !loss.is_credal() && *ignore_index >= 0 {
@@ -312,6 +316,10 @@ fn check_classes(name: &str, target: &View, input: &View, rows: &[usize]) -> Res
             target.type_name()
         )));
     }
+    check_shape(name, target, input, rows)
+}
+
+fn check_shape(name: &str, target: &View, input: &View, rows: &[usize]) -> Result<(), Error> {
     if target.shape != rows {
         return Err(Error::value(format!(
             "Expected argument `{name}` to have shape {}, that of `input` {} without its classes, but got {}.",
@@ -340,7 +348,7 @@ fn check_numbers(name: &str, numbers: &View, rows: &[usize]) -> Result<(), Error
     Ok(())
 }
 
-fn class_axis(input: &View, dim: i64) -> Result<usize, Error> {
+fn class_axis(loss: Loss, input: &View, dim: i64) -> Result<usize, Error> {
     let axes = input.shape.len() as i64;
     if axes == 0 {
         return Err(Error::value("Expected argument `input` to have a class dimension, but got shape ()."));
@@ -353,6 +361,9 @@ fn class_axis(input: &View, dim: i64) -> Result<usize, Error> {
         )));
     }
     let axis = dim.rem_euclid(axes) as usize;
+    if loss.is_binary() {
+        return if input.shape[axis] == 1 { Ok(axis) } else { Err(Error::value(ONE_COLUMN)) };
+    }
     if input.shape[axis] < 2 {
         return Err(Error::value(format!(
             "Expected argument `input` to have at least 2 classes in dimension {dim}, but got shape {}.",

@@ -244,6 +244,38 @@ impl View {
         read!(I64 i64, I32 i32, I16 i16, I8 i8, U64 u64, U32 u32, U16 u16, U8 u8)
     }
 
+    /// The elements in row-major order, which are 0 or 1 in whatever type, as class targets.
+    pub(crate) fn binary_targets(&self, name: &'static str) -> Result<Targets, Error> {
+        fn read<T: Into<f64>>(elements: impl ExactSizeIterator<Item = T>) -> Result<Targets, Error> {
+            let class = |x: f64| if x == 1.0 { 1_u8 } else { 2 * u8::from(x != 0.0) };
+            Targets::from_iter(elements.map(|x| class(x.into())), 2, None)
+        }
+        let targets = match self.dtype {
+            // SAFETY: each type is the one of `dtype`.
+            Dtype::F32 => read(unsafe { self.elements::<f32>() }),
+            // SAFETY: as above.
+            Dtype::F64 => read(unsafe { self.elements::<f64>() }),
+            // SAFETY: as above.
+            Dtype::F16 => read(unsafe { self.elements::<f16>() }),
+            // SAFETY: as above.
+            Dtype::Bf16 => read(unsafe { self.elements::<bf16>() }),
+            // SAFETY: as above.
+            Dtype::Bool => read(unsafe { self.elements::<u8>() }),
+            _ => self.targets(name, 2, None),
+        };
+        targets.map_err(|error| {
+            let Error::TargetOutOfRange { row, class, .. } = error else { return error };
+            let got = if self.dtype.is_float() {
+                self.to_f64().map(|numbers| numbers[row].to_string()).unwrap_or_default()
+            } else {
+                class.to_string()
+            };
+            Error::value(format!(
+                "Expected argument `{name}` to hold 0 and 1 only, but got {got} at row {row}."
+            ))
+        })
+    }
+
     /// The elements in row-major order, in double precision.
     pub(crate) fn to_f64(&self) -> Result<Vec<f64>, Error> {
         fn fill(numbers: &mut Vec<f64>, elements: impl Iterator<Item = impl Into<f64>>) {

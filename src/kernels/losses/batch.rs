@@ -67,6 +67,10 @@ impl<'a, E: Element> Batch<'a, E> {
     pub fn new(rows: &'a Rows<'a, E>, target: impl Into<Target<'a>>) -> Result<Self, Error> {
         let (target, shape) = (target.into(), (rows.len(), rows.n_classes()));
         match target {
+            // A binary loss has two classes in one column; `Batch::check` tells.
+            Target::Classes(targets) if shape.1 == 1 => {
+                targets.check_shape(shape.0, targets.n_classes().min(2))?
+            }
             Target::Classes(targets) => targets.check_shape(shape.0, shape.1)?,
             Target::Distributions(AnyRows::Bool(_)) => {
                 return Err(Error::r#type("Expected distributions of a floating-point type, but got sets."));
@@ -185,6 +189,24 @@ impl<'a, E: Element> Batch<'a, E> {
         }
     }
 
+    /// Stores the gradients of up to sixteen rows of one column.
+    #[inline(always)]
+    pub(super) fn store_column(&self, rows: Range<usize>, grads: &Lanes<E>, scratch: &mut Vec<E>) {
+        let Some(grad) = self.grad else { return };
+        // SAFETY: as in `out`.
+        if let Some(column) = unsafe { grad.column(rows.clone()) } {
+            let n = column.len();
+            column.copy_from_slice(&grads[..n]);
+            return;
+        }
+        for (&g, i) in grads.iter().zip(rows) {
+            // SAFETY: as in `out`.
+            let row = unsafe { grad.row(i, scratch) };
+            row[0] = g;
+            self.finish(i, scratch);
+        }
+    }
+
     /// Sets the gradient of row `i` to 0.
     #[inline(always)]
     pub(super) fn no_gradient(&self, i: usize, scratch: &mut Scratch<E>) {
@@ -248,6 +270,8 @@ pub(super) trait NamedLoss: GroupLoss {
     const PARAMETER: Hyperparameter;
     /// Whether the loss takes sets, distributions and mixtures as targets, an alpha per row, and probabilities.
     const IS_CREDAL: bool = false;
+    /// Whether a row is one score for an event, so that the two classes have one column.
+    const IS_BINARY: bool = false;
 
     /// The loss with this hyperparameter, of rows that hold `scores`.
     fn with(parameter: f64, scores: Scores) -> Result<Self, Error>;

@@ -165,6 +165,7 @@ impl<E: Element> Task<'_, E> {
     }
 
     /// Whether the targets are distributions.
+    #[inline(always)]
     pub(super) fn is_soft(&self) -> bool {
         matches!(self.batch.target, Target::Distributions(_))
     }

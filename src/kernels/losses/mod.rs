@@ -71,6 +71,13 @@ macro_rules! losses {
                 }
             }
 
+            /// Whether the rows are one score for an event, in one column, and the classes are 0 and 1.
+            pub fn is_binary(self) -> bool {
+                match self {
+                    $(Loss::$Loss(_) => $Loss::IS_BINARY,)*
+                }
+            }
+
             /// Whether the loss takes distributions as targets.
             pub fn takes_distributions(self) -> bool {
                 self.is_credal() || self.of_distributions().is_some()
@@ -110,6 +117,9 @@ macro_rules! losses {
 pub(crate) const ONLY_LABEL_RELAXATION: &str =
     "Only label relaxation takes sets or mixtures as targets, or an alpha for each row.";
 
+pub(crate) const ONE_COLUMN: &str =
+    "Expected one score in the dimension of the classes and no class weights.";
+
 // Every loss, by its file and its type. The name of the file is the name of the loss.
 losses! {
     label_relaxation::LabelRelaxation,
@@ -117,6 +127,7 @@ losses! {
     focal::Focal,
     dual_focal::DualFocal,
     confidence_penalty::ConfidencePenalty,
+    binary_label_relaxation::BinaryLabelRelaxation,
 }
 
 impl<E: Element> Batch<'_, E> {
@@ -152,6 +163,13 @@ impl<E: Element> Batch<'_, E> {
     }
 
     fn check(&self, loss: Loss) -> Result<(), Error> {
+        if let Target::Classes(targets) = self.target {
+            let n_classes = if loss.is_binary() { 2 } else { self.rows.n_classes() };
+            targets.check_shape(self.rows.len(), n_classes)?;
+        }
+        if loss.is_binary() && (self.rows.n_classes() != 1 || self.weight.is_some()) {
+            return Err(Error::value(ONE_COLUMN));
+        }
         match (self.target, self.alpha) {
             (Target::Classes(_), None) => Ok(()),
             (Target::Distributions(_), None) if loss.takes_distributions() => Ok(()),

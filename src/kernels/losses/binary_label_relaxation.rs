@@ -1,0 +1,192 @@
+//! Label relaxation of one logit for an event, such as one label among several.
+//!
+//! The target 1 is the set p >= 1 - alpha and the target 0 the set p <= alpha, where p = sigmoid(z). That is label
+//! relaxation of two classes with the logits 0 and z, whose log-odds are z or -z.
+
+use std::ops::Range;
+
+use crate::rows::{Error, Scores};
+use crate::simd::lanes::{narrow, widen};
+use crate::simd::log::ln;
+use crate::simd::{Element, LANES, Lanes, Real};
+
+use super::batch::{Batch, GroupLoss, NamedLoss, Scratch};
+use super::hyperparameter::Hyperparameter;
+use super::label_relaxation::LabelRelaxation;
+
+/// The loss with its hyperparameter. Rows have one column, targets the classes 0 and 1.
+#[derive(Clone, Copy, Debug)]
+pub struct BinaryLabelRelaxation {
+    pub(crate) relaxation: LabelRelaxation,
+}
+
+impl BinaryLabelRelaxation {
+    /// `alpha` in [0, 1): the probability that the set leaves to the other outcome.
+    pub fn new(alpha: f64, scores: Scores) -> Result<Self, Error> {
+        Ok(BinaryLabelRelaxation { relaxation: LabelRelaxation::new(alpha, scores)? })
+    }
+}
+
+impl NamedLoss for BinaryLabelRelaxation {
+    const PARAMETER: Hyperparameter = LabelRelaxation::PARAMETER;
+    const IS_BINARY: bool = true;
+
+    fn with(alpha: f64, scores: Scores) -> Result<Self, Error> {
+        BinaryLabelRelaxation::new(alpha, scores)
+    }
+}
+
+impl GroupLoss for BinaryLabelRelaxation {
+    #[inline(always)]
+    fn group_size(&self) -> usize {
+        LANES
+    }
+
+    #[inline(always)]
+    fn group<E: Element, const CLASSES: bool>(
+        &self,
+        batch: &Batch<'_, E>,
+        rows: Range<usize>,
+        scratch: &mut Scratch<E>,
+    ) -> Lanes<f64> {
+        let LabelRelaxation { alpha, scores } = self.relaxation;
+        let wide = E::Wide::from_f64;
+        let (zero, one) = (E::Wide::ZERO, wide(1.0));
+        let (mut z, mut sign) = ([E::ZERO; LANES], [zero; LANES]); // of ignored rows, the sign is 0
+        if let Some(column) = batch.rows.column(rows.clone()) {
+            z[..column.len()].copy_from_slice(column);
+        } else {
+            for (lane, i) in rows.clone().enumerate() {
+                z[lane] = batch.rows.row(i, &mut scratch.row)[0];
+            }
+        }
+        for (lane, i) in rows.clone().enumerate() {
+            sign[lane] = match batch.class(i) {
+                Some(1) => one,
+                Some(_) => wide(-1.0),
+                None => zero,
+            };
+        }
+        // d = ln(p / (1 - p)), and its slope by the score.
+        let (mut d, mut slope) = (widen(&z), [one; LANES]);
+        if scores == Scores::Probabilities {
+            for i in 0..LANES {
+                let p = d[i].to_f64();
+                let p = if (0.0..=1.0).contains(&p) { p } else { f64::NAN };
+                (d[i], slope[i]) = (wide(ln(p) - ln(1.0 - p)), wide(1.0 / (p * (1.0 - p))));
+            }
+        } else {
+            for i in 0..LANES {
+                // The softmax of 0 and an infinite logit is NaN.
+                d[i] = if d[i] < wide(f64::INFINITY) { d[i] } else { wide(f64::NAN) };
+            }
+        }
+        // (1 - a) ln(1 - a) + a ln a - (1 - a) ln p - a ln(1 - p), where ln(1 - p) = ln p - d.
+        let constant = (1.0 - alpha) * ln(1.0 - alpha) + if alpha > 0.0 { alpha * ln(alpha) } else { 0.0 };
+        let (a, constant, unbias, factor) =
+            (wide(alpha), wide(constant), wide(1.0 / E::Wide::BIAS), wide(batch.factor));
+        let (mut losses, mut grad) = ([zero; LANES], [zero; LANES]);
+        for i in 0..LANES {
+            let of_target = d[i].mul(sign[i]);
+            let minus = zero.sub(of_target);
+            let (distance, below) = if of_target > zero { (minus, zero) } else { (of_target, minus) };
+            let e = distance.exp_biased().mul(unbias);
+            let sum = one.add(e);
+            let inverse = one.div(sum);
+            // ln(1 + e), with the rounding error of the sum to first order; then -ln p.
+            let ln_sum = sum.ln_normal().add(e.sub(sum.sub(one)).mul(inverse));
+            let surprise = ln_sum.add(below);
+            let q = if of_target > zero { e.mul(inverse) } else { inverse };
+            // At infinity the linear term and the loss of alpha 0 are not a difference.
+            let linear = if alpha > 0.0 { a.mul(of_target) } else { zero };
+            let loss = surprise.add(linear).add(constant);
+            let loss = if below < wide(f64::INFINITY) { loss } else { surprise };
+            let loss = if loss < zero { zero } else { loss };
+            let excess = q.sub(a);
+            let counted = sign[i] != zero;
+            let inside = excess <= zero || !counted;
+            losses[i] = if inside { zero } else { loss };
+            let pull = zero.sub(sign[i]).mul(excess).mul(slope[i]).mul(factor);
+            grad[i] = if inside { zero } else { pull };
+        }
+        if batch.wants_gradient() {
+            let mut narrowed = [E::ZERO; LANES];
+            narrow(&grad, &mut narrowed);
+            batch.store_column(rows, &narrowed, &mut scratch.grad);
+        }
+        let mut wide_losses = [0.0; LANES];
+        for i in 0..LANES {
+            wide_losses[i] = losses[i].to_f64();
+        }
+        wide_losses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Batch, BinaryLabelRelaxation, LabelRelaxation, Reduction};
+    use crate::rows::{Rows, RowsMut, Scores, Targets};
+
+    const Z: [f64; 20] = [
+        -40.0, -9.0, -5.0, -3.0, -2.2, -2.1, -1.0, -0.1, 0.0, 0.1, 1.0, 2.1, 2.2, 3.0, 5.0, 9.0, 40.0, 800.0, -800.0,
+        f64::NEG_INFINITY,
+    ];
+
+    /// The losses, and the gradient of their sum.
+    fn compute(scores: &[f64], columns: usize, y: &[i64], binary: bool, kind: Scores) -> (Vec<f64>, Vec<f64>) {
+        let (rows, targets) =
+            (Rows::from_slice(scores, columns).unwrap(), Targets::new(y, 2, -100).unwrap());
+        let (mut losses, mut grad) = (vec![0.0; y.len()], vec![0.0; scores.len()]);
+        let out = RowsMut::from_slice(&mut grad, columns).unwrap();
+        let batch = Batch::new(&rows, &targets).unwrap().gradient(&out).unwrap();
+        if binary {
+            batch.per_row(BinaryLabelRelaxation::new(0.1, kind).unwrap(), &mut losses).unwrap();
+        } else {
+            batch.per_row(LabelRelaxation::new(0.1, kind).unwrap(), &mut losses).unwrap();
+        }
+        (losses, grad)
+    }
+
+    #[test]
+    fn equals_two_classes() {
+        let two: Vec<f64> = Z.iter().flat_map(|&z| [0.0, z]).collect();
+        for y in [0, 1] {
+            let y = [y; Z.len()];
+            let (losses, grad) = compute(&Z, 1, &y, true, Scores::Logits);
+            let (expected, expected_grad) = compute(&two, 2, &y, false, Scores::Logits);
+            for i in 0..Z.len() {
+                let (loss, slope) = (expected[i], expected_grad[2 * i + 1]);
+                assert!(losses[i] == loss || (losses[i] - loss).abs() < 1e-15 * (1.0 + loss), "{} {loss}", losses[i]);
+                assert!((grad[i] - slope).abs() < 1e-15, "{} {slope}", grad[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn probabilities_equal_logits() {
+        let z = &Z[1..16];
+        let p: Vec<f64> = z.iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect();
+        for y in [0, 1, -100] {
+            let y = vec![y; z.len()];
+            let (losses, grad) = compute(&p, 1, &y, true, Scores::Probabilities);
+            let (expected, expected_grad) = compute(z, 1, &y, true, Scores::Logits);
+            for i in 0..z.len() {
+                assert!((losses[i] - expected[i]).abs() < 1e-12 * (1.0 + expected[i]));
+                assert!((grad[i] * p[i] * (1.0 - p[i]) - expected_grad[i]).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn takes_one_column_only() {
+        let rows = Rows::from_slice(&Z, 2).unwrap();
+        let targets = Targets::new(&[1_i64; 10], 2, -100).unwrap();
+        let loss = BinaryLabelRelaxation::new(0.1, Scores::Logits).unwrap();
+        assert!(Batch::new(&rows, &targets).unwrap().reduce(loss, Reduction::Sum).is_err());
+        let (column, targets) = (Rows::from_slice(&Z, 1).unwrap(), Targets::new(&[1_i64; 20], 2, -100).unwrap());
+        let two_classes = LabelRelaxation::new(0.1, Scores::Logits).unwrap();
+        assert!(Batch::new(&column, &targets).unwrap().reduce(two_classes, Reduction::Sum).is_err());
+        let batch = Batch::new(&column, &targets).unwrap();
+        assert!(batch.weight(&[1.0]).unwrap().reduce(loss, Reduction::Sum).is_err());
+    }
+}
