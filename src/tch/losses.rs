@@ -9,7 +9,7 @@ use crate::losses::{Focal, LabelRelaxation, Loss};
 use crate::memory;
 use crate::rows::{Error, Scores};
 use crate::untyped::View;
-use crate::untyped::losses::{Gradient, Inputs, check};
+use crate::untyped::losses::{Gradient, Inputs, check, check_default_dim};
 
 /// Label relaxation: the KL divergence of the prediction from the set of distributions with
 /// `p[target] >= 1 - alpha`.
@@ -113,6 +113,8 @@ pub fn focal(logits: &Tensor, target: &Tensor, gamma: f64, reduction: Reduction)
 #[derive(Debug)]
 pub struct Criterion {
     options: Options,
+    /// Whether nobody has set the dimension of the classes.
+    has_default_dim: bool,
     weight: Option<Tensor>,
     alpha: Option<Tensor>,
 }
@@ -123,6 +125,7 @@ impl Criterion {
         let (loss, reduction) = (loss.into(), Reduction::Mean);
         Criterion {
             options: Options { loss, reduction, dim: -1, ignore_index: -100 },
+            has_default_dim: true,
             weight: None,
             alpha: None,
         }
@@ -134,9 +137,10 @@ impl Criterion {
         self
     }
 
-    /// The dimension of the classes.
+    /// The dimension of the classes. It must be set if the shape of class indices fits both the last one and 1.
     pub fn dim(mut self, dim: i64) -> Self {
         self.options.dim = dim;
+        self.has_default_dim = false;
         self
     }
 
@@ -206,6 +210,9 @@ impl Criterion {
         let reduction = options.kernel_reduction()?;
         torch::connect_threads();
         let (views, device) = tensors.views()?;
+        if self.has_default_dim {
+            check_default_dim(&views.input, &views.target)?;
+        }
         if !device.is_cpu() {
             check(options.loss, &views.arguments(options))?;
             return formulas::loss(options, &tensors);
@@ -325,7 +332,7 @@ mod tests {
                         let x = if probabilities { &p } else { &z }.detach().set_requires_grad(true);
                         let options = Options { loss, reduction, dim: 1, ignore_index: 255 };
                         let (weight, alpha) = (weight.map(copy), alpha.map(copy));
-                        let criterion = Criterion { options, weight, alpha };
+                        let criterion = Criterion { options, has_default_dim: false, weight, alpha };
                         let tensors = criterion.tensors(&x, target, mixed);
                         let formula = formulas::loss(options, &tensors).unwrap();
                         let kernel = criterion.compute(tensors).unwrap();

@@ -348,6 +348,29 @@ fn check_numbers(name: &str, numbers: &View, rows: &[usize]) -> Result<(), Error
     Ok(())
 }
 
+/// Refuses the last dimension as that of the classes, where nobody has chosen it and the shape of class indices also
+/// fits the layout of PyTorch, with the classes in dimension 1.
+#[cfg(feature = "tch")]
+pub(crate) fn check_default_dim(input: &View, target: &View) -> Result<(), Error> {
+    let (shape, axes) = (&input.shape, input.shape.len());
+    if axes < 3 || target.is_dense() || target.shape != without(shape, 1) {
+        return Ok(());
+    }
+    let (shape, got) = (tuple(shape), tuple(&target.shape));
+    Err(Error::value(if target.shape == without(&input.shape, axes - 1) {
+        format!(
+            "Expected argument `dim` to be given for an `input` of shape {shape} and a target of shape {got}, whose \
+             classes may be in dimension 1 or the last one: pass 1 for the layout of PyTorch, (N, C, d1, ...), or -1."
+        )
+    } else {
+        let expected = tuple(&without(&input.shape, axes - 1));
+        format!(
+            "Expected the target to have shape {expected}, that of `input` {shape} without its classes in the last \
+             dimension, but got {got}. If the classes are in dimension 1, pass `dim` 1."
+        )
+    }))
+}
+
 fn class_axis(loss: Loss, input: &View, dim: i64) -> Result<usize, Error> {
     let axes = input.shape.len() as i64;
     if axes == 0 {

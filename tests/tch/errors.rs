@@ -66,6 +66,17 @@ fn errors_hold_the_row() {
 }
 
 #[test]
+fn asks_for_the_class_dimension() {
+    let z = logits(&[2, 3, 3], Kind::Float);
+    let refused = relaxation().forward(&z, &classes(&[2, 3], 3)).unwrap_err().to_string();
+    assert!(refused.contains("`dim` to be given"), "{refused}");
+    assert!(relaxation().dim(-1).forward(&z, &classes(&[2, 3], 3)).is_ok());
+    let refused =
+        relaxation().forward(&logits(&[2, 3, 4], Kind::Float), &classes(&[2, 4], 3)).unwrap_err().to_string();
+    assert!(refused.contains("pass `dim` 1"), "{refused}");
+}
+
+#[test]
 fn rejects_hyperparameters_out_of_range() {
     for error in [CrossEntropy::new(1.5).err(), ConfidencePenalty::new(-1.0).err()] {
         assert!(matches!(error, Some(Error::Value(_))));
