@@ -250,7 +250,10 @@ def _dual_focal(rows: _Rows, gamma: float | Tensor) -> Tensor:
     impossible = d == -math.inf
     d = d.where(~certain & ~impossible, 0.0)
     below = rows.scores < rows.own(rows.scores).unsqueeze(-1)
-    next = rows.scores.log_softmax(-1).masked_fill(~below, -math.inf).max(-1).values.exp()
+    # By the scores: the logarithms of their probabilities may be equal where they are not.
+    best = rows.scores.masked_fill(~below, -math.inf).max(-1, keepdim=True)
+    next = rows.scores.log_softmax(-1).gather(-1, best.indices).exp()
+    next = next.where(best.values > -math.inf, 0.0).squeeze(-1)
     losses = ((-_softplus(d)).exp() + next) ** gamma * _softplus(-d)
     losses = losses.where(~impossible, _infinite(rows))
     return losses.where(~certain, 0.0) * rows.factor

@@ -506,6 +506,15 @@ def test_extreme_logits(row: list[float], data: st.DataObject) -> None:
             torch.testing.assert_close((value, grad), reference, rtol=1e-9, atol=1e-11)
 
 
+def test_class_next_below_where_probabilities_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, y = torch.tensor([[0.0, -2e-200, -1e-200, -3e-200]], dtype=torch.float64), torch.tensor([0])
+    kernel = value_and_grad(lambda x: lr_relax.dual_focal_loss(x, y, 2.0), z)
+    monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+    reference = value_and_grad(lambda x: lr_relax.dual_focal_loss(x, y, 2.0), z)
+    torch.testing.assert_close(kernel, reference)
+    assert kernel[1][0].argmax() == 2
+
+
 def test_number_of_threads(one_thread: None) -> None:
     z, y = torch.randn(300, 100), torch.randint(100, (300,))
     for loss in LOSSES:
