@@ -409,7 +409,7 @@ def test_top_k() -> None:
             accuracy(p, y, top_k=k)  # type: ignore[arg-type]
 
 
-# torch.compile, and devices without double precision.
+# torch.compile.
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
@@ -427,27 +427,3 @@ def test_compiled(backend: str) -> None:
     for got, value in zip(torch.compile(step, backend=backend)(p), expected, strict=True):
         assert got.item() == pytest.approx(value.item(), rel=1e-12)
     assert stream.compute() == expected_calibration_error(p, y)
-
-
-class NoDoubles(torch.overrides.TorchFunctionMode):
-    """The meta device in the place of a device without float64, as Apple's GPUs are."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.is_meta and result.dtype == torch.float64:
-            raise TypeError("the device has no float64")
-        return result
-
-
-def test_devices_without_double_precision() -> None:
-    from lr_relax.metrics._checks import on_device
-
-    with NoDoubles():
-        for value in (0.25, np.array([0.25, 0.5])):
-            assert on_device(value, torch.device("meta")).dtype == torch.float32
-        assert on_device(0.25, torch.device("cpu")).dtype == torch.float64
-        scaling = TemperatureScaling(2.0).to("meta")
-        assert scaling.temperature.dtype == torch.float32
-        stream = metrics.BrierScore()
-        stream.update(torch.from_numpy(P), torch.from_numpy(Y))
-        assert stream.to("meta").sums.dtype == torch.int64
