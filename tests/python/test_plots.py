@@ -1,5 +1,6 @@
 """Reliability diagrams show what the curves say, and ask for matplotlib only when they are drawn."""
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,7 +126,7 @@ def test_histogram_of_densities() -> None:
 def test_bin_without_width() -> None:
     point = curve_of([0, 0.5, 1, 1], [10, 30, 60], [0.4, 0.6, 1], [0.5, 0.7, 0.9])
     ax = reliability_diagram(point)
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
     assert np.isfinite([bar.get_height() for bar in ax.child_axes[0].patches]).all()
 
 
@@ -140,7 +141,7 @@ def test_many_small_bins() -> None:
 def test_panels(n_columns: Any, rows: int) -> None:
     curves = {"one": CURVE, "two": UNEQUAL, "three": CURVE}
     figure = reliability_diagrams(curves, n_columns=n_columns, title="digits")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert [ax.get_title() for ax in figure.axes] == list(curves)
     assert figure.get_suptitle() == "digits"
     assert len({ax.get_subplotspec().rowspan.start for ax in figure.axes}) == rows
@@ -205,7 +206,7 @@ def test_comparison_scale() -> None:
 def test_comparison_of_many_models() -> None:
     one = curve_of([0, 1], [10], [0.7], [0.6])
     ax = compare_reliability({f"model {i}": one for i in range(20)})
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
     assert len(ax.get_legend().get_texts()) == 20
 
 
@@ -229,11 +230,27 @@ def test_given_axes() -> None:
     assert len(plt.get_fignums()) == 1
 
 
+@pytest.mark.parametrize("plot", [CURVE.plot, lambda: compare_reliability({"model": CURVE})])
+def test_pyplot_keeps_a_new_figure_in_interactive_mode_only(plot: Any) -> None:
+    plot()
+    assert plt.get_fignums() == []
+    with plt.ion():
+        ax = plot()
+    assert plt.figure(*plt.get_fignums()) is ax.figure
+
+
+def test_notebooks_show_returned_figures() -> None:
+    with plt.ion():
+        figure = reliability_diagrams({"model": CURVE})
+    assert plt.get_fignums() == [], "shown twice"
+    assert pickle.loads(pickle.dumps(figure))._repr_png_().startswith(b"\x89PNG")
+
+
 def test_small_diagrams() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(7.5, 3.2), layout="constrained")
     for ax in axes:
         reliability_diagram(CURVE, ax=ax, title="label relaxation 0.1")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     boxes = [ax.get_tightbbox() for ax in axes]
     assert all(left.x1 <= right.x0 for left, right in pairwise(boxes)), "labels overlap"
     whole = figure.bbox.padded(1)  # pixel: text may round up

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .simplex import _pyplot
+from .figure import check_matplotlib, new_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,9 +84,9 @@ def reliability_diagram(curve: ReliabilityData, *, ax: Axes | None = None, title
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    plt = _pyplot()
+    check_matplotlib()
     if ax is None:
-        _, ax = plt.subplots(figsize=(3.6, 4.4), layout="constrained")
+        ax = new_axes(3.6, 4.4)
     handles = _draw_bins(ax, curve)
     ax.legend(handles=handles, title=_error(curve), loc="upper left", **LEGEND)
     if title is not None:
@@ -115,7 +115,7 @@ def reliability_diagrams(
 
     >>> reliability_diagrams({"before": before, "after": after}).savefig("both.png")  # doctest: +SKIP
     """
-    plt = _pyplot()
+    check_matplotlib()
     _check_curves(curves)
     if n_columns is None:
         n_columns = min(len(curves), 4)
@@ -125,15 +125,8 @@ def reliability_diagrams(
         )
     n_columns = min(int(n_columns), len(curves))
     n_rows = math.ceil(len(curves) / n_columns)
-    figure: Figure
-    figure, grid = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(max(2.7 * n_columns + 0.5, 3.8), 3.8 * n_rows + 0.4),
-        layout="constrained",
-        squeeze=False,
-    )
-    panels: list[Axes] = list(grid.flat)
+    figure = new_figure(max(2.7 * n_columns + 0.5, 3.8), 3.8 * n_rows + 0.4)
+    panels: list[Axes] = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for unused in panels[len(curves) :]:
         unused.remove()
     legend: dict[str, Any] = {}
@@ -193,12 +186,12 @@ def compare_reliability(
         ValueError: If there are no curves.
         ImportError: If matplotlib is not installed.
     """
-    plt = _pyplot()
+    check_matplotlib()
     from matplotlib.lines import Line2D
 
     _check_curves(curves)
     if ax is None:
-        _, ax = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+        ax = new_axes(5.6, 3.8)
     handles = []
     extreme, first = 0.0, 1.0
     for i, (name, curve) in enumerate(curves.items()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from .._arguments import check_number
 from ..functional import credal_projection, label_relaxation_loss
+from .figure import new_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,9 +54,8 @@ def relaxation_on_simplex(alpha: float = 0.25) -> Figure:
     Source: the supplement of Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021.
     """
     check_number("alpha", "a number in (0, 1)", lambda x: 0 < x < 1, alpha)
-    plt = _pyplot()
-    figure: Figure
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9), layout="constrained")
+    figure = new_figure(8.4, 3.9)
+    left, right = figure.subplots(1, 2)
 
     smoothed = torch.tensor([1 - alpha, 0, 0], dtype=torch.float64) + alpha / 3
 
@@ -92,7 +91,7 @@ def relaxation_on_simplex(alpha: float = 0.25) -> Figure:
 
 def _draw(loss: Callable[[Tensor], Tensor], ax: Axes | None, title: str | None) -> tuple[Axes, AxesImage]:
     if ax is None:
-        _, ax = _pyplot().subplots(figsize=(4, 3.8), layout="constrained")
+        ax = new_axes(4, 3.8)
     height = CORNERS[0, 1]
     x, y = np.meshgrid(np.linspace(0, 1, RESOLUTION), np.linspace(0, height, RESOLUTION))
     first = y / height
@@ -123,11 +122,3 @@ def _place(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The position of a prediction in the triangle."""
     place: npt.NDArray[np.float64] = p @ CORNERS
     return place
-
-
-def _pyplot() -> ModuleType:
-    try:
-        from matplotlib import pyplot
-    except ModuleNotFoundError as missing:
-        raise ImportError('Plots need matplotlib: pip install "lr-relax[plot]"') from missing
-    return pyplot
