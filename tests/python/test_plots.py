@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -106,14 +105,14 @@ def test_title_and_diagonal() -> None:
 
 
 def test_histogram_of_shares() -> None:
-    [histogram] = reliability_diagram(CURVE).child_axes
+    histogram = reliability_diagram(CURVE).child_axes[0]
     assert [bar.get_height() for bar in histogram.patches] == pytest.approx([0, 0.1, 0.3, 0.6])
     assert histogram.get_xlabel() == "confidence"
 
 
 def test_histogram_of_densities() -> None:
     ax = reliability_diagram(UNEQUAL)
-    [histogram] = ax.child_axes
+    histogram = ax.child_axes[0]
     assert histogram.get_ylabel() == "density"
     assert [bar.get_width() * bar.get_height() for bar in histogram.patches] == pytest.approx([0.25] * 4)
     assert [bar.get_width() for bar in histogram.patches] == pytest.approx([0.6, 0.3, 0.09, 0.01])
@@ -145,7 +144,8 @@ def test_panels(n_columns: Any, rows: int) -> None:
     assert [ax.get_title() for ax in figure.axes] == list(curves)
     assert figure.get_suptitle() == "digits"
     assert len({ax.get_subplotspec().rowspan.start for ax in figure.axes}) == rows
-    assert [ax.texts[0].get_text() for ax in figure.axes] == ["ECE 0.1000", "ECE 0.0645", "ECE 0.1000"]
+    errors = [ax.get_legend().get_title().get_text() for ax in figure.axes]
+    assert errors == ["ECE 0.1000", "ECE 0.0645", "ECE 0.1000"]
     histograms = [ax.child_axes[0] for ax in figure.axes]
     assert len({histogram.get_ylim() for histogram in histograms}) == 1
     columns = [ax.get_subplotspec().colspan.start for ax in figure.axes]
@@ -246,19 +246,88 @@ def test_notebooks_show_returned_figures() -> None:
     assert pickle.loads(pickle.dumps(figure))._repr_png_().startswith(b"\x89PNG")
 
 
-def test_small_diagrams() -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(7.5, 3.2), layout="constrained")
-    for ax in axes:
-        reliability_diagram(CURVE, ax=ax, title="label relaxation 0.1")
+HIGH = replace(CURVE, counts=CURVE.counts + 1, accuracy=np.ones(4), confidence=np.linspace(0.1, 0.9, 4))
+GRIDS = {
+    "wide": ((10, 8), 2, {"layout": "constrained"}),
+    "small": ((7.5, 3.2), 1, {"layout": "constrained"}),
+    "tight": ((10, 8), 2, {"layout": "tight"}),
+    "without a layout": ((12, 11), 2, {"gridspec_kw": {"hspace": 0.4, "wspace": 0.5}}),
+}
+
+
+@pytest.mark.parametrize("histogram", [True, False, "log"])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_own_axes_hold_everything(grid: str, histogram: Any) -> None:
+    size, n_rows, options = GRIDS[grid]
+    figure, axes = plt.subplots(n_rows, 3, figsize=size, squeeze=False, **options)
+    for ax, curve in zip(axes.flat, [CURVE, UNEQUAL, HIGH] * n_rows, strict=True):
+        assert reliability_diagram(curve, ax=ax, histogram=histogram) is ax
+        ax.set_title("label relaxation 0.1")  # leaves room for what is there
     figure.draw_without_rendering()
-    boxes = [ax.get_tightbbox() for ax in axes]
-    assert all(left.x1 <= right.x0 for left, right in pairwise(boxes)), "labels overlap"
+    boxes = [ax.get_tightbbox() for ax in axes.flat]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]), "panels overlap"
     whole = figure.bbox.padded(1)  # pixel: text may round up
-    assert all(whole.containsx(box.x0) and whole.containsx(box.x1) for box in boxes), "text is cut off"
-    assert all(whole.containsy(box.y0) and whole.containsy(box.y1) for box in boxes), "text is cut off"
-    legend = axes[0].get_legend().get_window_extent()
-    assert legend.width < 0.6 * axes[0].bbox.width, "the legend covers the bars"
-    assert legend.height < 0.4 * axes[0].bbox.height
+    assert all(whole.contains(x, y) for box in boxes for x, y in box.corners()), "text is cut off"
+    for ax in axes.flat:
+        legend, title = ax.get_legend().get_window_extent(), ax.title.get_window_extent()
+        assert ax.bbox.y1 <= legend.y0 < legend.y1 <= title.y0 + 1, "the legend hides something"
+        assert ax.bbox.height > 0.5 * ax.get_tightbbox().height - 70 * (grid == "small"), "too small"
+        if histogram:
+            shares = ax.child_axes[0]
+            assert (shares.bbox.x0, shares.bbox.x1) == pytest.approx((ax.bbox.x0, ax.bbox.x1))
+            assert shares.bbox.y0 == pytest.approx(ax.get_position(original=True).y0 * figure.bbox.height)
+            labels = [label for label in ax.get_yticklabels() if 0 <= label.get_position()[1] <= 1]
+            lowest = min(label.get_window_extent().y0 for label in labels)
+            highest = max(label.get_window_extent().y1 for label in shares.get_yticklabels())
+            assert highest < lowest, "labels of ticks overlap"
+
+
+def test_axes_that_are_cleared_are_whole_again() -> None:
+    figure, (one, other) = plt.subplots(1, 2)
+    for _ in range(2):
+        reliability_diagram(CURVE, ax=one)
+        figure.draw_without_rendering()
+        assert 0.5 * other.bbox.height < one.bbox.height < 0.7 * other.bbox.height
+        one.clear()
+    figure.draw_without_rendering()
+    assert one.bbox.bounds[1:] == pytest.approx(other.bbox.bounds[1:])
+
+
+def test_aspect_and_inset_axes() -> None:
+    figure, outer = plt.subplots(figsize=(6, 6))
+    ax = outer.inset_axes((0.1, 0.3, 0.8, 0.6))
+    reliability_diagram(CURVE, ax=ax).set_aspect("equal")
+    figure.draw_without_rendering()
+    assert ax.bbox.width == pytest.approx(ax.bbox.height)
+    shares = ax.child_axes[0].bbox
+    assert (shares.x0, shares.x1) == pytest.approx((ax.bbox.x0, ax.bbox.x1))
+    low, high = outer.transAxes.transform([(0.1, 0.3), (0.9, 0.9)])
+    assert shares.y0 > low[1] - 1
+    assert ax.get_legend().get_window_extent().y1 < high[1] + 1
+
+
+def test_without_histogram() -> None:
+    ax = CURVE.plot(histogram=False)
+    assert ax.get_xlabel() == "confidence"
+    assert not any(child.get_visible() for child in ax.child_axes)
+    for one in reliability_diagrams({"one": CURVE, "two": CURVE}, histogram=False).axes:
+        assert one.get_xlabel() == "confidence"
+        assert not any(child.get_visible() for child in one.child_axes)
+    with pytest.raises(ValueError, match=r"`histogram`.*'no'"):
+        CURVE.plot(histogram="no")  # type: ignore[arg-type]
+
+
+def test_logarithmic_shares() -> None:
+    skewed = replace(CURVE, counts=np.array([0, 2, 98, 9900]))
+    shares = CURVE.plot(histogram="log").child_axes[0]
+    assert (shares.get_yscale(), shares.get_ylim()) == ("log", (0.1, 1))
+    shares = skewed.plot(histogram="log").child_axes[0]
+    assert shares.get_ylim() == pytest.approx((1e-4, 1))
+    assert [label.get_text() for label in shares.get_yticklabels()] == ["0.01%", "100%"]
+    figure = reliability_diagrams({"one": skewed, "two": UNEQUAL}, histogram="log")
+    assert {ax.child_axes[0].get_ylim() for ax in figure.axes} == {(1e-4, 100.0)}
+    tiny = replace(CURVE, counts=np.array([0, 1e-200, 1, 1]))  # sums of weights
+    assert tiny.plot(histogram="log").child_axes[0].get_ylim() == pytest.approx((1e-6, 1))
 
 
 def test_matplotlib_is_imported_lazily() -> None:

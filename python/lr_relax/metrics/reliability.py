@@ -48,11 +48,13 @@ class ReliabilityCurve:
     expected_calibration_error: float
     """The mean of ``abs(gap)``, weighted by the counts."""
 
-    def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+    def plot(
+        self, ax: Axes | None = None, *, title: str | None = None, histogram: bool | Literal["log"] = True
+    ) -> Axes:
         """Draw the reliability diagram; see :func:`lr_relax.plots.reliability_diagram`."""
         from lr_relax.plots import reliability_diagram
 
-        return reliability_diagram(self, ax=ax, title=title)
+        return reliability_diagram(self, ax=ax, title=title, histogram=histogram)
 
 
 @overload

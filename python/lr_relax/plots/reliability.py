@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from .figure import check_matplotlib, new_axes, new_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,11 +34,17 @@ LEGEND: dict[str, Any] = {
     "title_fontsize": "small",
     "handlelength": 1.4,
     "handletextpad": 0.5,
+    "columnspacing": 1.2,
     "borderpad": 0.2,
     "labelspacing": 0.3,
     "edgecolor": "none",
     "framealpha": 0.85,
 }
+
+Histogram = bool | Literal["log"]
+SHARES = 0.27  # the height of the panel of shares, in that of the panel of accuracies
+GAP = 12  # points between the two, for the labels of their ticks
+DECADES = 6  # of a logarithmic scale, at most
 
 
 class ReliabilityData(Protocol):
@@ -62,7 +70,13 @@ class ReliabilityData(Protocol):
     def expected_calibration_error(self) -> float: ...
 
 
-def reliability_diagram(curve: ReliabilityData, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def reliability_diagram(
+    curve: ReliabilityData,
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+    histogram: Histogram = True,
+) -> Axes:
     """Draw a reliability diagram: the accuracy as a function of the confidence.
 
     In each bin, a thick line marks the accuracy, and a hatched bar its difference from the mean confidence:
@@ -74,29 +88,37 @@ def reliability_diagram(curve: ReliabilityData, *, ax: Axes | None = None, title
 
     Args:
         curve: The result of :func:`lr_relax.metrics.reliability_curve`.
-        ax: The axes to draw in; by default those of a new figure. See :func:`reliability_diagrams` for
-            several models side by side.
+        ax: The axes to draw in; the legend and the panel of shares take their room inside them. By default
+            those of a new figure, which pyplot knows in interactive mode only, as in notebooks: for
+            ``pyplot.show()`` in a script, pass the axes of ``pyplot.subplots()``. See
+            :func:`reliability_diagrams` for several models side by side.
         title: Text above the diagram.
+        histogram: Whether to draw the panel of shares; "log" draws it on a logarithmic scale, for small
+            shares beside a large one.
 
     Returns:
         The axes with the bars; the figure is ``axes.figure``.
 
     Raises:
+        ValueError: If `histogram` is neither a bool nor "log".
         ImportError: If matplotlib is not installed.
     """
     check_matplotlib()
+    _check_histogram(histogram)
     if ax is None:
-        ax = new_axes(3.6, 4.4)
-    handles = _draw_bins(ax, curve)
-    ax.legend(handles=handles, title=_error(curve), loc="upper left", **LEGEND)
+        ax = new_axes(3.6, 4.6 if histogram else 3.8)
+    _draw_panels(ax, [curve], 0, histogram)
     if title is not None:
         ax.set_title(title)
-    _draw_shares(ax, [curve], 0)
     return ax
 
 
 def reliability_diagrams(
-    curves: Mapping[str, ReliabilityData], *, n_columns: int | None = None, title: str | None = None
+    curves: Mapping[str, ReliabilityData],
+    *,
+    n_columns: int | None = None,
+    title: str | None = None,
+    histogram: Histogram = True,
 ) -> Figure:
     """Draw a reliability diagram for each model, side by side and on the same scales.
 
@@ -104,6 +126,7 @@ def reliability_diagrams(
         curves: Maps the name of each model, which is the title of its panel, to its curve.
         n_columns: The number of panels in a row; by default up to 4.
         title: Text above all panels.
+        histogram: As in :func:`reliability_diagram`.
 
     Returns:
         The figure. Its axes are the panels in the order of `curves`, drawn as in :func:`reliability_diagram`,
@@ -116,6 +139,7 @@ def reliability_diagrams(
     >>> reliability_diagrams({"before": before, "after": after}).savefig("both.png")  # doctest: +SKIP
     """
     check_matplotlib()
+    _check_histogram(histogram)
     _check_curves(curves)
     if n_columns is None:
         n_columns = min(len(curves), 4)
@@ -125,30 +149,28 @@ def reliability_diagrams(
         )
     n_columns = min(int(n_columns), len(curves))
     n_rows = math.ceil(len(curves) / n_columns)
-    figure = new_figure(max(2.7 * n_columns + 0.5, 3.8), 3.8 * n_rows + 0.4)
+    height = 3.9 if histogram else 3.1
+    figure = new_figure(max(2.7 * n_columns + 0.5, 3.8), height * n_rows + 0.4)
     panels: list[Axes] = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for unused in panels[len(curves) :]:
         unused.remove()
     legend: dict[str, Any] = {}
     all_curves = list(curves.values())
-    for i, (ax, (name, curve)) in enumerate(zip(panels, curves.items(), strict=False)):
-        for handle in _draw_bins(ax, curve):
+    for i, (ax, name) in enumerate(zip(panels, curves, strict=False)):
+        for handle in _draw_panels(ax, all_curves, i, histogram, with_legend=False):
             legend.setdefault(handle.get_label(), handle)
         ax.set_title(name, fontsize="medium")
-        ax.text(0.04, 0.96, _error(curve), transform=ax.transAxes, va="top", fontsize="small", color=INK)
-        histogram = _draw_shares(ax, all_curves, i)
+        parts = [part for part in (ax, *ax.child_axes) if part.get_visible()]
         if i % n_columns:
-            for part in (ax, histogram):
+            for part in parts:
                 part.tick_params(labelleft=False)
                 part.set_ylabel("")
         if i + n_columns < len(curves):
-            histogram.set_xlabel("")
-    order: list[str] = [label for label in ("overconfident", "underconfident") if label in legend]
-    order += [label for label in legend if label not in order]
+            parts[-1].set_xlabel("")
     figure.legend(
-        handles=[legend[label] for label in order],
+        handles=list(legend.values()),
         loc="outside lower center",
-        ncols=len(order),
+        ncols=len(legend),
         fontsize="small",
         frameon=False,
         handlelength=1.4,
@@ -157,8 +179,6 @@ def reliability_diagrams(
     )
     if title is not None:
         figure.suptitle(title)
-    # Drawing once lets the layout fit the height of the lower panels.
-    figure.draw_without_rendering()
     return figure
 
 
@@ -224,6 +244,105 @@ def compare_reliability(
     return ax
 
 
+def _draw_panels(
+    ax: Axes, curves: Sequence[ReliabilityData], which: int, histogram: Histogram, with_legend: bool = True
+) -> list[Any]:
+    """Draw one of the curves into the rectangle of the axes; return the handles of the legend."""
+    handles = _draw_bins(ax, curves[which])
+    shares = None
+    if histogram:
+        ax.tick_params(labelbottom=False)
+        shares = _draw_shares(ax, curves, which, logarithmic=histogram == "log")
+    else:
+        ax.set_xlabel("confidence")
+    # The bars may be anywhere inside the axes, so the legend is above them, in as many columns as fit.
+    shown = handles if with_legend else []
+    for n in range(max(len(shown), 1), 0, -1):
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+        legend = ax.legend(
+            handles=shown, title=_error(curves[which]), ncols=n, frameon=False, **place, **LEGEND
+        )
+        if legend.get_window_extent().width <= ax.bbox.width:
+            break
+    # The title is placed above all axes, so these make it leave room for the legend.
+    above = ax.inset_axes((0, 1, 1, 0), visible=False)
+    above.yaxis.set_visible(False)
+    above.set_axes_locator(_Above(ax))
+    before: Any = ax.get_axes_locator()
+    if isinstance(before, _Middle):  # of an earlier diagram in the same axes
+        before = before.whole
+    ax.set_axes_locator(_Middle(ax, before, shares))
+    return handles
+
+
+def _fraction(ax: Axes, pixels: float) -> float:
+    """A height as a fraction of that of the figure."""
+    (_, low), (_, high) = ax.figure.transSubfigure.transform([(0, 0), (0, 1)])
+    return pixels / float(high - low)
+
+
+def _gap(ax: Axes) -> float:
+    return _fraction(ax, GAP / 72 * ax.figure.dpi)
+
+
+def _legend_height(ax: Axes, renderer: Any) -> float:
+    legend = ax.get_legend()
+    return 0.0 if legend is None else _fraction(ax, legend.get_window_extent(renderer).height)
+
+
+# Locators are asked for the place of axes at each drawing, in fractions of the figure. So the parts fit into
+# the rectangle of the axes whatever its size, and a layout moves that rectangle as it does for other axes.
+
+
+@dataclass(eq=False)
+class _Middle:
+    """The accuracies: leaves room for the legend above and the shares below, as long as they are there."""
+
+    ax: Axes
+    whole: Callable[[Any, Any], Bbox] | None
+    shares: Axes | None
+
+    def __call__(self, ax: Any, renderer: Any) -> Bbox:
+        whole = ax.get_position(original=True) if self.whole is None else self.whole(ax, renderer)
+        top = whole.y1 - _legend_height(ax, renderer)
+        height = top - whole.y0
+        if self.shares in ax.child_axes:
+            height = (height - _gap(ax)) / (1 + SHARES)
+        return _box(whole.x0, top - height, whole.x1, top)
+
+    def get_subplotspec(self) -> Any:  # for tight_layout
+        return self.ax.get_subplotspec()
+
+
+@dataclass(eq=False)
+class _Above:
+    """The legend."""
+
+    ax: Axes
+
+    def __call__(self, _: Any, renderer: Any) -> Bbox:
+        middle = self.ax.get_position()
+        return _box(middle.x0, middle.y1, middle.x1, middle.y1 + _legend_height(self.ax, renderer))
+
+
+@dataclass(eq=False)
+class _Below:
+    """The shares."""
+
+    ax: Axes
+
+    def __call__(self, _: Any, renderer: Any) -> Bbox:
+        middle = self.ax.get_position()
+        top = middle.y0 - _gap(self.ax)
+        return _box(middle.x0, top - SHARES * middle.height, middle.x1, top)
+
+
+def _box(*extents: float) -> Bbox:
+    from matplotlib.transforms import Bbox
+
+    return Bbox.from_extents(*extents)
+
+
 def _draw_bins(ax: Axes, curve: ReliabilityData) -> list[Any]:
     """Draw the panel of accuracies; return the handles of its legend."""
     from matplotlib.lines import Line2D
@@ -269,15 +388,10 @@ def _draw_bins(ax: Axes, curve: ReliabilityData) -> list[Any]:
     ax.vlines(confidence[known], lower[known], upper[known], colors=colors, lw=0.9, zorder=2.5)
     ax.plot([0, 1], [0, 1], ls=(0, (4, 3)), lw=1, color=INK, zorder=3)
     ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    ax.tick_params(labelbottom=False)
     _tidy(ax)
     handles: list[Any] = [
         Patch(fc=(color, 0.35), ec=color, hatch="/////", label=label)
-        for color, label, shown in [
-            (OVERCONFIDENT, "overconfident", (gap > 0).any()),
-            (UNDERCONFIDENT, "underconfident", (gap < 0).any()),
-        ]
-        if shown
+        for color, label in [(OVERCONFIDENT, "overconfident"), (UNDERCONFIDENT, "underconfident")]
     ]
     if known.any():
         level = f"{100 * curve.confidence_level:.4g} % interval"
@@ -285,28 +399,34 @@ def _draw_bins(ax: Axes, curve: ReliabilityData) -> list[Any]:
     return handles
 
 
-def _draw_shares(ax: Axes, curves: Sequence[ReliabilityData], which: int) -> Axes:
+def _draw_shares(ax: Axes, curves: Sequence[ReliabilityData], which: int, logarithmic: bool) -> Axes:
     """Draw the lower panel of one of the curves, on a scale that fits all of them."""
-    from matplotlib.ticker import PercentFormatter
-
     shares = [curve.counts / curve.counts.sum() for curve in curves]
     widths = [np.diff(curve.edges) for curve in curves]
     equal = all(np.allclose(width, width[0], rtol=1e-6, atol=0) for width in widths)
-    curve = curves[which]
-    histogram: Axes = ax.inset_axes((0, -0.27, 1, 0.21), sharex=ax)
-    bar: dict[str, Any] = {"align": "edge", "color": INK, "alpha": 0.6, "lw": 0}
+    histogram: Axes = ax.inset_axes((0, 0, 1, 1), sharex=ax)
+    histogram.set_axes_locator(_Below(ax))
     histogram.set(xlabel="confidence", ylabel="share" if equal else "density")
     if equal:
         heights = shares
-        histogram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     else:
         # A minimum width, because the density of a bin without width is infinite.
         widths = [np.maximum(width, 0.003) for width in widths]
         heights = [share / width for share, width in zip(shares, widths, strict=True)]
-        histogram.yaxis.set_major_formatter("{x:.2g}")
-    highest = max(height.max() for height in heights)
-    histogram.set(ylim=(0, highest), yticks=(0, highest))
-    histogram.bar(curve.edges[:-1], heights[which], widths[which], **bar)
+    low, high = 0.0, max(height.max() for height in heights)
+    if logarithmic:
+        positive = np.concatenate(heights)[np.concatenate(heights) > 0]
+        first, last = math.floor(math.log10(positive.min())), math.ceil(math.log10(high))
+        # Rounding up to the next power of ten gives at least one.
+        low, high = 10.0 ** max(min(first, last - 1), last - DECADES), 10.0**last
+        histogram.set_yscale("log")
+        histogram.set_yticks([], minor=True)
+    labels = [f"{100 * tick:.3g}%" if logarithmic else f"{tick:.0%}" for tick in (low, high)]
+    if not equal:
+        labels = [f"{tick:.2g}" for tick in (low, high)]
+    histogram.set(ylim=(low, high), yticks=(low, high), yticklabels=labels)
+    bar: dict[str, Any] = {"align": "edge", "color": INK, "alpha": 0.6, "lw": 0}
+    histogram.bar(curves[which].edges[:-1], heights[which], widths[which], **bar)
     _tidy(histogram)
     return histogram
 
@@ -328,3 +448,8 @@ def _check_curves(curves: Mapping[str, ReliabilityData]) -> None:
         )
     if not curves:
         raise ValueError("Expected argument `curves` to hold at least one curve, but got none.")
+
+
+def _check_histogram(histogram: Histogram) -> None:
+    if not isinstance(histogram, bool) and histogram != "log":
+        raise ValueError(f"Expected argument `histogram` to be True, False or 'log', but got {histogram!r}.")
