@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from lr_relax.metrics import ReliabilityCurve
+from lr_relax.metrics import ReliabilityCurve, reliability_curve
 from lr_relax.plots import compare_reliability, reliability_diagram, reliability_diagrams
 
 matplotlib.use("agg")
@@ -210,12 +210,23 @@ def test_comparison_of_many_models() -> None:
     assert len(ax.get_legend().get_texts()) == 20
 
 
+def test_curves_of_all_classes() -> None:
+    p, weight = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]), np.array([0.5, 1.5, 2])
+    curves = reliability_curve(p, np.array([0, 1, 0]), kind="classwise", n_bins=5, sample_weight=weight)
+    figure = reliability_diagrams(curves)
+    assert [ax.get_title() for ax in figure.axes] == ["class 0", "class 1"]
+    heights = [bar.get_height() for bar in figure.axes[0].child_axes[0].patches]
+    assert heights == pytest.approx([0, 0.375, 0.5, 0, 0.125])
+    texts = compare_reliability(curves).get_legend().get_texts()
+    assert [text.get_text().split(" (")[0] for text in texts] == ["class 0", "class 1"]
+
+
 @pytest.mark.parametrize("function", [reliability_diagrams, compare_reliability])
 def test_rejects_curves(function: Any) -> None:
     with pytest.raises(ValueError, match="at least one curve"):
         function({})
-    with pytest.raises(TypeError, match=r"`curves`.*list"):
-        function([CURVE])
+    with pytest.raises(TypeError, match=r"`curves`.*ReliabilityCurve"):
+        function(CURVE)
 
 
 @pytest.mark.parametrize("n_columns", [0, -1, 1.5, True, "2"])

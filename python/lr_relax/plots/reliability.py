@@ -70,6 +70,9 @@ class ReliabilityData(Protocol):
     def expected_calibration_error(self) -> float: ...
 
 
+Curves = Mapping[str, ReliabilityData] | Sequence[ReliabilityData]
+
+
 def reliability_diagram(
     curve: ReliabilityData,
     *,
@@ -114,7 +117,7 @@ def reliability_diagram(
 
 
 def reliability_diagrams(
-    curves: Mapping[str, ReliabilityData],
+    curves: Curves,
     *,
     n_columns: int | None = None,
     title: str | None = None,
@@ -123,7 +126,8 @@ def reliability_diagrams(
     """Draw a reliability diagram for each model, side by side and on the same scales.
 
     Args:
-        curves: Maps the name of each model, which is the title of its panel, to its curve.
+        curves: Maps the name of each model, which is the title of its panel, to its curve; or the list of the
+            curves of all classes, as of ``reliability_curve(..., kind="classwise")``.
         n_columns: The number of panels in a row; by default up to 4.
         title: Text above all panels.
         histogram: As in :func:`reliability_diagram`.
@@ -140,7 +144,7 @@ def reliability_diagrams(
     """
     check_matplotlib()
     _check_histogram(histogram)
-    _check_curves(curves)
+    curves = _named(curves)
     if n_columns is None:
         n_columns = min(len(curves), 4)
     if not isinstance(n_columns, int | np.integer) or isinstance(n_columns, bool) or n_columns < 1:
@@ -182,9 +186,7 @@ def reliability_diagrams(
     return figure
 
 
-def compare_reliability(
-    curves: Mapping[str, ReliabilityData], *, ax: Axes | None = None, title: str | None = None
-) -> Axes:
+def compare_reliability(curves: Curves, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Draw accuracy minus confidence of several models in the same axes.
 
     Each bin is a point at its mean confidence. Its area shows the bin's share of the predictions, and the
@@ -195,7 +197,7 @@ def compare_reliability(
     lines are faint and may leave the axes, and they have no band.
 
     Args:
-        curves: Maps the name of each model to its curve.
+        curves: As in :func:`reliability_diagrams`.
         ax: The axes to draw in; by default those of a new figure.
         title: Text above the axes.
 
@@ -209,7 +211,7 @@ def compare_reliability(
     check_matplotlib()
     from matplotlib.lines import Line2D
 
-    _check_curves(curves)
+    curves = _named(curves)
     if ax is None:
         ax = new_axes(5.6, 3.8)
     handles = []
@@ -441,13 +443,17 @@ def _error(curve: ReliabilityData) -> str:
     return f"ECE {curve.expected_calibration_error:.4f}"
 
 
-def _check_curves(curves: Mapping[str, ReliabilityData]) -> None:
+def _named(curves: Curves) -> Mapping[str, ReliabilityData]:
+    if isinstance(curves, list | tuple):
+        curves = {f"class {k}": curve for k, curve in enumerate(curves)}
     if not isinstance(curves, Mapping):
         raise TypeError(
-            f"Expected argument `curves` to map names to curves, but got {type(curves).__name__}."
+            "Expected argument `curves` to map names to curves, or to be a list of curves of all classes, "
+            f"but got {type(curves).__name__}."
         )
     if not curves:
         raise ValueError("Expected argument `curves` to hold at least one curve, but got none.")
+    return curves
 
 
 def _check_histogram(histogram: Histogram) -> None:
