@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -326,6 +327,31 @@ def test_without_histogram() -> None:
         assert not any(child.get_visible() for child in one.child_axes)
     with pytest.raises(ValueError, match=r"`histogram`.*'no'"):
         CURVE.plot(histogram="no")  # type: ignore[arg-type]
+
+
+RANGES = np.array([[NAN, 0.3, 0.55, 0.84], [NAN, 0.5, 0.65, 0.96]])
+
+
+@pytest.mark.parametrize("chance", [tuple(RANGES), SimpleNamespace(lower=RANGES[0], upper=RANGES[1])])
+def test_ranges_by_chance(chance: Any) -> None:
+    alone = CURVE.plot(chance=chance)
+    both = reliability_diagrams({"one": CURVE, "two": CURVE}, chance={"one": chance, "two": chance})
+    for ax in (alone, *both.axes):
+        [bars] = [bars for bars in ax.containers if bars.get_label() == "range by chance"]
+        assert [bar.get_y() for bar in bars] == pytest.approx(RANGES[0, 1:])
+        assert [bar.get_y() + bar.get_height() for bar in bars] == pytest.approx(RANGES[1, 1:])
+        assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx(CURVE.confidence[1:])
+    for legend in (alone.get_legend(), *both.legends):
+        assert "range by chance" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_rejects_ranges() -> None:
+    with pytest.raises(ValueError, match=r"`chance`.*\(4,\).*\(3,\)"):
+        CURVE.plot(chance=(RANGES[0, 1:], RANGES[1, 1:]))
+    with pytest.raises(ValueError, match=r"`chance`.*'one'.*'other'"):
+        reliability_diagrams({"one": CURVE}, chance={"other": tuple(RANGES)})
+    with pytest.raises(ValueError, match=r"`chance`.*'class 1'"):
+        reliability_diagrams([CURVE, CURVE], chance=[tuple(RANGES)])
 
 
 def test_logarithmic_shares() -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from typing_extensions import Unpack
 
+    from ..plots.reliability import Chance, Histogram
+
 
 @dataclass(frozen=True, eq=False)
 class ReliabilityCurve:
@@ -49,12 +51,17 @@ class ReliabilityCurve:
     """The mean of ``abs(gap)``, weighted by the counts."""
 
     def plot(
-        self, ax: Axes | None = None, *, title: str | None = None, histogram: bool | Literal["log"] = True
+        self,
+        ax: Axes | None = None,
+        *,
+        title: str | None = None,
+        histogram: Histogram = True,
+        chance: Chance | None = None,
     ) -> Axes:
         """Draw the reliability diagram; see :func:`lr_relax.plots.reliability_diagram`."""
         from lr_relax.plots import reliability_diagram
 
-        return reliability_diagram(self, ax=ax, title=title, histogram=histogram)
+        return reliability_diagram(self, ax=ax, title=title, histogram=histogram, chance=chance)
 
 
 @overload

@@ -70,6 +70,16 @@ class ReliabilityData(Protocol):
     def expected_calibration_error(self) -> float: ...
 
 
+class ChanceRanges(Protocol):
+    """The range of accuracies of a calibrated model in each bin."""
+
+    @property
+    def lower(self) -> Floats: ...
+    @property
+    def upper(self) -> Floats: ...
+
+
+Chance = ChanceRanges | tuple[npt.ArrayLike, npt.ArrayLike]
 Curves = Mapping[str, ReliabilityData] | Sequence[ReliabilityData]
 
 
@@ -79,6 +89,7 @@ def reliability_diagram(
     ax: Axes | None = None,
     title: str | None = None,
     histogram: Histogram = True,
+    chance: Chance | None = None,
 ) -> Axes:
     """Draw a reliability diagram: the accuracy as a function of the confidence.
 
@@ -98,19 +109,26 @@ def reliability_diagram(
         title: Text above the diagram.
         histogram: Whether to draw the panel of shares; "log" draws it on a logarithmic scale, for small
             shares beside a large one.
+        chance: For each bin, the range of accuracies that a calibrated model shows by chance, drawn as a bar
+            at the mean confidence: arrays `lower` and `upper` of shape (n_bins,), as a pair or as attributes.
+            NaN for bins without a range. An accuracy outside its bar is evidence against calibration.
 
     Returns:
         The axes with the bars; the figure is ``axes.figure``.
 
     Raises:
-        ValueError: If `histogram` is neither a bool nor "log".
+        ValueError: If `histogram` is neither a bool nor "log", or if `chance` does not fit the bins.
         ImportError: If matplotlib is not installed.
+
+    Source of the bars: Bröcker & Smith, "Increasing the Reliability of Reliability Diagrams", Weather and
+    Forecasting 22, 2007.
     """
     check_matplotlib()
     _check_histogram(histogram)
+    ranges = _ranges(chance, len(curve.counts))
     if ax is None:
         ax = new_axes(3.6, 4.6 if histogram else 3.8)
-    _draw_panels(ax, [curve], 0, histogram)
+    _draw_panels(ax, [curve], 0, histogram, ranges)
     if title is not None:
         ax.set_title(title)
     return ax
@@ -122,6 +140,7 @@ def reliability_diagrams(
     n_columns: int | None = None,
     title: str | None = None,
     histogram: Histogram = True,
+    chance: Mapping[str, Chance] | Sequence[Chance] | None = None,
 ) -> Figure:
     """Draw a reliability diagram for each model, side by side and on the same scales.
 
@@ -131,6 +150,7 @@ def reliability_diagrams(
         n_columns: The number of panels in a row; by default up to 4.
         title: Text above all panels.
         histogram: As in :func:`reliability_diagram`.
+        chance: That of each curve, as in :func:`reliability_diagram`, in a mapping or list like `curves`.
 
     Returns:
         The figure. Its axes are the panels in the order of `curves`, drawn as in :func:`reliability_diagram`,
@@ -145,6 +165,12 @@ def reliability_diagrams(
     check_matplotlib()
     _check_histogram(histogram)
     curves = _named(curves)
+    chances = dict.fromkeys(curves) if chance is None else _by_name(chance)
+    if set(chances) != set(curves):
+        raise ValueError(
+            f"Expected argument `chance` to be for {list(curves)}, as `curves`, but got {list(chances)}."
+        )
+    ranges = [_ranges(chances[name], len(curve.counts)) for name, curve in curves.items()]
     if n_columns is None:
         n_columns = min(len(curves), 4)
     if not isinstance(n_columns, int | np.integer) or isinstance(n_columns, bool) or n_columns < 1:
@@ -161,7 +187,7 @@ def reliability_diagrams(
     legend: dict[str, Any] = {}
     all_curves = list(curves.values())
     for i, (ax, name) in enumerate(zip(panels, curves, strict=False)):
-        for handle in _draw_panels(ax, all_curves, i, histogram, with_legend=False):
+        for handle in _draw_panels(ax, all_curves, i, histogram, ranges[i], with_legend=False):
             legend.setdefault(handle.get_label(), handle)
         ax.set_title(name, fontsize="medium")
         parts = [part for part in (ax, *ax.child_axes) if part.get_visible()]
@@ -247,10 +273,17 @@ def compare_reliability(curves: Curves, *, ax: Axes | None = None, title: str | 
 
 
 def _draw_panels(
-    ax: Axes, curves: Sequence[ReliabilityData], which: int, histogram: Histogram, with_legend: bool = True
+    ax: Axes,
+    curves: Sequence[ReliabilityData],
+    which: int,
+    histogram: Histogram,
+    ranges: Floats | None,
+    with_legend: bool = True,
 ) -> list[Any]:
     """Draw one of the curves into the rectangle of the axes; return the handles of the legend."""
     handles = _draw_bins(ax, curves[which])
+    if ranges is not None:
+        handles.append(_draw_chance(ax, curves[which], ranges))
     shares = None
     if histogram:
         ax.tick_params(labelbottom=False)
@@ -401,6 +434,18 @@ def _draw_bins(ax: Axes, curve: ReliabilityData) -> list[Any]:
     return handles
 
 
+def _draw_chance(ax: Axes, curve: ReliabilityData, ranges: Floats) -> Any:
+    """Draw the ranges of accuracies of a calibrated model; return the handle of the legend."""
+    known = np.isfinite(ranges).all(0) & (curve.counts > 0)
+    lower, upper = ranges[:, known]
+    width = np.diff(curve.edges)[known]
+    look: dict[str, Any] = {"facecolor": ("#e0e0e0", 0.75), "edgecolor": INK, "zorder": 1.5}
+    look["lw"] = np.where(width < 0.03, 0, 0.6)  # an outline would fill a narrow bar
+    bars = ax.bar(curve.confidence[known], upper - lower, np.clip(0.4 * width, 0.004, 0.03), lower, **look)
+    bars.set_label("range by chance")
+    return bars
+
+
 def _draw_shares(ax: Axes, curves: Sequence[ReliabilityData], which: int, logarithmic: bool) -> Axes:
     """Draw the lower panel of one of the curves, on a scale that fits all of them."""
     shares = [curve.counts / curve.counts.sum() for curve in curves]
@@ -443,9 +488,12 @@ def _error(curve: ReliabilityData) -> str:
     return f"ECE {curve.expected_calibration_error:.4f}"
 
 
+def _by_name(items: Any) -> Any:
+    return {f"class {k}": item for k, item in enumerate(items)} if isinstance(items, list | tuple) else items
+
+
 def _named(curves: Curves) -> Mapping[str, ReliabilityData]:
-    if isinstance(curves, list | tuple):
-        curves = {f"class {k}": curve for k, curve in enumerate(curves)}
+    curves = _by_name(curves)
     if not isinstance(curves, Mapping):
         raise TypeError(
             "Expected argument `curves` to map names to curves, or to be a list of curves of all classes, "
@@ -459,3 +507,17 @@ def _named(curves: Curves) -> Mapping[str, ReliabilityData]:
 def _check_histogram(histogram: Histogram) -> None:
     if not isinstance(histogram, bool) and histogram != "log":
         raise ValueError(f"Expected argument `histogram` to be True, False or 'log', but got {histogram!r}.")
+
+
+def _ranges(chance: Chance | None, n_bins: int) -> Floats | None:
+    """The lower and the upper ends, of shape (2, n_bins)."""
+    if chance is None:
+        return None
+    pair = chance if isinstance(chance, list | tuple) else (chance.lower, chance.upper)
+    shapes = [np.shape(each) for each in pair]
+    if shapes != [(n_bins,)] * 2:
+        raise ValueError(
+            f"Expected argument `chance` to be lower and upper ends of shape ({n_bins},), one for each bin, "
+            f"but got shapes {shapes}."
+        )
+    return np.array(pair, np.float64)
