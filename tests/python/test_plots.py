@@ -11,8 +11,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from lr_relax.metrics import ReliabilityCurve, reliability_curve
-from lr_relax.plots import compare_reliability, reliability_diagram, reliability_diagrams
+from lr_relax.metrics import ReliabilityCurve, RiskCoverageCurve, reliability_curve
+from lr_relax.plots import (
+    compare_reliability,
+    compare_risk_coverage,
+    reliability_diagram,
+    reliability_diagrams,
+)
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -222,7 +227,7 @@ def test_curves_of_all_classes() -> None:
     assert [text.get_text().split(" (")[0] for text in texts] == ["class 0", "class 1"]
 
 
-@pytest.mark.parametrize("function", [reliability_diagrams, compare_reliability])
+@pytest.mark.parametrize("function", [reliability_diagrams, compare_reliability, compare_risk_coverage])
 def test_rejects_curves(function: Any) -> None:
     with pytest.raises(ValueError, match="at least one curve"):
         function({})
@@ -327,6 +332,35 @@ def test_without_histogram() -> None:
         assert not any(child.get_visible() for child in one.child_axes)
     with pytest.raises(ValueError, match=r"`histogram`.*'no'"):
         CURVE.plot(histogram="no")  # type: ignore[arg-type]
+
+
+def risk_coverage_of(wrong: Any) -> RiskCoverageCurve:
+    n = np.arange(1, len(wrong) + 1)
+    risk = np.cumsum(wrong) / n
+    return RiskCoverageCurve(n / len(wrong), risk, 1 - n / len(wrong) / 2, float(risk.mean()))
+
+
+def test_risk_coverage() -> None:
+    _, given = plt.subplots()
+    curve = risk_coverage_of([0, 1, 0, 1])
+    ax = curve.plot(ax=given, title="digits")
+    assert ax is given
+    [line] = ax.lines
+    assert line.get_xydata() == pytest.approx(np.array([[0.25, 0], [0.5, 1 / 2], [0.75, 1 / 3], [1, 1 / 2]]))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["AURC 0.3333"]
+    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("digits", "coverage", "risk")
+    assert len(ax.collections) == 1  # the area
+
+
+def test_comparison_of_risk_coverage() -> None:
+    noisy = risk_coverage_of(np.arange(100_000) % 100 == 0)
+    ax = compare_risk_coverage({"noisy": noisy, "perfect": risk_coverage_of([0] * 9)})
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == [f"noisy (AURC {noisy.area:.4f})", "perfect (AURC 0.0000)"]
+    assert noisy.risk.max() == 1
+    assert ax.get_ylim() == pytest.approx((0, 0.011), rel=0.03)  # the first predictions do not set the scale
+    assert all(len(line.get_xdata()) <= 2000 for line in ax.lines)
+    assert risk_coverage_of([0, 0]).plot().get_ylim() == (0, 1)
 
 
 RANGES = np.array([[NAN, 0.3, 0.55, 0.84], [NAN, 0.5, 0.65, 0.96]])

@@ -13,6 +13,7 @@ from ._checks import ArrayLike, Floats
 from ._inputs import Options, Predictions, metric, read, reads_options
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from typing_extensions import Unpack
 
 
@@ -31,6 +32,12 @@ class RiskCoverageCurve:
     """The lowest confidence among them: answering from this confidence on gives at least this coverage."""
     area: float
     """The mean of `risk`: the area under the curve (AURC)."""
+
+    def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+        """Draw the risk as a function of the coverage; see :func:`lr_relax.plots.compare_risk_coverage`."""
+        from lr_relax.plots import compare_risk_coverage
+
+        return compare_risk_coverage({"": self}, ax=ax, title=title)
 
 
 @metric

@@ -268,7 +268,7 @@ def compare_reliability(curves: Curves, *, ax: Axes | None = None, title: str | 
     ax.legend(handles=handles, loc="best", **LEGEND)
     if title is not None:
         ax.set_title(title)
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
@@ -423,7 +423,7 @@ def _draw_bins(ax: Axes, curve: ReliabilityData) -> list[Any]:
     ax.vlines(confidence[known], lower[known], upper[known], colors=colors, lw=0.9, zorder=2.5)
     ax.plot([0, 1], [0, 1], ls=(0, (4, 3)), lw=1, color=INK, zorder=3)
     ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    _tidy(ax)
+    tidy(ax)
     handles: list[Any] = [
         Patch(fc=(color, 0.35), ec=color, hatch="/////", label=label)
         for color, label in [(OVERCONFIDENT, "overconfident"), (UNDERCONFIDENT, "underconfident")]
@@ -474,11 +474,11 @@ def _draw_shares(ax: Axes, curves: Sequence[ReliabilityData], which: int, logari
     histogram.set(ylim=(low, high), yticks=(low, high), yticklabels=labels)
     bar: dict[str, Any] = {"align": "edge", "color": INK, "alpha": 0.6, "lw": 0}
     histogram.bar(curves[which].edges[:-1], heights[which], widths[which], **bar)
-    _tidy(histogram)
+    tidy(histogram)
     return histogram
 
 
-def _tidy(ax: Axes) -> None:
+def tidy(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_axisbelow(True)
     ax.grid(axis="y", color=GRID, lw=0.6)
@@ -492,16 +492,17 @@ def _by_name(items: Any) -> Any:
     return {f"class {k}": item for k, item in enumerate(items)} if isinstance(items, list | tuple) else items
 
 
-def _named(curves: Curves) -> Mapping[str, ReliabilityData]:
-    curves = _by_name(curves)
+def check_curves(curves: Any, form: str = "map names to curves") -> None:
     if not isinstance(curves, Mapping):
-        raise TypeError(
-            "Expected argument `curves` to map names to curves, or to be a list of curves of all classes, "
-            f"but got {type(curves).__name__}."
-        )
+        raise TypeError(f"Expected argument `curves` to {form}, but got {type(curves).__name__}.")
     if not curves:
         raise ValueError("Expected argument `curves` to hold at least one curve, but got none.")
-    return curves
+
+
+def _named(curves: Curves) -> Mapping[str, ReliabilityData]:
+    named: Mapping[str, ReliabilityData] = _by_name(curves)
+    check_curves(named, "map names to curves, or to be a list of the curves of all classes")
+    return named
 
 
 def _check_histogram(histogram: Histogram) -> None:
