@@ -401,6 +401,31 @@ def test_logarithmic_shares() -> None:
     assert tiny.plot(histogram="log").child_axes[0].get_ylim() == pytest.approx((1e-6, 1))
 
 
+def test_summaries() -> None:
+    assert repr(CURVE) == "ReliabilityCurve(n=100, n_bins=4, expected_calibration_error=0.1)"
+    weighted = replace(CURVE, counts=np.array([0, 0.5, 1, 0.75]))
+    assert repr(weighted) == "ReliabilityCurve(n=2.25, n_bins=4, expected_calibration_error=0.1)"
+    assert repr(risk_coverage_of([0, 1, 0, 1])) == "RiskCoverageCurve(n=4, area=0.333333)"
+
+
+def test_frames() -> None:
+    frame = CURVE.to_frame()
+    fields = ["counts", "confidence", "accuracy", "gap", "lower", "upper"]
+    assert list(frame) == ["left", "right", *fields]
+    assert all(np.array_equal(frame[name], getattr(CURVE, name), equal_nan=True) for name in fields)
+    assert np.array_equal(frame[["left", "right"]], [[0, 0.25], [0.25, 0.5], [0.5, 0.75], [0.75, 1]])
+    curve = risk_coverage_of([0, 1, 0, 1])
+    assert list(curve.to_frame()) == ["coverage", "risk", "threshold"]
+    assert all(np.array_equal(column, getattr(curve, name)) for name, column in curve.to_frame().items())
+
+
+def test_missing_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for curve in (CURVE, risk_coverage_of([0])):
+        with pytest.raises(ImportError, match="pip install pandas"):
+            curve.to_frame()
+
+
 def test_matplotlib_is_imported_lazily() -> None:
     code = "import sys, lr_relax.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

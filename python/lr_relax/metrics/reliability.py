@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ._bins import Binning, Bins, Kind, bin_digits, check_bins, errors
 from ._checks import Array, ArrayLike, Floats, check_share
+from ._frame import frame
 from ._inputs import Options, read, reads_options
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from typing_extensions import Unpack
 
@@ -49,6 +51,18 @@ class ReliabilityCurve:
     """The confidence level of the intervals."""
     expected_calibration_error: float
     """The mean of ``abs(gap)``, weighted by the counts."""
+
+    def __repr__(self) -> str:
+        return (
+            f"ReliabilityCurve(n={self.counts.sum():.15g}, n_bins={len(self.counts)}, "
+            f"expected_calibration_error={self.expected_calibration_error:.6g})"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """The bins as a pandas DataFrame: a row for each, with its edges `left`, `right` and the fields."""
+        fields = ("counts", "confidence", "accuracy", "gap", "lower", "upper")
+        columns = {name: getattr(self, name) for name in fields}
+        return frame({"left": self.edges[:-1], "right": self.edges[1:], **columns})
 
     def plot(
         self,

@@ -10,14 +10,16 @@ import numpy as np
 from torch import Tensor
 
 from ._checks import ArrayLike, Floats
+from ._frame import frame
 from ._inputs import Options, Predictions, metric, read, reads_options
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from typing_extensions import Unpack
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RiskCoverageCurve:
     """The error rate of the most confident predictions as a function of their number.
 
@@ -32,6 +34,13 @@ class RiskCoverageCurve:
     """The lowest confidence among them: answering from this confidence on gives at least this coverage."""
     area: float
     """The mean of `risk`: the area under the curve (AURC)."""
+
+    def __repr__(self) -> str:
+        return f"RiskCoverageCurve(n={len(self.risk)}, area={self.area:.6g})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """The curve as a pandas DataFrame, with a row for each coverage and columns named as the fields."""
+        return frame({name: getattr(self, name) for name in ("coverage", "risk", "threshold")})
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """Draw the risk as a function of the coverage; see :func:`lr_relax.plots.compare_risk_coverage`."""
