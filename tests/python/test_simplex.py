@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -55,6 +56,18 @@ def test_credal_set_and_projections(alpha: float) -> None:
     assert first == pytest.approx([1 - alpha] * 2)
     assert in_credal_set(q, torch.tensor([0, 0]), alpha + 1e-9, from_logits=False).all()
     assert len(points["o"]) == 2
+    smoothed, relaxed = (hatched(ax) for ax in (left, right))
+    assert len(smoothed) == 0
+    (start, bottom), (end, top) = relaxed.min(0), relaxed.max(0)
+    assert [bottom / CORNERS[0, 1], top / CORNERS[0, 1]] == pytest.approx([1 - alpha, 1], abs=0.01)
+    assert end - start == pytest.approx(alpha, abs=0.01)
+    assert "credal set: no loss" in [text.get_text() for text in right.texts]
+
+
+def hatched(ax: Any) -> Any:
+    """The corners of the hatched area."""
+    [area] = [each for each in ax.collections if getattr(each, "hatches", [None])[0]]
+    return np.concatenate([path.vertices for path in area.get_paths()])
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, float("nan")])

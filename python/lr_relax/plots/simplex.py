@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 INK = "#222222"
 CORNERS = np.array([[0.5, np.sqrt(0.75)], [0.0, 0.0], [1.0, 0.0]])  # of class 1 at the top, then 2 and 3
 RESOLUTION = 480
+ZERO = 1e-6  # smaller losses are rounding errors
 LARGEST = 3.0  # larger losses, which are unbounded, are drawn in the same color
 
 
@@ -29,6 +30,8 @@ def loss_on_simplex(
     loss: Callable[[Tensor], Tensor], *, ax: Axes | None = None, title: str | None = None
 ) -> Axes:
     """Draw a loss over all predictions for three classes, in barycentric coordinates.
+
+    Predictions without a loss, if they fill an area, are hatched.
 
     Args:
         loss: A function of probabilities of shape (N, 3) that returns losses of shape (N,).
@@ -45,7 +48,7 @@ def relaxation_on_simplex(alpha: float = 0.25) -> Figure:
     """Draw label smoothing next to label relaxation, for three classes and a target of class 1.
 
     Label smoothing pulls every prediction toward a single point. Label relaxation has no loss inside the
-    credal set, above the dashed line, and pulls all other predictions toward it. Two predictions are shown
+    credal set, which is hatched, and pulls all other predictions toward it. Two predictions are shown
     with their projections.
 
     Args:
@@ -78,7 +81,7 @@ def relaxation_on_simplex(alpha: float = 0.25) -> Figure:
 
     edge = _place(np.array([[1 - alpha, alpha, 0], [1 - alpha, 0, alpha]]))
     right.plot(*edge.T, ls=(0, (4, 3)), lw=1.2, color="white")
-    right.annotate("credal set", CORNERS[0], offset, **label)
+    right.annotate("credal set: no loss", CORNERS[0], offset, **label)
     predictions = torch.tensor([[0.25, 0.6, 0.15], [0.12, 0.2, 0.68]], dtype=torch.float64)
     projections = credal_projection(predictions, torch.tensor([0, 0]), alpha, from_logits=False)
     for p, q in zip(_place(predictions.numpy()), _place(projections.numpy()), strict=True):
@@ -106,9 +109,11 @@ def _draw(loss: Callable[[Tensor], Tensor], ax: Axes | None, title: str | None) 
     )
     levels = np.linspace(0, LARGEST, 11)[1:-1]
     ax.contour(x, y, shown, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
+    hatched = ax.contourf(x, y, losses, levels=[-ZERO, ZERO], colors="none", hatches=["////"])
+    hatched.set(edgecolor=("white", 0.6), linewidth=0)
     ax.plot(*np.vstack([CORNERS, CORNERS[:1]]).T, color=INK, lw=1)
     for corner, name, where in zip(
-        CORNERS, ("class 1 (right)", "class 2", "class 3"), ((0, 5), (0, -14), (0, -14)), strict=True
+        CORNERS, ("class 1", "class 2", "class 3"), ((0, 5), (0, -14), (0, -14)), strict=True
     ):
         ax.annotate(name, corner, where, textcoords="offset points", ha="center", color=INK, fontsize="small")
     ax.set(xlim=(-0.08, 1.08), ylim=(-0.1, height + 0.09))
