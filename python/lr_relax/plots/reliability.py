@@ -79,7 +79,12 @@ class ChanceRanges(Protocol):
     def upper(self) -> Floats: ...
 
 
-Chance = ChanceRanges | tuple[npt.ArrayLike, npt.ArrayLike]
+class HasChanceRanges(Protocol):
+    @property
+    def bins(self) -> ChanceRanges | None: ...
+
+
+Chance = ChanceRanges | HasChanceRanges | tuple[npt.ArrayLike, npt.ArrayLike]
 Curves = Mapping[str, ReliabilityData] | Sequence[ReliabilityData]
 
 
@@ -110,8 +115,9 @@ def reliability_diagram(
         histogram: Whether to draw the panel of shares; "log" draws it on a logarithmic scale, for small
             shares beside a large one.
         chance: For each bin, the range of accuracies that a calibrated model shows by chance, drawn as a bar
-            at the mean confidence: arrays `lower` and `upper` of shape (n_bins,), as a pair or as attributes.
-            NaN for bins without a range. An accuracy outside its bar is evidence against calibration.
+            at the mean confidence: arrays `lower` and `upper` of shape (n_bins,), as a pair, as attributes or
+            as attributes of `bins`; NaN for bins without a range. An accuracy outside its bar is evidence
+            against calibration.
 
     Returns:
         The axes with the bars; the figure is ``axes.figure``.
@@ -514,11 +520,12 @@ def _ranges(chance: Chance | None, n_bins: int) -> Floats | None:
     """The lower and the upper ends, of shape (2, n_bins)."""
     if chance is None:
         return None
-    pair = chance if isinstance(chance, list | tuple) else (chance.lower, chance.upper)
-    shapes = [np.shape(each) for each in pair]
+    of_bins: Any = getattr(chance, "bins", chance)
+    pair = (of_bins.lower, of_bins.upper) if hasattr(of_bins, "lower") else of_bins
+    shapes = None if pair is None else [np.shape(each) for each in pair]
     if shapes != [(n_bins,)] * 2:
         raise ValueError(
             f"Expected argument `chance` to be lower and upper ends of shape ({n_bins},), one for each bin, "
-            f"but got shapes {shapes}."
+            f"but got {'None' if shapes is None else f'shapes {shapes}'}."
         )
     return np.array(pair, np.float64)
