@@ -378,7 +378,10 @@ def test_ranges_by_chance(chance: Any) -> None:
         assert [bar.get_y() for bar in bars] == pytest.approx(RANGES[0, 1:])
         assert [bar.get_y() + bar.get_height() for bar in bars] == pytest.approx(RANGES[1, 1:])
         assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx(CURVE.confidence[1:])
-    for legend in (alone.get_legend(), *both.legends):
+    single = reliability_diagrams([CURVE], chance=[chance])
+    for legend in (alone.get_legend(), *both.legends, *single.legends):
+        legend.figure.draw_without_rendering()
+        assert legend.figure.bbox.padded(1).containsx(legend.get_window_extent().x0), "text is cut off"
         assert "range by chance" in [text.get_text() for text in legend.get_texts()]
 
 

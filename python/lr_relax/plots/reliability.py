@@ -203,16 +203,12 @@ def reliability_diagrams(
                 part.set_ylabel("")
         if i + n_columns < len(curves):
             parts[-1].set_xlabel("")
-    figure.legend(
-        handles=list(legend.values()),
-        loc="outside lower center",
-        ncols=len(legend),
-        fontsize="small",
-        frameon=False,
-        handlelength=1.4,
-        handletextpad=0.5,
-        columnspacing=1.2,
-    )
+    for n in range(len(legend), 0, -1):
+        look = {**LEGEND, "fontsize": "small", "loc": "outside lower center"}
+        common = figure.legend(handles=list(legend.values()), ncols=n, frameon=False, **look)
+        if n == 1 or common.get_window_extent().width <= figure.bbox.width:
+            break
+        common.remove()
     if title is not None:
         figure.suptitle(title)
     return figure
