@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{Dtype, View, tuple};
-use crate::losses::{Batch, Loss, ONE_COLUMN, ONLY_LABEL_RELAXATION, Reduction, Target};
+use crate::losses::{Batch, Kernels, Loss, ONE_COLUMN, ONLY_LABEL_RELAXATION, Reduction, Target};
 use crate::rows::{Error, Rows, Targets};
 use crate::simd::{Element, Real};
 
@@ -197,7 +197,7 @@ impl Inputs {
     }
 
     /// Calls `compute` with the batch of `rows`, which are those of the input.
-    fn with_batch<E: Element>(
+    fn with_batch<E: Kernels>(
         &self,
         rows: &Rows<'_, E>,
         compute: impl FnOnce(Batch<'_, E>) -> Result<(), Error>,

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use half::bf16;
 use lr_relax::losses::{
-    Batch, ConfidencePenalty, CrossEntropy, DualFocal, Focal, LabelRelaxation, Loss, Reduction, Scores,
-    Target,
+    Batch, ConfidencePenalty, CrossEntropy, DualFocal, Focal, Kernels, LabelRelaxation, Loss, Reduction,
+    Scores, Target,
 };
 use lr_relax::rows::{AnyRows, Error, Rows, RowsMut, Targets};
-use lr_relax::simd::{Element, Isa, Real};
+use lr_relax::simd::{Isa, Real};
 use proptest::prelude::*;
 
 /// Class counts around the ends of vectors, of blocks of vectors, and of the columns for few classes.
@@ -62,7 +62,7 @@ fn cases(n_classes: usize, rows: Range<usize>) -> Vec<(Target<'static>, Loss)> {
 }
 
 /// The mean, the losses, and the gradient of their sum, one after the other.
-fn compute<E: Element>(isa: Isa, z: &[E], (target, loss): (Target<'_>, Loss), weight: &[f64]) -> Vec<f64> {
+fn compute<E: Kernels>(isa: Isa, z: &[E], (target, loss): (Target<'_>, Loss), weight: &[f64]) -> Vec<f64> {
     let rows = Rows::from_slice(z, weight.len()).unwrap();
     let (mut grad, mut losses) = (z.to_vec(), vec![E::ZERO.widen(); rows.len()]);
     let out = RowsMut::from_slice(&mut grad, weight.len()).unwrap();
@@ -73,7 +73,7 @@ fn compute<E: Element>(isa: Isa, z: &[E], (target, loss): (Target<'_>, Loss), we
     [mean].into_iter().chain(losses.iter().map(|x| x.to_f64())).collect()
 }
 
-fn same_bits_everywhere<E: Element>() {
+fn same_bits_everywhere<E: Kernels>() {
     for n_classes in SIZES {
         let (z, weight) = (noise(50 * n_classes, 3), noise(n_classes, 4));
         let z: Vec<E> = z.iter().map(|x| E::narrow(E::Wide::from_f64(9.0 * x))).collect();

@@ -1,7 +1,7 @@
 //! Label relaxation: values, gradients, and what holds for all inputs.
 
 use half::{bf16, f16};
-use lr_relax::losses::{Batch, LabelRelaxation, Reduction, Scores};
+use lr_relax::losses::{Batch, Kernels, LabelRelaxation, Reduction, Scores};
 use lr_relax::rows::{Rows, RowsMut, Targets};
 use lr_relax::simd::{Element, Isa};
 use proptest::prelude::*;
@@ -45,11 +45,11 @@ struct Output<E: Element> {
     grad: Vec<E>,
 }
 
-fn compute<E: Element>(z: &[E], y: &[i64], n_classes: usize, loss: LabelRelaxation) -> Output<E> {
+fn compute<E: Kernels>(z: &[E], y: &[i64], n_classes: usize, loss: LabelRelaxation) -> Output<E> {
     compute_with(Isa::best(), z, y, n_classes, loss)
 }
 
-fn compute_with<E: Element>(
+fn compute_with<E: Kernels>(
     isa: Isa,
     z: &[E],
     y: &[i64],
@@ -110,7 +110,7 @@ fn bits<E: Element>(values: &[E]) -> Vec<u64> {
     values.iter().map(|x| lr_relax::simd::Real::to_f64(x.widen()).to_bits()).collect()
 }
 
-fn same_bits_everywhere<E: Element>() {
+fn same_bits_everywhere<E: Kernels>() {
     for n_classes in [2, 10, 16, 100, 129, 1000, 5003] {
         let z: Vec<E> = noise(50 * n_classes, 3)
             .iter()

@@ -130,7 +130,42 @@ losses! {
     binary_label_relaxation::BinaryLabelRelaxation,
 }
 
-impl<E: Element> Batch<'_, E> {
+/// The kernels of an element type. They are not generic, so that only this crate compiles them.
+pub trait Kernels: Element {
+    /// See [`Batch::reduce`].
+    #[doc(hidden)]
+    fn reduce(batch: &Batch<'_, Self>, loss: Loss, reduction: Reduction) -> Result<f64, Error>;
+
+    /// See [`Batch::per_row`].
+    #[doc(hidden)]
+    fn per_row(batch: &Batch<'_, Self>, loss: Loss, losses: &mut [Self::Wide]) -> Result<(), Error>;
+
+    /// See [`Batch::check_targets`].
+    #[doc(hidden)]
+    fn check_targets(batch: &Batch<'_, Self>) -> Result<(), Error>;
+}
+
+macro_rules! kernels {
+    ($($t:ty)*) => {$(
+        impl Kernels for $t {
+            fn reduce(batch: &Batch<'_, $t>, loss: Loss, reduction: Reduction) -> Result<f64, Error> {
+                compute::reduce(batch, loss, reduction)
+            }
+
+            fn per_row(batch: &Batch<'_, $t>, loss: Loss, losses: &mut [<$t as Element>::Wide]) -> Result<(), Error> {
+                compute::per_row(batch, loss, losses)
+            }
+
+            fn check_targets(batch: &Batch<'_, $t>) -> Result<(), Error> {
+                compute::check_targets(batch)
+            }
+        }
+    )*};
+}
+
+kernels!(f32 f64 half::f16 half::bf16);
+
+impl<E: Kernels> Batch<'_, E> {
     /// The reduced loss. The mean of no rows is NaN, as PyTorch's is.
     ///
     /// # Errors
@@ -139,7 +174,7 @@ impl<E: Element> Batch<'_, E> {
     pub fn reduce(&self, loss: impl Into<Loss>, reduction: Reduction) -> Result<f64, Error> {
         let loss = loss.into();
         self.check(loss)?;
-        compute::reduce(self, loss, reduction)
+        E::reduce(self, loss, reduction)
     }
 
     /// The loss of each row into `losses`.
@@ -150,7 +185,7 @@ impl<E: Element> Batch<'_, E> {
     pub fn per_row(&self, loss: impl Into<Loss>, losses: &mut [E::Wide]) -> Result<(), Error> {
         let loss = loss.into();
         self.check(loss)?;
-        compute::per_row(self, loss, losses)
+        E::per_row(self, loss, losses)
     }
 
     /// Checks the targets of all rows, without computing a loss.
@@ -159,7 +194,7 @@ impl<E: Element> Batch<'_, E> {
     ///
     /// As [`Batch::reduce`].
     pub fn check_targets(&self) -> Result<(), Error> {
-        compute::check_targets(self)
+        E::check_targets(self)
     }
 
     fn check(&self, loss: Loss) -> Result<(), Error> {
