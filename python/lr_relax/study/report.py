@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
@@ -19,9 +18,9 @@ from .grid import CRITERIA, best
 
 LOSSES = ("cross-entropy", "label smoothing", "label relaxation", "focal", "confidence penalty")
 METRICS = {"accuracy": "accuracy", "ece": "ECE"}
-# Options in which the runs of one table may differ; the last four concern only some of the losses.
-WITHIN = {"loss_name", "alpha", "seed", "test_run", "temp_scaling", "epochs"}
-WITHIN |= {"temperature", "legacy_temp_scaling", "legacy_confidence_penalty", "legacy_clip"}
+VARIANTS = ("legacy_confidence_penalty", "legacy_clip", "legacy_temp_scaling")  # of some of the losses
+# Options in which the runs of one table may differ.
+WITHIN = {"loss_name", "alpha", "seed", "test_run", "temp_scaling", "epochs", "temperature", *VARIANTS}
 
 Published = Mapping[str, Any]  # a row of misc/published.json
 
@@ -45,15 +44,13 @@ class Method(NamedTuple):
 
     scaled: bool  # with temperature scaling
     rank: int  # of the loss in LOSSES
-    variant: str  # "", "(clipped)", "(legacy)" or both
-    temperature: str  # how it is chosen, "" as in the paper
+    variant: tuple[str, ...]  # the options that differ from the paper
 
     @classmethod
     def of(cls, config: RunConfig) -> Method:
         run = config.effective()
-        variant = ["(legacy)"] * run.legacy_confidence_penalty + ["(clipped)"] * run.legacy_clip
-        how = ["nll"] * (run.temperature == "nll") + ["legacy"] * run.legacy_temp_scaling
-        return cls(run.temp_scaling, LOSSES.index(run.loss_title), " ".join(variant), ", ".join(how))
+        variant = [name for name in VARIANTS if getattr(run, name)] + ["nll"] * (run.temperature == "nll")
+        return cls(run.temp_scaling, LOSSES.index(run.loss_title), tuple(variant))
 
     @property
     def loss(self) -> str:
@@ -63,9 +60,10 @@ class Method(NamedTuple):
     def has_alpha(self) -> bool:
         return self.loss != "cross-entropy"
 
-    def title(self, alpha: str = "") -> str:
-        scaling = ["+ temperature" * self.scaled, self.temperature and f"({self.temperature})"]
-        return " ".join(filter(None, [self.loss, self.variant, alpha, *scaling]))
+    def title(self, alpha: float | None = None) -> str:
+        number = "" if alpha is None or not self.has_alpha else f" {alpha:g}"
+        variant = f" ({', '.join(self.variant)})" if self.variant else ""
+        return f"{self.loss}{number}{' + temperature' * self.scaled}{variant}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,6 @@ class Row:
     method: Method
     chosen: bool  # on validation data, else there is only this alpha
     runs: list[Result]  # by seed
-    missing_seeds: dict[int, float | None]  # without a test run, and its alpha, if known
     published: dict[str, Published] = field(default_factory=dict)  # by source
 
     @property
@@ -149,14 +146,11 @@ def summarize(results: Iterable[Result], published: Iterable[Published] = ()) ->
     if not groups:
         raise ValueError("There are no finished runs to make a table of.")
     for setting, runs in groups.items():
-        methods, seeds = by_method(runs), sorted({run.config.seed for run in runs})
+        methods = by_method(runs)
         beside = [row for row in published if (row["dataset_name"], row["model_name"]) == setting[:2]]
-        # Of a source with numbers of the same epochs, only these.
-        exact = {row["source"] for row in beside if row["epochs"] == setting.epochs}
-        beside = [row for row in beside if row["epochs"] == setting.epochs or row["source"] not in exact]
         choice = any(len(runs) > 1 for group in methods.values() for runs in _validated(group).values())
         for metric in CRITERIA if choice else (None,):
-            rows = [row for each in methods.items() for row in _rows(*each, seeds, metric or "accuracy")]
+            rows = [row for each in methods.items() for row in _rows(*each, metric or "accuracy")]
             sources = []
             for each, row in product(beside, rows):
                 if row.matches(each, metric):
@@ -171,18 +165,14 @@ def _validated(runs: Iterable[Result]) -> dict[int, list[Result]]:
     return grouped((run for run in runs if not run.config.test_run), lambda run: run.seed)
 
 
-def _rows(method: Method, runs: list[Result], seeds: list[int], metric: str) -> list[Row]:
+def _rows(method: Method, runs: list[Result], metric: str) -> list[Row]:
     """One row, or one per alpha if there are no validation runs to choose by."""
-    test = {(run.config.seed, run.config.alpha): run for run in runs if run.config.test_run}
+    tested = sorted((run for run in runs if run.config.test_run), key=lambda run: run.config.seed)
     choice = {seed: best(group, metric).config.alpha for seed, group in _validated(runs).items()}
-    chosen = method.has_alpha and bool(choice)
-    tested = sorted({run.config.alpha for run in runs})
-    rows = []
-    for by_seed in [choice] if chosen else [dict.fromkeys(seeds, alpha) for alpha in tested]:
-        there = [test[seed, by_seed[seed]] for seed in seeds if (seed, by_seed.get(seed)) in test]
-        missing = {seed: by_seed.get(seed) for seed in seeds if (seed, by_seed.get(seed)) not in test}
-        rows.append(Row(method, chosen, there, missing))
-    return rows
+    if method.has_alpha and choice:
+        return [Row(method, True, [r for r in tested if choice.get(r.config.seed) == r.config.alpha])]
+    groups = grouped(tested, lambda run: run.alpha)
+    return [Row(method, False, groups.get(alpha, [])) for alpha in sorted({r.config.alpha for r in runs})]
 
 
 def counted(numbers: Collection[int], what: str) -> str:
@@ -222,33 +212,19 @@ def _sheet(table: Table, escapes: dict[int, str], bold: str) -> tuple[str, list[
 
 
 def _published(row: Published | None, metric: str) -> str:
-    """A published number with three digits, as in the paper, or four if needed."""
-    if row is None:
-        return NOTHING
-    words = plus_minus((row[metric], row[f"{metric}_std"])).split(" ± ")
-    return " ± ".join(word[:-1] if {w[-1] for w in words} == {"0"} else word for word in words)
+    numbers = [] if row is None else [row[metric], row[f"{metric}_std"]]
+    return " ± ".join(f"{number:g}" for number in numbers if number is not None) or NOTHING
 
 
 def _alphas(row: Row) -> str:
-    """The alphas and, if there are several, the number of seeds of each."""
-    counts = Counter(row.alphas or [alpha for alpha in row.missing_seeds.values() if alpha is not None])
-    if not row.method.has_alpha or not counts:
-        return NOTHING
-    seeds = {alpha: f" ({counted([n], 'seed')})" * (len(counts) > 1) for alpha, n in sorted(counts.items())}
-    return ", ".join(f"{alpha:g}{of_seeds}" for alpha, of_seeds in seeds.items()) + "†" * (not row.chosen)
+    alphas = ", ".join(f"{alpha:g}" for alpha in sorted({*row.alphas}))
+    return alphas + "†" * (not row.chosen) if row.method.has_alpha and alphas else NOTHING
 
 
 def _notes(table: Table) -> list[str]:
-    several = any(len(row.runs) > 1 for row in table.rows)
-    notes = ["Test data" + "; mean ± sample standard deviation over seeds" * several + "."]
+    notes = ["Test data; mean ± sample standard deviation over seeds."]
     if any(row.method.has_alpha and not row.chosen for row in table.rows):
         notes.append("† Not chosen: this loss has no validation runs.")
-    for row in table.rows:
-        alphas = {
-            seed: "not validated" if a is None else f"alpha {a:g}" for seed, a in row.missing_seeds.items()
-        }
-        if seeds := [f"seed {s} ({alphas[s]})" if row.method.has_alpha else f"seed {s}" for s in alphas]:
-            notes.append(f"{row.method.title()}: no test run of {', '.join(seeds)}.")
     for i, source in enumerate(table.sources, 1):
         seen = [row.published[source]["seeds"] for row in table.rows if source in row.published]
         notes.append(f"[{i}] {source}, {counted(seen, 'seed')}.")
@@ -260,15 +236,18 @@ _LATEX = {ord(sign): f"\\{sign}" for sign in "&%$#_{}"}
 _LATEX |= {ord(sign): tex for sign, tex in zip("±†—[", (r"$\pm$", r"\dag{}", "---", "{[}"), strict=True)}
 
 
+def padded(lines: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table that is readable as text, too; the first line is the heading."""
+    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [f"| {' | '.join([c[0].ljust(first), *map(str.rjust, c[1:], others)])} |" for c in lines]
+    return [rows[0], f"|:{'-' * first}-|{'|'.join('-' * (width + 1) + ':' for width in others)}|", *rows[1:]]
+
+
 def _markdown(tables: Iterable[Table]) -> str:
-    """Padded, so that the source is readable."""
     texts = []
     for table in tables:
         title, lines, notes = _sheet(table, _MARKDOWN, "**{}**")
-        first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        rows = [f"| {' | '.join([c[0].ljust(first), *map(str.rjust, c[1:], others)])} |" for c in lines]
-        rule = f"|:{'-' * first}-|{'|'.join('-' * (width + 1) + ':' for width in others)}|"
-        texts += [f"### {title}", "", rows[0], rule, *rows[1:], "", *(f"- {note}" for note in notes), ""]
+        texts += [f"### {title}", "", *padded(lines), "", *(f"- {note}" for note in notes), ""]
     return "\n".join(texts)
 
 
@@ -293,7 +272,7 @@ def _csv(tables: Iterable[Table]) -> str:
         line: dict[str, Any] = dict(zip(Setting._fields, names, strict=False))
         line["setting"] = "; ".join(f"{name}={value}" for name, value in others)
         line |= {"optimized_for": table.optimized_for, "loss": row.method.title(), "alpha_chosen": row.chosen}
-        for name in ("alphas", "seeds", "missing_seeds"):
+        for name in ("alphas", "seeds"):
             line[name] = " ".join(map(str, getattr(row, name)))
         line["n_seeds"] = len(row.runs)
         for each in METRICS:
@@ -312,6 +291,4 @@ FORMATS: dict[str, Callable[[Iterable[Table]], str]] = {"markdown": _markdown, "
 
 def render(results: Iterable[Result], published: Iterable[Published] = (), format: str = "markdown") -> str:
     """The tables as "markdown", "latex" (with the package booktabs) or "csv" (in full precision)."""
-    if format not in FORMATS:
-        raise ValueError(f"Expected argument `format` to be one of {', '.join(FORMATS)}, but got {format!r}.")
     return FORMATS[format](summarize(results, published))
