@@ -38,12 +38,6 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-_SHORT = {
-    "label relaxation": "LR",
-    "cross-entropy": "CE",
-    "label smoothing": "LS",
-    "confidence penalty": "CP",
-}
 Values = Mapping[str, Any]
 LOGGER = logging.getLogger(__name__)
 
@@ -53,13 +47,9 @@ class TrackingError(Exception):
 
 
 def run_name(config: RunConfig, *, search: bool = False) -> str:
-    """The name of a run or of the search for its alpha: "LR 0.05 · digits · seed 0 · test"."""
-    loss = _SHORT.get(config.loss_title, config.loss_title)
-    loss += "" if search or config.loss_title == "cross-entropy" else f" {config.alpha:g}"
-    loss += " + T" * config.temp_scaling
-    network = [config.model_name] * (config.model_name != "simple_dense")
-    part = "search" if search else config.part
-    return " · ".join([loss, *network, config.dataset_name, f"seed {config.seed}", part])
+    """The name of a run or of the search for its alpha: "focal 2 · vgg · cifar10 · seed 0 · test"."""
+    loss, part = (config.loss_title, "search") if search else (config.title, config.part)
+    return f"{loss} · {config.model_name} · {config.dataset_name} · seed {config.seed} · {part}"
 
 
 def curves(epoch: Epoch) -> dict[str, float]:
@@ -113,8 +103,6 @@ class Experiment:
                 found = self.mlflow.get_experiment_by_name(self.name)
                 if found is None:
                     raise
-                if found.lifecycle_stage != "active":
-                    raise ValueError(f"the experiment {self.name} is deleted, choose another name") from None
                 self.id = found.experiment_id
             self.mlflow.set_experiment_tag(self.id, "lr_relax.checked", "")  # can it be written to?
 
@@ -135,9 +123,6 @@ class Experiment:
                 yield
         except Exception as error:
             text = re.split(r"\n[\[(]", str(error))[0]  # without the SQL statement
-            if "Max retries exceeded" in text:  # without nested causes
-                reason = text.rpartition(": ")[2].rstrip(")\"'")
-                text = f"no server answers ({reason})"
             reason = textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__
             where = re.sub(r"(?<=://)[^/@]+@", "", self.uri)  # without a password
             raise TrackingError(f"MLflow at {where}: {reason}") from error
@@ -270,7 +255,6 @@ class TensorBoard:
             LOGGER.warning("%s has no logs for TensorBoard from here on: %s", self._folder, error)
 
     def close(self) -> None:
-        """Close the files, to which everything is written."""
         if self._writer is not None:
             with suppress(OSError):
                 self._writer.close()

@@ -65,7 +65,7 @@ def test_study_tracks_what_it_prints_and_is_not_repeated(sqlite: str) -> None:
     options = ["study", *DIGITS, "--alpha", "0.1", "--temp_scaling", "True", "--test-run", "True"]
     ran = lr_relax(*options, "--autolog_freq", "2", "--tensorboard", "logs")
     assert ran.exit_code == 0, ran.output
-    assert ran.stderr.splitlines()[0] == "LR 0.1 + T · digits · seed 0 · test: preparing"
+    assert ran.stderr.splitlines()[0] == "label relaxation 0.1 + temperature · simple_dense · digits · seed 0 · test: preparing"
     assert "epoch 1/1" in ran.stderr
     [run] = runs_of_kind(sqlite, "run")
     assert f"ECE {run.data.metrics['ece']:.4f}" in ran.stdout
@@ -159,11 +159,11 @@ def test_study_ho_tests_the_best_alpha(sqlite: str) -> None:
         [parent] = [
             run for run in runs_of_kind(sqlite, "search") if run.data.params["optimize_ece"] == by_ece
         ]
-        assert parent.info.run_name == "focal · digits · seed 0 · search"
+        assert parent.info.run_name == "focal · simple_dense · digits · seed 0 · search"
         nested = [
             r for r in runs_of_kind(sqlite, "run") if r.data.tags["mlflow.parentRunId"] == parent.info.run_id
         ]
-        assert f"focal {alpha:g} · digits · seed 0 · test" in {run.info.run_name for run in nested}
+        assert f"focal {alpha:g} · simple_dense · digits · seed 0 · test" in {run.info.run_name for run in nested}
         assert parent.data.params["alpha"] == str(alpha)
         assert "test_accuracy" in parent.data.metrics
     assert len(runs_of_kind(sqlite, "search")) == 2
@@ -398,7 +398,7 @@ def test_types_of_submitits_parameters(text: str, value: object) -> None:
         ),
         ("study --dataset_name cifar10 --data_dir {text}", "cifar10 cannot be read from"),
         ("study {digits} --tensorboard {text}", "'--tensorboard': {text} cannot be written to"),
-        ("study {digits} --tracking_uri http://127.0.0.1:9", "no server answers"),
+        ("study {digits} --tracking_uri http://127.0.0.1:9", "Max retries exceeded"),
         ("study {digits} --tracking_uri sqlite:///{text}", "file is not a database"),
         ("study-ho --alphas 1", "Expected argument `alpha` to be a number in [0, 1)"),
         ("grid --seeds 4-0", "'4-0' is not an increasing range"),
