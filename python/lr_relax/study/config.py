@@ -170,8 +170,7 @@ def _check(name: str, value: Any, type: str, about: Mapping[str, Any]) -> None:
         valid = (
             isinstance(value, float) and low <= value < (high or math.inf) and not (above and value == low)
         )
-        expected = f"a finite number {'above' if above else 'of at least'} {low}"
-        expected = f"a number in ({low}, {high})" if high else expected
+        expected = f"a number in {'(' if above else '['}{low}, {high or math.inf})"
     elif type == "int":
         valid, expected = is_integer(value), f"an integer in [{low}, {high or 1_000_000}]"
     else:
@@ -208,8 +207,7 @@ def hyperparameters(
         rows = json.loads(path.read_text(encoding="utf-8")) if path else load_json(str(file))
         row = rows.get(key) if isinstance(rows, dict) else None
         if not isinstance(row, dict):
-            hint = "; --short has one" if not path and key in load_json("hyperparams_short.json") else ""
-            raise ConfigError(f"there is no such row of options{hint}")
+            raise ConfigError("there is no such row of options")
         # The paper's files store booleans as strings.
         booleans = {"True": True, "true": True, "False": False, "false": False}
         row = {name: booleans.get(v, v) if isinstance(v, str) else v for name, v in row.items()}

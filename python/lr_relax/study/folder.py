@@ -97,7 +97,6 @@ def _load(path: Path, parse: Callable[[Any], T]) -> T | None:
 
 
 def save_result(result: Result, folder: Path) -> None:
-    """Write the result atomically."""
     with replaced(folder / RESULT) as temporary:
         temporary.write_text(json.dumps(result.to_dict(), allow_nan=False) + "\n", encoding="utf-8")
 

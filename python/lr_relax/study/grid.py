@@ -20,17 +20,15 @@ Engine = Callable[[Sequence[Job]], Iterator[Outcome]]
 """Runs jobs somewhere and yields their outcomes as they finish."""
 
 _WEIGHTS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4)
-GRIDS = {
+GRIDS = {  # the alphas to choose from
     "label_relaxation": _WEIGHTS,
     "cross_entropy": (0.0, *_WEIGHTS),
     "focal": (0.1, 0.2, 0.5, 1.0, 2.0, 3.5, 5.0),
     "confidence_penalty": (0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0),
 }
-"""The alphas to choose from, by loss."""
 LEGACY_GRIDS = {**GRIDS, "cross_entropy": _WEIGHTS}
 """The same without plain cross-entropy, which the paper's code omits."""
 CRITERIA = ("accuracy", "ece")
-"""The metrics by which an alpha can be chosen."""
 
 
 def best(results: Iterable[Result], criterion: str) -> Result:

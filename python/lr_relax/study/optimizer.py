@@ -83,7 +83,6 @@ class KerasSGD(torch.optim.SGD):
         super().__init__(params, rate, **{"momentum": 0.9, "nesterov": True, "fused": True} | options)
 
     def set_rate(self, rate: float) -> None:
-        """Set the learning rate of all groups."""
         for group in self.param_groups:
             group["lr"] = rate
 

@@ -79,7 +79,6 @@ class Processes:
         return mine, len(range(rows)[mine]) * self.size / rows
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
         if self.size > 1:
             dist.all_reduce(values)
         return values

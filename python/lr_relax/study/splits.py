@@ -7,7 +7,6 @@ remains. Pixels are scaled to [0, 1], and the mean image of the training part is
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -64,8 +63,6 @@ def split_rows(
     if temperature:
         train, scaling = train_test_split(train, test_size=SCALING_SHARE, random_state=seed)
     if validation:
-        if math.ceil(validation_share * len(train)) >= len(train):
-            raise ValueError(f"with a `validation_share` of {validation_share:g} the train set will be empty")
         train, evaluated = train_test_split(train, test_size=validation_share, random_state=seed)
     return Rows(train, evaluated, scaling)
 

@@ -215,13 +215,6 @@ def test_rejects_invalid_hyperparameter_files(content: Any, message: str, tmp_pa
     assert str(raised.value).startswith(f"{path}, row VGG16_cifar10: ")
 
 
-def test_missing_row_suggests_short() -> None:
-    with pytest.raises(
-        ConfigError, match="row simple_dense_digits: there is no such row of options; --short has one"
-    ):
-        hyperparameters("focal", "simple_dense", "digits")
-
-
 def test_selects_the_file_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(config, "load_json", lambda name: asked.append(name) or load_json(name))

@@ -267,10 +267,3 @@ def test_downloads_damaged_pickles_again(
     check("cifar10", data.load("cifar10", tmp_path))
     (where / "batches.meta").unlink()
     check("cifar10", data.load("cifar10", tmp_path))
-
-
-def test_rejects_unknown_data_sets() -> None:
-    with pytest.raises(
-        ValueError, match="one of digits, mnist, fashion_mnist, cifar10, cifar100, but got 'svhn'"
-    ):
-        data.load("svhn", Path("unused"))
