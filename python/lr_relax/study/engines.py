@@ -35,11 +35,7 @@ from .folder import Result
 
 
 class EngineError(Exception):
-    """An engine cannot be used; the message is one line. ``argument`` is the one to change."""
-
-    def __init__(self, message: str, argument: str = "engine") -> None:
-        super().__init__(message)
-        self.argument = argument
+    """An engine cannot be used; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +90,16 @@ def _exit_after(caller: int) -> None:
 def check(engine: str, workers: int, gpu_share: float = 0.0, *, address: str | None = None) -> None:
     """Raise EngineError if the engine "local", "slurm" or "ray" cannot be used here."""
     if workers < 1:
-        raise ValueError(f"Expected argument `workers` to be at least 1, but got {workers}.")
+        raise EngineError(f"Expected argument `workers` to be at least 1, but got {workers}.")
     if not 0 <= gpu_share <= 1:
-        raise ValueError(f"Expected argument `gpu_share` to be in [0, 1], but got {gpu_share}.")
+        raise EngineError(f"Expected argument `gpu_share` to be in [0, 1], but got {gpu_share}.")
     package, extra = ("ray", "ray") if engine == "ray" else ("submitit", "study")
     if find_spec(package) is None:
         raise EngineError(f'this engine needs {package}: pip install "lr-relax[{extra}]"')
     if engine == "slurm" and 0 < gpu_share < 1:
-        raise EngineError("SLURM gives runs whole GPUs, no shares of them", "gpu_share")
+        raise EngineError("SLURM gives runs whole GPUs, no shares of them")
     if engine == "local" and gpu_share and not torch.cuda.device_count():
-        raise EngineError("this machine has no GPU that torch can use", "gpu_share")
+        raise EngineError("this machine has no GPU that torch can use")
     if engine == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise EngineError("the engine slurm needs the commands sbatch and srun, which this machine lacks")
     address = address or (os.environ.get("RAY_ADDRESS") if engine == "ray" else None)
@@ -114,7 +110,7 @@ def check(engine: str, workers: int, gpu_share: float = 0.0, *, address: str | N
                 raise ValueError("expected HOST:PORT or ray://HOST:PORT")
             socket.create_connection((where.hostname, where.port), timeout=3).close()
         except (OSError, ValueError) as error:
-            raise EngineError(f"no Ray at {address}: {error}", "ray_address") from error
+            raise EngineError(f"no Ray at {address}: {error}") from error
 
 
 def local(jobs: Iterable[Job], workers: int, *, folder: Path, gpu_share: float = 0.0) -> Outcomes:
@@ -191,46 +187,39 @@ def _submitted(
 @contextmanager
 def _submitting() -> Iterator[None]:
     """Let new processes ignore Ctrl-C, because the engine stops them; errors become an EngineError."""
-    is_main = threading.current_thread() is threading.main_thread()  # the only one that sets handlers
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with redirect_stderr(StringIO()):  # where submitit repeats the errors of sbatch
             yield
     except Exception as error:  # submitit asserts, and raises NameError for an unknown parameter
         raise EngineError(_first_line(error)) from error
     finally:
-        if is_main:
-            signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, former)
 
 
 def ray(jobs: Iterable[Job], workers: int, *, address: str | None = None, gpu_share: float = 0.0) -> Outcomes:
     """Run jobs on a Ray cluster, each on one CPU; all machines need the same version of this package.
 
-    Without an address it is the cluster that this program is connected to, the one in ``RAY_ADDRESS``, or
-    else a new one on this machine, which ends with the jobs.
+    Without an address it is the cluster in ``RAY_ADDRESS``, or a new one on this machine, which ends with the
+    jobs.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     check("ray", workers, gpu_share, address=address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # Ray's future default, of which it warns
+    # The second is Ray's future default, of which it warns.
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")
     ray: Any = import_module("ray")
-    ours, waiting, running = not ray.is_initialized(), list(jobs), dict[Any, Job]()  # by Ray's reference
+    waiting, running = list(jobs), dict[Any, Job]()  # by Ray's reference
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        options |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100_000_000}
     try:
-        if ours:
-            here = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100_000_000}
-            try:
-                ray.init(
-                    address,
-                    log_to_driver=False,
-                    logging_level="error",
-                    **(here if address == "local" else {}),
-                )
-            except Exception as error:
-                raise EngineError(f"no Ray at {address}: {_first_line(error)}", "ray_address") from error
+        try:
+            ray.init(address, **options)
+        except Exception as error:
+            raise EngineError(f"no Ray at {address}: {_first_line(error)}") from error
         if gpu_share and not ray.cluster_resources().get("GPU"):  # Ray would wait for one
-            raise EngineError("no machine of the Ray cluster has a GPU", "gpu_share")
+            raise EngineError("no machine of the Ray cluster has a GPU")
         # max_calls=1: a new process for each run.
         remote = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=0, max_calls=1)(work)
         while waiting or running:
@@ -247,8 +236,7 @@ def ray(jobs: Iterable[Job], workers: int, *, address: str | None = None, gpu_sh
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
-        if ours:
-            ray.shutdown()
+        ray.shutdown()
 
 
 def _first_line(error: BaseException) -> str:

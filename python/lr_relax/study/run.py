@@ -27,7 +27,7 @@ from .config import RunConfig
 from .files import RunError
 from .folder import CHECKPOINT, DIAGRAM, MODEL, Result
 from .processes import Processes
-from .training import Batch, Epoch, Training, evaluate, predict
+from .training import Epoch, Training, evaluate, predict
 
 ERRORS = (RunError, OSError)
 
@@ -41,7 +41,7 @@ def run(
     device: torch.device | str = "cpu",
     command: str = "",
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_batch: Callable[[Batch], None] = lambda batch: None,
+    on_batch: Callable[[float], None] = lambda done: None,
 ) -> Result:
     """Train and evaluate a network, resuming from ``folder``. Seeds torch's global generator.
 

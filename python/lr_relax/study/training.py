@@ -62,17 +62,6 @@ class Epoch:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Progress within an epoch."""
-
-    epoch: int  # from 0
-    done: int
-    batches: int
-    totals: Tensor  # sums of the losses and of correct predictions; reading them waits for the device
-    rows: int
-
-
 class Training:
     """A network in training, which is moved to the device; its state_dict is all that is needed to resume.
 
@@ -119,10 +108,13 @@ class Training:
         self.plateau = Plateau(**state["plateau"])
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
 
-    def epoch(self, on_batch: Callable[[Batch], None] = lambda batch: None) -> Epoch:
-        """Train for an epoch, once on every row. Seeds torch's global generator, which dropout uses."""
+    def epoch(self, on_batch: Callable[[float], None] = lambda done: None) -> Epoch:
+        """Train for an epoch, once on every row. Seeds torch's global generator, which dropout uses.
+
+        ``on_batch`` gets the number of epochs so far after every batch, as 2.5.
+        """
         config, processes = self.config, self.processes
-        start, number, n, seen = time.perf_counter(), len(self.epochs), len(self.labels), 0
+        start, number, n = time.perf_counter(), len(self.epochs), len(self.labels)
         order = torch.Generator().manual_seed(_seed(config.seed, number, 0, 0))
         noise = torch.Generator().manual_seed(_seed(config.seed, number, 0, 1))
         torch.manual_seed(_seed(config.seed, number, processes.rank, 2))
@@ -153,8 +145,7 @@ class Training:
             with torch.no_grad():
                 correct = (logits.argmax(1) == labels).sum()
                 totals += torch.stack([loss.double() * len(rows), correct]) * (share > 0)
-            seen += len(rows) if share else 0
-            on_batch(Batch(number, index + 1, len(batches), totals, max(seen, 1)))
+            on_batch(number + (index + 1) / len(batches))
         mean_loss, accuracy = (processes.sum(totals) / n).tolist()
         if not math.isfinite(mean_loss):
             reason = f"the loss is {mean_loss} in epoch {number + 1}"
@@ -167,10 +158,9 @@ class Training:
         return self.epochs[-1]
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = self.criterion(logits, labels)
-        if self.network.activity_l2:
-            of_logits = self.config.temp_scaling and self.config.legacy_temp_scaling
-            loss = loss + self.network.activity_penalty(logits, of_logits=of_logits)
+        of_logits = self.config.temp_scaling and self.config.legacy_temp_scaling
+        penalty = self.network.activity_penalty(logits, of_logits=of_logits)
+        loss: Tensor = self.criterion(logits, labels) + penalty
         return loss
 
     def _validate(self) -> tuple[float, float, float] | tuple[None, None, None]:

@@ -243,7 +243,7 @@ def failing_to_write(arguments: list[str]) -> None:
     [
         (study, ["--initial_lr", "1e30"], "the loss is nan in epoch 1", 1),
         (study, ["--dataset_name", "mnist", "--data_dir", "{file}"], "mnist cannot be read from {file}", 2),
-        (study, ["--out", "{file}"], "{file} cannot be written to", 2),
+        (study, ["--out", "{file}"], "File exists: '{file}'", 2),
         (failing_to_write, [], "No space left on device", 1),
         (killed, [], "another process has ended", 1),
     ],

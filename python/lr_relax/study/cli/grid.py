@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +19,7 @@ from ..engines import Outcome
 from ..folder import Result
 from ..report import counted
 from ..tracking import Experiment, Tracker
-from .execution import Execution, console, out_options, progress_bar, tracking_options, usage_errors
+from .execution import Execution, progress_bar, store_options
 from .options import (
     INTEGERS,
     LOSSES,
@@ -34,20 +34,17 @@ from .options import (
 )
 
 
-def _parameter(text: str) -> tuple[str, str | int | float | bool]:
+def _parameter(text: str) -> tuple[str, Any]:
     """A parameter of submitit, as slurm_partition=gpu."""
     key, equals, value = text.partition("=")
     if not (key and equals and value):
         raise ValueError(f"{text!r} is not of the form key=value")
     if key in ("jobs", "workers", "folder", "gpu_share", "cluster"):  # the engine's own
         raise ValueError(f"{key!r} is not a parameter of submitit")
-    if key == "slurm_setup":  # lines of a shell
-        return key, value
-    for number in (int, float):
-        with suppress(ValueError):
-            if value[0].isdigit() and str(number(value)) == value:  # but not an account 007
-                return key, number(value)
-    return key, {"true": True, "false": False}.get(value.lower(), value)
+    with suppress(ValueError):
+        if key != "slurm_setup":  # a line of a shell
+            return key, json.loads(value.lower() if value in ("True", "False") else value)
+    return key, value
 
 
 _runs = partial(option, show_default=True, group="Runs")
@@ -72,8 +69,7 @@ _SHARE_HELP = "Part of a GPU for each run: 1 for a whole one, 0.25 if four share
 @_engine("gpu_share", type=NUMBER, default=0.0, help=_SHARE_HELP)
 @_engine("ray_address", show_default="a new one here", help="The Ray cluster, as ray://host:10001.")
 @_engine("slurm", type=Parsed("key=value", _parameter), multiple=True, help=_SLURM_HELP)
-@out_options(Path("runs", "study"))
-@tracking_options()
+@store_options
 def grid(**options: Any) -> None:
     """Train networks x data sets x losses x alphas x seeds, except finished runs.
 
@@ -92,7 +88,7 @@ def grid(**options: Any) -> None:
     failed: list[Outcome] = []
 
     def run(todo: Sequence[RunConfig]) -> None:
-        with usage_errors(), progress_bar(len(todo)) as progress:
+        with progress_bar(len(todo)) as progress:
             for outcome in job.run(todo, out, options["data_dir"], experiment.command, engine):
                 line, result = outcome.error, outcome.result
                 _track(outcome, experiment, parent.run_id)
@@ -101,21 +97,18 @@ def grid(**options: Any) -> None:
                 else:
                     finished.append(result)
                     line = f"accuracy {result.accuracy:.4f}  ECE {result.ece:.4f}"
-                if result is None or progress.disable:  # there is no bar
-                    progress.console.print(f"{outcome.job.config.key}: {line}")
-                status = f"{len(failed)} failed" if failed else ""
-                progress.update(progress.task_ids[0], advance=1, status=status)
+                progress.console.print(f"{outcome.job.config.key}: {line}")
+                progress.advance(progress.task_ids[0])
 
     try:
         run(configs)
         if criteria:
             run(job.best_tested(finished, criteria))
-    except click.ClickException as error:
-        parent.failed(error.message)
+    except engines.EngineError as error:
+        parent.failed(str(error))
         raise
     parent.end({}, {"finished": len(finished), "failed": len(failed)})
-    unfinished = f", {len(failed)} failed" if failed else ""
-    console().print(f"{counted([len(finished)], 'run')} in {out}{unfinished}")
+    click.echo(f"{counted([len(finished)], 'run')} in {out}")
     if failed:
         raise click.ClickException(f"{counted([len(failed)], 'run')} failed; the same command tries again")
 
@@ -135,14 +128,11 @@ def _configs(options: dict[str, Any]) -> list[RunConfig]:
 
 def _engine_of(options: dict[str, Any]) -> job.Engine:
     engine, workers, share = options["engine"], options["workers"], options["gpu_share"]
-    if not 0 <= share <= 1:
-        raise click.BadParameter("expected a number in [0, 1].", param_hint="'--gpu-share'")
     for name, of in (("slurm", "slurm"), ("ray_address", "ray")):
         if options[name] and engine != of:
             reason = f"it needs --engine {of}, but got {engine}."
             raise click.BadParameter(reason, param_hint=f"'--{name.replace('_', '-')}'")
-    with usage_errors():
-        engines.check(engine, workers, share, address=options["ray_address"])
+    engines.check(engine, workers, share, address=options["ray_address"])
     if engine == "ray":
         return partial(engines.ray, workers=workers, gpu_share=share, address=options["ray_address"])
     parameters: dict[str, Any] = dict(options["slurm"])

@@ -18,8 +18,13 @@ import click
 from .. import config as configs
 from .. import processes
 from ..config import ConfigError, RunConfig
+from ..data import DataError
+from ..engines import EngineError
+from ..files import RunError
+from ..tracking import TrackingError
 
 Decorator = Callable[[Any], Any]
+ERRORS = (ConfigError, DataError, EngineError, TrackingError, RunError, OSError)  # told in one line
 
 
 def command_line(without: str = "") -> str:
@@ -36,19 +41,17 @@ class Command(click.Command):
             sys.stdout.reconfigure(errors="replace")  # for terminals without ±
         try:
             sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}))
-        except click.ClickException as error:
+        except (click.ClickException, *ERRORS) as caught:
+            error = caught if isinstance(caught, click.ClickException) else click.UsageError(str(caught))
             processes.wait_for_the_first()  # of several processes it reports the error
             asks_for_help = isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ()))
-            (type(error) if asks_for_help else click.ClickException).show(
-                error
-            )  # a usage error's has the usage
+            kind = type(error) if asks_for_help else click.ClickException  # a usage error's has the usage
+            kind.show(error)
             sys.exit(error.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except ConfigError as error:
-            raise click.UsageError(str(error)) from error
         except KeyboardInterrupt:
             processes.wait_for_the_first()
             again = command_line(without="--restart")
@@ -110,8 +113,6 @@ def choice(known: Mapping[str, str] | tuple[str, ...]) -> Callable[[str], str]:
     values = known if isinstance(known, Mapping) else {name: name for name in known}
 
     def parse(text: str) -> str:
-        if text.lower() == "imagenet":
-            raise ValueError("imagenet is not provided, as in the paper's code")
         if text.lower() not in values:
             raise ValueError(f"{text!r} is not one of {', '.join(values)}")
         return values[text.lower()]

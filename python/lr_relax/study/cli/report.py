@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +47,11 @@ def table(format: str, save: Path | None, **selection: Any) -> None:
 
     For each loss, over seeds: with the alpha that is best on validation data by accuracy, and by ECE.
     """
-    with _usage_errors(save):
-        text = tables.render(_results(**selection), load_json("published.json")["rows"], format)
-        if save is not None:
-            with replaced(save) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+    text = tables.render(_results(**selection), load_json("published.json")["rows"], format)
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(save) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     click.echo(text if save is None else f"{save}\n", nl=False)
 
 
@@ -67,9 +66,7 @@ def _figure(name: str, draw: Callable[[list[Result]], Any], help: str) -> None:
     @figure.command(name, cls=Command, help=help)
     @all_of(_save(f"{name}.png"), _RUNS, _LOSSES)
     def command(save: Path, **selection: Any) -> None:
-        with _usage_errors(save):
-            figures.save(draw(_results(**selection)), save)
-        click.echo(save)
+        _draw(lambda: draw(_results(**selection)), save)
 
 
 _figure("reliability", figures.reliability, "Reliability diagrams of finished runs, one for each loss.")
@@ -83,8 +80,15 @@ def simplex(alpha: float, save: Path) -> None:
     """Label smoothing beside label relaxation, over all predictions for three classes."""
     from ...plots import relaxation_on_simplex
 
-    with _usage_errors(save):
-        figures.save(relaxation_on_simplex(alpha), save)
+    _draw(lambda: relaxation_on_simplex(alpha), save)
+
+
+def _draw(draw: Callable[[], Any], save: Path) -> None:
+    save.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figures.save(draw(), save)
+    except ValueError as error:  # nothing to draw, alpha, or an unknown suffix
+        raise click.UsageError(str(error)) from error
     click.echo(save)
 
 
@@ -96,15 +100,3 @@ def _results(out: Path, **selection: tuple[Any, ...] | None) -> list[Result]:
     if not results:
         raise click.UsageError(f"{out} has no finished runs" + " of this selection" * bool(found))
     return results
-
-
-@contextmanager
-def _usage_errors(save: Path | None) -> Iterator[None]:
-    try:
-        if save is not None:
-            save.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise click.UsageError(f"{save} cannot be written: {error.strerror or error}") from error
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
