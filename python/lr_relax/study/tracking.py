@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 EXPERIMENT = "LabelRelaxationStudy"
-CURVES = ("loss", "accuracy", "lr", "val_loss", "val_accuracy", "val_ece")
+CURVES = ("loss", "accuracy", "lr", "val_loss", "val_accuracy", "val_ece", "val_nll")
 # MLflow's defaults wait for two minutes and retry seven times. Variables that are set are not changed.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -167,8 +167,9 @@ class Tracker:
     @classmethod
     def of_run(cls, experiment: Experiment, folder: Path, config: RunConfig, parent: str = "") -> Tracker:
         """The tracker of a single run."""
-        name, params = run_name(config), config.to_dict()
-        return cls(experiment, folder, name, params, parent, kind="run", key=config.key)
+        also = {"model_type": config.model_name, "loss_type": config.loss_name}  # in the paper's code
+        params = config.to_dict() | also
+        return cls(experiment, folder, run_name(config), params, parent, kind="run", key=config.key)
 
     @_sends
     def _start(self, name: str, params: Values, tags: Mapping[str, str]) -> None:

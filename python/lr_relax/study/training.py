@@ -56,10 +56,11 @@ class Epoch:
     loss: float  # mean over the batches, each before its step, without the penalty of the weights
     accuracy: float
     lr: float  # of the last step
-    val_loss: float | None  # cross-entropy
+    val_loss: float | None  # as `loss`; also None if it is not finite
     val_accuracy: float | None
     val_ece: float | None
     seconds: float
+    val_nll: float | None = None
 
 
 class Training:
@@ -150,11 +151,14 @@ class Training:
         if not math.isfinite(mean_loss):
             reason = f"the loss is {mean_loss} in epoch {number + 1}"
             raise DivergedError(f"{reason}; a smaller learning rate may help")
-        val_loss, val_accuracy, val_ece = processes.first(self._validate)
+        val_loss, val = processes.first(self._validate)
         if config.reduce_on_plateau and not config.legacy_schedule:
-            self.plateau.see(mean_loss if val_loss is None else val_loss)
+            # As Keras, on the loss with the penalty of the weights.
+            penalty = self.network.weight_penalty().item()
+            self.plateau.see((mean_loss if val_loss is None else val_loss) + penalty)
         seconds = time.perf_counter() - start
-        self.epochs.append(Epoch(number, mean_loss, accuracy, rate, val_loss, val_accuracy, val_ece, seconds))
+        of_val = (val.accuracy, val.ece, seconds, val.nll) if val else (None, None, seconds, None)
+        self.epochs.append(Epoch(number, mean_loss, accuracy, rate, val_loss, *of_val))
         return self.epochs[-1]
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -163,13 +167,14 @@ class Training:
         loss: Tensor = self.criterion(logits, labels) + penalty
         return loss
 
-    def _validate(self) -> tuple[float, float, float] | tuple[None, None, None]:
-        """Cross-entropy, accuracy and calibration error on the validation data."""
+    def _validate(self) -> tuple[float | None, Metrics | None]:
+        """The loss and the metrics on the validation data."""
         if self.validation is None:
-            return None, None, None
+            return None, None
         images, labels = self.validation
-        metrics, _ = evaluate(predict(self.network, images), labels, self.config.n_bins)
-        return metrics.nll, metrics.accuracy, metrics.ece
+        logits = predict(self.network, images)
+        loss = self._loss(logits, labels).item()
+        return loss if math.isfinite(loss) else None, evaluate(logits, labels, self.config.n_bins)[0]
 
 
 @torch.no_grad()

@@ -70,7 +70,8 @@ def test_receives_everything_of_a_finished_run(sqlite: str, tmp_path: Path) -> N
     assert run.info.run_id == tracker.run_id == json.loads((folder / "tracking.json").read_text())["run_id"]
     assert run.info.status == "FINISHED"
     assert run.info.run_name == tracking.run_name(CONFIG)
-    assert run.data.params == {name: str(value) for name, value in CONFIG.to_dict().items()} | {"T": "1.5"}
+    known = CONFIG.to_dict() | {"model_type": "simple_dense", "loss_type": "label_relaxation", "T": 1.5}
+    assert run.data.params == {name: str(value) for name, value in known.items()}
     for name in CURVES:
         assert curve(sqlite, tracker.run_id, name) == [(e.epoch, getattr(e, name)) for e in result.history]
     final = {"validation_accuracy": 0.875, "ece": 0.0625, "nll": 0.5, "brier": 0.2, "seconds": 12.5}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lr_relax import LabelRelaxationLoss
 from lr_relax.study import data, models, splits, training
 from lr_relax.study.config import RunConfig
 from lr_relax.study.network import Network
@@ -205,15 +206,15 @@ def test_metrics_are_means_over_all_rows(split: splits.Split, batch_size: int) -
 
 def test_validation_metrics(split: splits.Split) -> None:
     """With another loss and 7 bins; `evaluate` is tested with the results of runs."""
-    made, _ = in_training(split, loss_name="label_relaxation", alpha=0.2, n_bins=7)
+    options = {"loss_name": "label_relaxation", "alpha": 0.2, "n_bins": 7, "reduce_on_plateau": True}
+    made, _ = in_training(split, **options)
     epoch = made.epoch()
     logits = training.predict(made.network, split.eval_images)
     expected, _ = training.evaluate(logits, split.eval_labels, 7)
-    assert (epoch.val_loss, epoch.val_accuracy, epoch.val_ece) == (
-        expected.nll,
-        expected.accuracy,
-        expected.ece,
-    )
+    got = epoch.val_nll, epoch.val_accuracy, epoch.val_ece
+    assert got == (expected.nll, expected.accuracy, expected.ece)
+    assert epoch.val_loss == LabelRelaxationLoss(0.2)(logits, split.eval_labels).item()
+    assert made.plateau.best == epoch.val_loss + made.network.weight_penalty().item()
 
 
 def test_predictions_do_not_depend_on_chunks(split: splits.Split) -> None:
