@@ -330,7 +330,9 @@ mod tests {
                 for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
                     for (weight, alpha) in [(None, None), (Some(&weight), relaxation.then_some(&alphas))] {
                         let x = if probabilities { &p } else { &z }.detach().set_requires_grad(true);
-                        let options = Options { loss, reduction, dim: 1, ignore_index: 255 };
+                        let is_soft = !relaxation && target.kind() == Kind::Double; // no class to ignore
+                        let ignore_index = if is_soft { -100 } else { 255 };
+                        let options = Options { loss, reduction, dim: 1, ignore_index };
                         let (weight, alpha) = (weight.map(copy), alpha.map(copy));
                         let criterion = Criterion { options, has_default_dim: false, weight, alpha };
                         let tensors = criterion.tensors(&x, target, mixed);
