@@ -4,7 +4,6 @@ The kernels' own checks are in src/untyped and raise the same messages.
 """
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from lr_relax import _native
 from lr_relax._options import Options
+from lr_relax._warnings import warn
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -80,10 +80,7 @@ def class_dim(input: Tensor, target: Tensor, dim: int | None) -> int:
         return -1
     layouts = "dim=1 for the layout of `nn.CrossEntropyLoss`, (N, C, d1, ...), or dim=-1"
     if target.dtype == torch.bool and not torch.compiler.is_compiling():
-        warnings.warn(
-            f"The classes of the sets in `target` are taken to be in the last dimension. Pass {layouts}.",
-            stacklevel=3,
-        )
+        warn(f"The classes of the sets in `target` are taken to be in the last dimension. Pass {layouts}.")
     if target.dtype == torch.bool or target.is_floating_point():  # in the shape of the input
         return -1
     if torch.compiler.is_exporting():  # where a comparison would restrict the sizes of dynamic dimensions

@@ -23,10 +23,11 @@ PYTHON = {
     "losses": ["functional", "_arguments", "_options"],
     "functional": ["_autograd", "_arguments", "_options"],
     "_autograd": ["_native", "_reference", "_arguments", "_options"],
-    "metrics": ["_native", "metrics", "plots", "_arguments", "_autograd"],
-    "_arguments": ["_native", "_options"],
+    "metrics": ["_native", "metrics", "plots", "_arguments", "_autograd", "_warnings"],
+    "_arguments": ["_native", "_options", "_warnings"],
     "_reference": ["_options"],
     "_options": [],
+    "_warnings": [],
     "_torch_release": ["_native"],
 }
 RUST = {

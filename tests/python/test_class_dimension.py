@@ -68,8 +68,10 @@ def test_dimension_1_as_in_torch() -> None:
 
 def test_sets_in_more_than_two_dimensions_warn() -> None:
     z, sets = torch.randn(2, 3, 4), torch.ones(2, 3, 4) > 0
-    with pytest.warns(UserWarning, match="last dimension. Pass dim=1 .* dim=-1"):
-        functional.label_relaxation_loss(z, sets)
+    for loss in (functional.label_relaxation_loss, LabelRelaxationLoss()):
+        with pytest.warns(UserWarning, match="last dimension. Pass dim=1 .* dim=-1") as caught:
+            loss(z, sets)
+        assert [warning.filename for warning in caught] == [__file__]
     functional.label_relaxation_loss(z, sets, dim=-1)
 
 

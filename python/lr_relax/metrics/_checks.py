@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from typing import Any
 
 import numpy as np
@@ -53,14 +51,6 @@ def on_device(value: Any, device: torch.device) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float64).to(device)
     except (TypeError, RuntimeError):
         return torch.as_tensor(value, dtype=torch.float32).to(device)
-
-
-def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line that has called into this package."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith("lr_relax."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
 
 
 def check_not_empty(n_rows: float) -> None:

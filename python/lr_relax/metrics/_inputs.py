@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lr_relax import _native
+from lr_relax._warnings import warn
 
 from ._checks import (
     Array,
@@ -36,7 +37,6 @@ from ._checks import (
     check_integer,
     check_not_empty,
     on_device,
-    warn,
 )
 
 Task = Literal["multiclass", "binary", "multilabel"]

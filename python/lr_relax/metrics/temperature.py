@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from lr_relax import _native
 from lr_relax._arguments import check_number
+from lr_relax._warnings import warn
 
 from ._bins import Bins, bin_digits, errors, mean
-from ._checks import Array, ArrayLike, as_numpy, check_choice, on_device, warn
+from ._checks import Array, ArrayLike, as_numpy, check_choice, on_device
 from ._inputs import Options, Predictions, read
 
 if TYPE_CHECKING:

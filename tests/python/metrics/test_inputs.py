@@ -269,10 +269,11 @@ def test_slack(metric: Metric) -> None:
 
 def test_probabilities_said_to_be_logits() -> None:
     p, y = sample(100)
-    for metric in SCALARS[:-1]:
+    streams = [cls(from_logits=True).update for cls in STREAMING]
+    for metric in (*(partial(metric, from_logits=True) for metric in SCALARS[:-1]), *streams):
         with pytest.warns(ProbabilitiesWarning, match="from_logits=False") as caught:
-            metric(p, y, from_logits=True)
-        assert caught[0].filename == __file__
+            metric(p, y)
+        assert {warning.filename for warning in caught} == {__file__}
     with pytest.warns(ProbabilitiesWarning):
         TemperatureScaling().fit(p, y)
     with pytest.warns(ProbabilitiesWarning):
