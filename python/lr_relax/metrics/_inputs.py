@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lr_relax import _native
+from lr_relax._arguments import FLOATS
 from lr_relax._warnings import warn
 
 from ._checks import (
@@ -393,14 +394,17 @@ def _normalized(name: str, scores: Tensor | Array, without_rows: bool) -> Tensor
         raise ValueError(
             "Expected argument `normalize` to be False for logits and binary events, but got True."
         )
+    # Divided by absolute values: rows with a negative sum, as of log-probabilities, stay negative.
     if isinstance(scores, Tensor):
+        if scores.dtype not in FLOATS:
+            return scores  # the kernel refuses it
         wide = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
-        return wide / wide.sum(-1, keepdim=True, dtype=torch.float64).to(wide.dtype)
+        return wide / wide.sum(-1, keepdim=True, dtype=torch.float64).abs().to(wide.dtype)
     if scores.dtype.kind != "f":
-        return scores  # the kernel refuses it
+        return scores
     with np.errstate(divide="ignore", invalid="ignore"):
         array: Array = scores if scores.dtype.itemsize > 2 else scores.astype(np.float32)
-        divided: Array = array / array.sum(-1, keepdims=True, dtype=np.float64).astype(array.dtype)
+        divided: Array = array / np.abs(array.sum(-1, keepdims=True, dtype=np.float64)).astype(array.dtype)
     return divided
 
 

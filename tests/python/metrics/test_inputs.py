@@ -252,6 +252,12 @@ def test_normalize() -> None:
         assert metric(rounded, y, normalize=True) == pytest.approx(metric(divided, y), rel=1e-12)
     half = brier_score(torch.from_numpy(rounded).half(), torch.from_numpy(y), normalize=True)
     assert half.item() == pytest.approx(brier_score(divided, y), abs=2e-3)
+    for as_type in (np.asarray, torch.from_numpy):
+        with pytest.raises(ValueError, match="not negative"):  # and not their order reversed
+            accuracy(as_type(np.log(p)), y, normalize=True)
+        for counts in (np.full((200, 10), 3), np.full((200, 10), 3j)):
+            with pytest.raises(TypeError, match="floating-point"):
+                accuracy(as_type(counts), y, normalize=True)
 
 
 @pytest.mark.parametrize("metric", SCALARS)
