@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lr_relax.metrics import (
     TemperatureScaling,
+    accuracy,
     brier_score,
     expected_calibration_error,
     negative_log_likelihood,
@@ -211,6 +212,7 @@ def test_scorer() -> None:
         expected = brier_score_loss(labels[1::2], model.predict_proba(X[1::2]))
         assert score(model, X[1::2], labels[1::2]) == pytest.approx(-expected)
         assert np.isfinite(cross_val_score(model, X, labels, scoring=score, error_score="raise")).all()
+    assert scorer(accuracy, top_k=1)(model, X, y + 7) == model.score(X, y + 7)
     two = y < 2
     model = LogisticRegression().fit(X[two], names[two])
     assert score(model, X[two], names[two]) < 0

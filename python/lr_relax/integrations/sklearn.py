@@ -13,14 +13,15 @@ from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clo
 from sklearn.model_selection import cross_val_predict
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from lr_relax.metrics import TemperatureScaling
+from lr_relax.metrics import TemperatureScaling, accuracy
 
 
 def scorer(metric: Callable[..., Any], **options: Any) -> Callable[[Any, Any, Any], float]:
     """A metric as a scorer: the larger, the better.
 
-    Equivalent to ``-metric(estimator.predict_proba(X), y, labels=estimator.classes_, **options)``. It has its
-    own order of arguments; `make_scorer` would exchange predictions and targets.
+    Equivalent to ``-metric(estimator.predict_proba(X), y, labels=estimator.classes_, **options)``, for
+    `accuracy` without the minus. It has its own order of arguments; `make_scorer` would exchange predictions
+    and targets.
 
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.linear_model import LogisticRegression
@@ -43,7 +44,8 @@ def _score(
 ) -> float:
     if sample_weight is not None:
         options = {**options, "sample_weight": sample_weight}
-    return -float(metric(estimator.predict_proba(X), y, labels=estimator.classes_, **options))
+    value = float(metric(estimator.predict_proba(X), y, labels=estimator.classes_, **options))
+    return value if metric is accuracy else -value
 
 
 class TemperatureScaledClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
