@@ -46,7 +46,10 @@ class _Sums(Metric):
         check_options(**options)
         super().__init__(**kwargs)
         self.options: Options = options
-        self._name = f"sums_{what}_{crc32(repr(sorted(options.items())).encode()):08x}"
+        names = dict(options)
+        if "labels" in options:  # the text of an array leaves out its middle
+            names["labels"] = np.asarray(options["labels"]).tolist()
+        self._name = f"sums_{what}_{crc32(repr(sorted(names.items())).encode()):08x}"
         self._of_batch = False
         self.add_state(self._name, torch.zeros(n, dtype=torch.int64), dist_reduce_fx="sum")
 

@@ -478,6 +478,23 @@ def test_collections(first: str, grouped: bool, how: str) -> None:
         assert got[name].item() == function(p, y, **options).item(), name
 
 
+def test_collections_of_many_labels() -> None:
+    """Metrics of different labels have different sums, even if the text of their labels is the same."""
+    labels = np.arange(1500)
+    swapped = labels.copy()
+    swapped[[700, 800]] = 800, 700
+    p = np.full((4, 1500), 0.5 / 1499)
+    p[:, 700] = 0.5
+    pair = {"one": CalibrationError(labels=labels), "other": CalibrationError(labels=swapped)}
+    both = torchmetrics.MetricCollection(pair)
+    y = np.repeat([[3], [700]], 4, axis=1)
+    for batch in y:
+        both.update(p, batch)
+    expected = [calibration_error(np.tile(p, (2, 1)), y.ravel(), labels=each) for each in (labels, swapped)]
+    assert list(both.compute().values()) == expected
+    assert expected == pytest.approx([0, 0.5])
+
+
 def test_given_groups() -> None:
     p, y, _ = predictions(40)
     metrics = torchmetrics.MetricCollection(
