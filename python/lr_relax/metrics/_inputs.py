@@ -193,6 +193,8 @@ def read(
     task, scores, classes, weight = arranged(name, task, scores, classes, weight, dim)
     n_classes = scores.shape[-1] if task == "multiclass" and scores.ndim else 2
     is_one_hot = task == "multiclass" and scores.shape == classes.shape
+    if labels is not None and is_one_hot:
+        raise ValueError("Expected argument `labels` to be None for one-hot targets.")
     if labels is not None:
         classes, ignore_index = _codes(classes, labels, n_classes, ignore_index), -1
     classes = whole_numbers(classes)
@@ -316,7 +318,9 @@ def _events(
     if weight is not None and weight.ndim == len(shape):
         weight = _moved(weight, dim)
     elif weight is not None and tuple(weight.shape) == shape[:dim] + shape[dim:][1:]:  # of whole rows
-        weight = weight[..., None] + _moved(classes * 0, dim)
+        whole = tuple(_moved(classes, dim).shape)
+        weight = weight[..., None]
+        weight = weight.expand(whole) if isinstance(weight, Tensor) else np.broadcast_to(weight, whole)
     return _moved(scores, dim), _moved(classes, dim), weight
 
 
@@ -378,7 +382,7 @@ def whole_numbers(classes: Tensor | Array) -> Tensor | Array:
         )
     if classes.dtype.kind != "f":
         return classes
-    broken = ~((classes == np.rint(classes)) & (np.abs(classes) < 2**53))
+    broken = ~((classes == np.rint(classes)) & (np.abs(classes) < np.float64(2**53)))
     if broken.any():
         row = int(broken.reshape(-1).argmax())
         raise TypeError(

@@ -114,8 +114,11 @@ def test_events() -> None:
     for rows in (slice(20), slice(20, 50)):
         stream.update(torch.from_numpy(p[rows]), torch.from_numpy(y[rows]))
     assert stream.compute() == calibration_error(p, y, task="multilabel")
-    of_rows = calibration_error(p, y, task="multilabel", sample_weight=w[:, 0])
-    assert of_rows == calibration_error(p, y, task="multilabel", sample_weight=np.tile(w[:, :1], 3))
+    of_rows = calibration_error(p, y, task="multilabel", sample_weight=np.tile(w[:, :1], 3))
+    names: dict[str, Any] = {"target": np.where(y, "yes", "no"), "labels": ["no", "yes"]}
+    for target in ({"target": y}, names):
+        for weight in (w[:, 0], torch.from_numpy(w[:, 0])):
+            assert calibration_error(p, task="multilabel", sample_weight=weight, **target) == of_rows
 
 
 def test_events_of_unknown_labels() -> None:
@@ -147,6 +150,7 @@ def test_one_column(metric: Metric) -> None:
         (np.full((4, 2), 0.5), np.zeros(4, int), {"task": "ranking"}, "`task`"),
         (np.full((4, 2), 0.5), np.zeros(4, int), {"dim": 2}, "`dim`"),
         (np.full((4, 2), 0.5), np.eye(2)[[0, 1, 1, 0]], {"task": "multiclass", "ignore_index": 0}, "one-hot"),
+        (np.full((4, 2), 0.5), np.eye(2)[[0, 1, 1, 0]], {"task": "multiclass", "labels": [0, 1]}, "`labels`"),
         (np.full((4, 2), 0.5), np.full((4, 2), 0.5), {"task": "multiclass"}, "`target`"),
         (np.full(4, 0.5), np.zeros(4, int), {"normalize": True}, "`normalize`"),
         (np.full((4, 2), 0.5), np.zeros(4, int), {"normalize": True, "from_logits": True}, "`normalize`"),
@@ -192,7 +196,14 @@ def test_types(metric: Metric) -> None:
     packed["p"] = p
     for preds in (p.tolist(), frame, big, packed["p"]):
         assert metric(preds, y) == value
-    for target in (y.tolist(), series, y.astype(">i2"), y.astype(float), torch.from_numpy(y).half()):
+    for target in (
+        y.tolist(),
+        series,
+        y.astype(">i2"),
+        y.astype(float),
+        y.astype("f2"),
+        torch.from_numpy(y).half(),
+    ):
         assert metric(p, target) == value
     if metric is not metrics.soft_calibration_error:
         for labels in (["cat", "dog", "ant", "bee"], [10, 5, 7, 8]):
