@@ -346,12 +346,17 @@ def _one_hot_classes(classes: Tensor | Array, ignore_index: int | None) -> Array
 def _codes(classes: Tensor | Array, labels: Any, n_classes: int, ignore_index: int | None) -> Array:
     """The index of each target in `labels`, -1 where it is ignored."""
     names, targets = np.asarray(labels), np.asarray(classes)
+    try:
+        order = np.argsort(names)
+    except TypeError:
+        raise TypeError(
+            f"Expected argument `labels` to hold labels of one type, but got {labels!r:.200}."
+        ) from None
     if names.ndim != 1 or len(np.unique(names)) != len(names) or len(names) != n_classes:
         raise ValueError(
             f"Expected argument `labels` to hold {n_classes} different labels, one for each class, "
             f"but got {labels!r:.200}."
         )
-    order = np.argsort(names)
     try:
         place = order[np.searchsorted(names, targets, sorter=order).clip(max=n_classes - 1)]
         known = names[place] == targets

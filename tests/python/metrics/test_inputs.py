@@ -157,6 +157,8 @@ def test_one_column(metric: Metric) -> None:
         (np.full((4, 2), 0.5), np.zeros(4, int), {"labels": [1, 2, 3]}, "`labels`.*2 different"),
         (np.full((4, 2), 0.5), np.zeros(4, int), {"labels": [1, 2]}, "only `labels`.*row 0"),
         (np.full((4, 2), 0.5), np.zeros(4, int), {"labels": ["a", "b"]}, "only `labels`"),
+        (np.full((4, 2), 0.5), np.zeros(4, int), {"labels": np.array([1, "b"], object)}, "of one type"),
+        (np.full((4, 2), 0.5), np.zeros(4, int), {"labels": {"a", "b"}}, "`labels`.*2 different"),
     ],
 )
 def test_rejects_options(preds: Any, target: Any, options: dict[str, Any], words: str) -> None:
