@@ -203,13 +203,18 @@ def _same(shape: Sequence[int], other: Sequence[int]) -> bool:
     return len(shape) == len(other) and all(n == m for n, m in zip(shape, other, strict=True))
 
 
+def broadcasts(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether a shape broadcasts to another one. Compares size by size, as above."""
+    sizes = zip(reversed(shape), reversed(other), strict=False)
+    return len(shape) <= len(other) and all(size == 1 or size == n for size, n in sizes)
+
+
 def binary_weight(input: Tensor, weight: object, name: str) -> Tensor:
     """A weight of a binary loss, which broadcasts to the input, in the type of the loss."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"Expected argument `{name}` to be a tensor of a floating-point type, but got {got}.")
-    sizes = zip(reversed(weight.shape), reversed(input.shape), strict=False)
-    if weight.dim() > input.dim() or not all(size in (1, n) for size, n in sizes):
+    if not broadcasts(weight.shape, input.shape):
         raise ValueError(
             f"Expected argument `{name}` to broadcast to {tuple(input.shape)}, the shape of `input`, "
             f"but got {tuple(weight.shape)}."

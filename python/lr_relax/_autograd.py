@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from lr_relax import _native, _reference
-from lr_relax._arguments import check
+from lr_relax._arguments import broadcasts, check
 from lr_relax._options import Options
 
 _TENSORS = (Tensor, Parameter)
@@ -68,8 +68,7 @@ def _broadcast_to_rows(numbers: Any, input: Any, dim: Any) -> Any:
     if numbers.dim() == 0 or not -input.dim() <= dim < input.dim():
         return numbers
     rows = input.shape[:dim] + input.shape[dim:][1:]
-    sizes = zip(reversed(numbers.shape), reversed(rows), strict=False)
-    fits = numbers.dim() <= len(rows) and all(size in (1, n) for size, n in sizes)
+    fits = broadcasts(numbers.shape, rows)
     return numbers.broadcast_to(rows) if fits and numbers.shape != rows else numbers
 
 

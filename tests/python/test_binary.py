@@ -112,6 +112,13 @@ def test_derivatives_and_tracing() -> None:
     torch.testing.assert_close(exported(z.detach(), y), value)
 
 
+def test_dynamic_shapes() -> None:
+    module = BinaryLabelRelaxationLoss(0.2, pos_weight=torch.tensor([1.0, 2.0, 3.0]))
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (5, 4):
+        torch.testing.assert_close(compiled(logits(n, 3), labels(n, 3)), module(logits(n, 3), labels(n, 3)))
+
+
 def test_repr() -> None:
     module = BinaryLabelRelaxationLoss(pos_weight=torch.ones(3))
     shown = "alpha=0.1, reduction='mean', pos_weight=tensor of shape (3,)"
