@@ -214,6 +214,11 @@ def binary_weight(input: Tensor, weight: object, name: str) -> Tensor:
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"Expected argument `{name}` to be a tensor of a floating-point type, but got {got}.")
+    if weight.device != input.device:
+        raise TypeError(
+            f"Expected argument `{name}` to be on {input.device}, the device of `input`, "
+            f"but got {weight.device}."
+        )
     if not broadcasts(weight.shape, input.shape):
         raise ValueError(
             f"Expected argument `{name}` to broadcast to {tuple(input.shape)}, the shape of `input`, "

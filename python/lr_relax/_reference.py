@@ -47,6 +47,8 @@ class _Rows:
 def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """The loss that `options` describes."""
     if options.loss == "binary_label_relaxation":  # of one score for an event, the last of two classes
+        # On the CPU, another target than 0 and 1 has been refused.
+        input = input.masked_fill(((target != 0) & (target != 1)).unsqueeze(-1), math.nan)
         other = torch.zeros_like(input) if options.from_logits else 1 - input
         input = torch.cat([other, input], options.dim)
         target, options = (target == 1).long(), options._replace(loss="label_relaxation")

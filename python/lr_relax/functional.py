@@ -206,6 +206,9 @@ def binary_label_relaxation_loss(
         ValueError: If `alpha`, `reduction` or a shape is wrong, or if `target` holds another number.
         TypeError: If an argument has a wrong type or is not on the device of `input`.
 
+        The numbers in `target` are checked on the CPU, unless the call is traced. Elsewhere, the loss of
+        another number than 0 and 1 is NaN.
+
     Source: Lienen & Hüllermeier, AAAI 2021, eq. 5-7, for two classes.
 
     >>> binary_label_relaxation_loss(torch.tensor([0.0, 3.0]), torch.tensor([1, 1]), reduction="none")
