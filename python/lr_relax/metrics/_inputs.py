@@ -88,13 +88,17 @@ def reads_options(function: F) -> F:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
-            return torch._dynamo.disable(function)(*args, **kwargs)  # type: ignore[no-untyped-call]
+            return torch._dynamo.disable(call)(*args, **kwargs)  # type: ignore[no-untyped-call]
+        unknown = kwargs.keys() - names
+        if unknown:
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument {min(unknown)!r}.")
         return function(*args, **kwargs)
 
     signature, options = inspect.signature(function), inspect.signature(read).parameters
     *own, _ = signature.parameters.values()
     shared = [options[name] for name in Options.__annotations__ if name not in signature.parameters]
     call.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    names = {parameter.name for parameter in (*own, *shared)}
     return cast("F", call)
 
 
@@ -175,7 +179,8 @@ class Predictions:
 def read(
     preds: Tensor | ArrayLike,
     target: Tensor | ArrayLike,
-    sample_weight: Tensor | ArrayLike | None = None,
+    sample_weight: Tensor | ArrayLike | None = None,  # not an option: few metrics have it
+    /,
     *,
     name: str = "preds",
     task: Task | None = None,

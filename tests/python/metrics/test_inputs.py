@@ -166,6 +166,26 @@ def test_rejects_options(preds: Any, target: Any, options: dict[str, Any], words
         brier_score(preds, target, **options)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        metrics.area_under_risk_coverage_curve,
+        metrics.risk_coverage_curve,
+        metrics.calibration_test,
+        metrics.bootstrap_ci,
+        metrics.chance_level,
+        partial(metrics.compare_calibration, P),
+        metrics.calibration_report,
+        TemperatureScaling().fit,
+    ],
+)
+@pytest.mark.parametrize("option", ["sample_weight", "sample_weights"])
+def test_rejects_weights(function: Metric, option: str) -> None:
+    """Functions without weights must not leave them out silently."""
+    with pytest.raises(TypeError, match=f"'{option}'"):
+        function(P, Y, **{option: np.array([1.0, 2.0])})
+
+
 # Dimensions.
 
 
