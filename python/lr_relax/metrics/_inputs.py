@@ -423,11 +423,7 @@ def _normalized(name: str, scores: Tensor | Array, without_rows: bool) -> Tensor
 
 
 def _warn_of_probabilities(name: str, scores: Tensor | Array) -> None:
-    if 0 in tuple(scores.shape):
-        return
-    # Of logits, already the first row is no distribution, nearly always.
-    first = scores[(0,) * (scores.ndim - 1)]
-    if (scores.ndim < 2 or abs(float(first.sum()) - 1) < 5e-3) and _are_probabilities(scores):
+    if 0 not in tuple(scores.shape) and _are_probabilities(scores):
         warn(
             f"Every row of `{name}` is a probability distribution, but from_logits=True: pass "
             "from_logits=False for probabilities.",
@@ -439,9 +435,12 @@ def _are_probabilities(scores: Any) -> bool:
     """Whether all of at least 2 rows are distributions; or all of at least 32 events lie in [0, 1]."""
     if scores.ndim == 0 or (scores.ndim > 1 and min(scores.shape[-2:]) == 1):
         return False
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         if scores.ndim == 1:
             return len(scores) >= 32 and bool(((scores >= 0) & (scores <= 1)).all())
+        # Of logits, already the first row is no distribution, nearly always.
+        if not abs(float(scores[(0,) * (scores.ndim - 1)].sum()) - 1) < 5e-3:
+            return False
         return bool((scores >= 0).all()) and bool((abs(scores.sum(-1) - 1) < 5e-3).all())
 
 

@@ -322,6 +322,7 @@ def test_probabilities_said_to_be_logits() -> None:
         for logits in (np.log(p), 5 * p, np.vstack([p, 2 * p[:1]]), p[:0]):
             if len(logits):
                 brier_score(logits, np.resize(y, len(logits)), from_logits=True)
+        brier_score(np.full((100, 4), 6e4, np.float16), y, from_logits=True)  # the sums are infinite
 
 
 def test_temperature_of_probabilities() -> None:
