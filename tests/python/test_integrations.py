@@ -109,6 +109,10 @@ def test_loss_for() -> None:
             expected = criterion(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
             torch.testing.assert_close(shifted, expected)
         assert criterion.reduction == "mean"
+    per_device = loss_for(nn.CrossEntropyLoss())({"logits": logits}, labels, torch.tensor([[4], [4]]))
+    torch.testing.assert_close(per_device, loss_for(nn.CrossEntropyLoss())({"logits": logits}, labels))
+    with pytest.raises(ValueError, match=r"labels.*\(2, 5\).*got \(2, 5, 7\)"):
+        loss_for(nn.CrossEntropyLoss())({"logits": logits}, logits.softmax(-1))
     with pytest.raises(TypeError, match="`criterion`"):
         loss_for(nn.Linear(1, 1))
 
@@ -247,10 +251,26 @@ def test_temperature_scaled_classifier() -> None:
     inner = model[-1]
     Z = model[0].transform(X[::2])
     p = cross_val_predict(GaussianNB(var_smoothing=1e-2), Z, names[::2], method="predict_proba")
-    fitted = TemperatureScaling().fit(np.log(p.clip(np.finfo(np.float64).tiny)), y[::2]).temperature.item()
+    kept = p[np.arange(len(Z)), y[::2]] > 0  # the others have no likelihood
+    logits = np.log(p[kept].clip(np.finfo(np.float64).tiny))
+    fitted = TemperatureScaling().fit(logits, y[::2][kept]).temperature.item()
     assert inner.temperature_ == pytest.approx(fitted, rel=1e-6)
     held_out = TemperatureScaledClassifier(plain, cv="prefit").fit(X[1::2], y[1::2])
     assert held_out.estimator_ is plain
+
+
+@pytest.mark.filterwarnings("ignore")  # of scikit-learn, about the missing class
+def test_class_that_folds_lack() -> None:
+    from lr_relax.integrations.sklearn import TemperatureScaledClassifier
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    X, y = load_iris(return_X_y=True)
+    plain = TemperatureScaledClassifier(LogisticRegression(max_iter=500)).fit(X, y)
+    rare = TemperatureScaledClassifier(LogisticRegression(max_iter=500))
+    rare.fit(np.vstack([X, X[:1]]), np.append(y, 3))
+    assert rare.temperature_ == pytest.approx(plain.temperature_, rel=0.3)
+    assert rare.predict_proba(X).shape == (150, 4)
 
 
 @pytest.mark.filterwarnings("ignore")  # temperatures at the end of their range

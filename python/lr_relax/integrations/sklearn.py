@@ -63,6 +63,9 @@ class TemperatureScaledClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstim
         cv: As in `cross_val_predict`; or "prefit", where `estimator` is fitted and `fit` gets held-out data.
         method: As in `TemperatureScaling.fit`.
 
+    Rows to whose class a fold's classifier gives the probability 0, such as a class that the fold lacks, do
+    not count in the fit of the temperature. Other probabilities of 0 count as the smallest normal number.
+
     Source: Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
     """
 
@@ -83,7 +86,9 @@ class TemperatureScaledClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstim
             self.n_features_in_ = self.estimator_.n_features_in_
         if hasattr(self.estimator_, "feature_names_in_"):
             self.feature_names_in_ = self.estimator_.feature_names_in_
-        scaling = TemperatureScaling().fit(_log(p), y, method=self.method, labels=self.classes_)
+        # Where a fold lacks the class of a row, or has rounded its probability to 0, there is no likelihood.
+        kept = p[np.arange(len(y)), np.searchsorted(self.classes_, y)] > 0
+        scaling = TemperatureScaling().fit(_log(p[kept]), y[kept], method=self.method, labels=self.classes_)
         self.temperature_ = scaling.temperature.item()
         return self
 

@@ -39,6 +39,11 @@ def loss_for(criterion: nn.Module, *, causal: bool = False) -> Callable[..., Ten
 
     def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits: Tensor = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        if labels.ndim != logits.ndim - 1:
+            raise ValueError(
+                f"Expected the labels to have shape {tuple(logits.shape[:-1])}, that of the logits "
+                f"{tuple(logits.shape)} without the classes, but got {tuple(labels.shape)}."
+            )
         if causal:
             logits, labels = logits[..., :-1, :], labels[..., 1:]
         logits, labels = logits.flatten(0, -2), labels.flatten().to(logits.device)
@@ -46,6 +51,8 @@ def loss_for(criterion: nn.Module, *, causal: bool = False) -> Callable[..., Ten
             loss: Tensor = criterion(logits, labels)
             return loss
         total: Tensor = sum_of(logits, labels)
-        return total / num_items_in_batch
+        # For several devices, the trainer passes a part of the number for each.
+        count = num_items_in_batch.sum() if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
+        return total / count
 
     return compute_loss

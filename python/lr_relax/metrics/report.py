@@ -61,7 +61,7 @@ class CalibrationReport:
     """The reliability curve."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, as JSON stores them."""
+        """All numbers, as Python floats; the negative log-likelihood may be infinite."""
         metrics: dict[str, Any] = {}
         for name in NAMES:
             interval, chance = self.intervals.get(name), self.chance.get(name)
