@@ -41,7 +41,7 @@ fn messages_name_the_argument() {
         (with_target(&not_distributions), &["distributions", "row 0"]),
         (with_target(&(&y + 3)), &["`target`", "[0, 3)", "row 0"]),
         (with_target(&Tensor::new()), &["`target`", "undefined"]),
-        (focal(&z, &z, 2.0, Reduction::Mean), &["`target`", "integer", "torch.float32"]),
+        (focal(&z, &z, 2.0, Reduction::Mean), &["`target`", "distributions", "row 0 sums to"]),
         (with_weight(Tensor::from_slice(&[1.0_f32])), &["`weight`", "(3,)", "(1,)"]),
         (with_weight(Tensor::from_slice(&[1_i64, 1, 1])), &["`weight`", "floating-point", "torch.int64"]),
         (penalty().forward_mixed(&z, &y, &y, &Tensor::from(0.5)), &["Only label relaxation"]),
