@@ -275,7 +275,7 @@ def test_missing_best_model(damage: Callable[[Path], object], digits: data.Datas
     damage(tmp_path / "model.pt")
     reason = f"model.pt is not the best network, delete {tmp_path} to start over"
     with pytest.MonkeyPatch.context() as patch:  # no later epoch is better
-        patch.setattr(training.Training, "_validate", lambda self: (9.0, 0.0, 0.5))
+        patch.setattr(training.Training, "_validate", lambda self: (9.0, training.Metrics(0, 0.5, 9, 1)))
         with pytest.raises(RunError, match=reason):
             run(config, digits, folder=tmp_path)
 
