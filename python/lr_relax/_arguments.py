@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lr_relax import _native
-from lr_relax._options import Options
+from lr_relax._options import SOFT, Options
 from lr_relax._warnings import warn
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -33,11 +33,6 @@ def also_logits(function: Callable[_P, _T]) -> Callable[_P, _T]:
         return function(*args, **options)
 
     return call
-
-
-# The losses whose target may be a distribution, beside label relaxation.
-_SOFT = ("cross_entropy", "focal", "confidence_penalty")
-_TAKE_DISTRIBUTIONS = ("label_relaxation", *_SOFT)
 
 
 def check_hyperparameters(loss: str, parameter: object, reduction: object) -> None:
@@ -151,7 +146,7 @@ def check(input: Tensor, target: Tensor, options: Options) -> None:
         target = tensors[name]
         if loss == "binary_label_relaxation" and not target.is_complex():
             continue  # of any type; its shape has been checked
-        is_distribution = target.dtype in FLOATS and loss in _TAKE_DISTRIBUTIONS
+        is_distribution = target.dtype in FLOATS and loss in ("label_relaxation", *SOFT)
         is_set = target.dtype == torch.bool and loss == "label_relaxation"
         if (is_distribution or is_set) and not is_mixture:
             if loss != "label_relaxation" and options.ignore_index >= 0:
@@ -165,7 +160,7 @@ def check(input: Tensor, target: Tensor, options: Options) -> None:
                     f"`input`, but got {tuple(target.shape)}."
                 )
         elif target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-            takes_floats = target.dtype == torch.bool and loss in _SOFT
+            takes_floats = target.dtype == torch.bool and loss in SOFT
             others = ", or distributions of a floating-point type" if takes_floats else ""
             raise TypeError(
                 f"Expected argument `{name}` to hold class indices of an integer type{others}, "

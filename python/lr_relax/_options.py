@@ -6,6 +6,9 @@ from torch import Tensor
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
+SOFT = {"cross_entropy": "label_smoothing", "focal": "gamma", "confidence_penalty": "beta"}
+"""The losses whose target may be a distribution, beside label relaxation, and their hyperparameters."""
+
 
 class Options(NamedTuple):
     """Read by position in src/python/losses.rs."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lr_relax._options import Options
+from lr_relax._options import SOFT, Options
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
     from_logits = options.from_logits
     if options.loss == "uniform_penalty":
         losses = _uniform_penalty(rows, parameter, from_logits)
-    elif options.loss in _SOFT and rows.target is not None:
-        losses = _of_soft_targets(rows, rows.target, **{_SOFT[options.loss]: parameter})
+    elif options.loss in SOFT and rows.target is not None:
+        losses = _of_soft_targets(rows, rows.target, **{SOFT[options.loss]: parameter})
     elif options.loss != "label_relaxation":
         losses = _OF_LOGITS[options.loss](rows, parameter)
     elif rows.target is None or rows.target.dtype == torch.bool:
@@ -290,9 +290,6 @@ def _of_soft_targets(
     losses = losses.where(target > 0, 0.0).sum(-1)
     return losses + beta * (finite.exp() * finite).sum(-1) * target.sum(-1)
 
-
-# The losses whose target may be a distribution, and their hyperparameters.
-_SOFT = {"cross_entropy": "label_smoothing", "focal": "gamma", "confidence_penalty": "beta"}
 
 _OF_LOGITS = {
     "cross_entropy": _cross_entropy,

@@ -88,3 +88,12 @@ def check_share(name: str, value: object) -> float:
     if not (0 < value < 1 and math.isfinite(value)):
         raise ValueError(f"Expected argument `{name}` to be a number in (0, 1), but got {value!r}.")
     return float(value)
+
+
+def check_resampling(n_resamples: object, confidence_level: object, seed: object) -> tuple[int, float, int]:
+    """The arguments that every function with resamples has."""
+    return (
+        check_integer("n_resamples", n_resamples, 2, 2**24),
+        check_share("confidence_level", confidence_level),
+        check_integer("seed", seed, 0, 2**64 - 1),
+    )

@@ -75,7 +75,7 @@ class FunctionOfRows:
 
 
 def function_of_rows(
-    metric: str | Function, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Setting
+    metric: str | Function, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, setting: Setting
 ) -> FunctionOfRows:
     """A function with its rows as they are; a named metric with the rows that count, flattened."""
     if callable(metric):
@@ -86,13 +86,13 @@ def function_of_rows(
                 "Expected arguments `preds` and `target` to have the same number of rows, at least one, "
                 f"but got shapes {tuple(preds.shape)} and {tuple(target.shape)}."
             )
-        from_logits = options.of_predictions.get("from_logits", False)
+        from_logits = setting.options.get("from_logits", False)
         return FunctionOfRows(metric, preds, target, from_logits, float(metric(preds, target)))
 
     function, names = _FUNCTIONS[metric]
-    arguments = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    estimate = function(preds, target, **arguments, **options.of_predictions)
-    rows = read_rows(preds, target, options)
+    arguments = {name: getattr(setting, name) for name in names if getattr(setting, name) is not None}
+    rows = read_rows(preds, target, setting)
+    rows.top_labels()  # checks shapes and values, and names the row as the user counts
     flat_preds: Any = rows.preds.reshape((-1,) if rows.n_labels else (-1, rows.preds.shape[-1]))
     flat_target: Any = rows.target.reshape(-1)
     counted = rows.counted()
@@ -103,7 +103,8 @@ def function_of_rows(
     def of_arrays(preds: Any, target: Any) -> Any:
         return function(preds, target, from_logits=rows.from_logits, **arguments)
 
-    return FunctionOfRows(of_arrays, flat_preds, flat_target, rows.from_logits, float(estimate))
+    estimate = float(of_arrays(flat_preds, flat_target))
+    return FunctionOfRows(of_arrays, flat_preds, flat_target, rows.from_logits, estimate)
 
 
 def check_metric(metric: object) -> None:

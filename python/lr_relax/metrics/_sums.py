@@ -41,7 +41,7 @@ class Setting:
     n_bins: int | Sequence[float] | Array
     binning: str
     norm: str | None
-    of_predictions: Options
+    options: Options
 
     def check(self) -> None:
         check_bins(self.n_bins, self.binning)
@@ -101,9 +101,9 @@ def resampled_sums(
     return weight.reshape(n_resamples, n_groups), value.reshape(n_resamples, n_groups)
 
 
-def read_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Setting) -> Predictions:
+def read_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, setting: Setting) -> Predictions:
     """Checked predictions whose rows are independent."""
-    rows = read(preds, target, **options.of_predictions)
+    rows = read(preds, target, **setting.options)
     if rows.n_labels > 1:
         raise ValueError(
             "Expected argument `task` to be 'multiclass' or 'binary', because the events of one row are not "
@@ -112,9 +112,9 @@ def read_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Se
     return rows
 
 
-def binned_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Setting) -> BinnedRows:
-    rows = read_rows(preds, target, options)
-    n_bins, binning = check_bins(options.n_bins, options.binning)
+def binned_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, setting: Setting) -> BinnedRows:
+    rows = read_rows(preds, target, setting)
+    n_bins, binning = check_bins(setting.n_bins, setting.binning)
     columns = _native.binned_top_labels(
         rows.preds, rows.target, rows.from_logits, n_bins, binning, rows.ignore_index
     )
@@ -125,40 +125,43 @@ def binned_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: 
     return BinnedRows(confidence, outcome.astype(np.float64), groups, filled)
 
 
-def rows_of(metric: str, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Setting) -> Rows:
+def rows_of(metric: str, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, setting: Setting) -> Rows:
     """The rows of a score or of an error over bins of confidence."""
     if metric in MEANS:
-        return _scored_rows(metric, preds, target, options)
-    norm = norm_of(metric, options)
-    rows = binned_rows(preds, target, binned_as(metric, options))
+        return _scored_rows(metric, preds, target, setting)
+    norm = norm_of(metric, setting)
+    rows = binned_rows(preds, target, binned_as(metric, setting))
     return Rows(
         rows.confidence - rows.correct, rows.groups, int(rows.filled.sum()), OF_SUMS[norm], rows, norm
     )
 
 
-def norm_of(metric: str, options: Setting) -> str:
+def norm_of(metric: str, setting: Setting) -> str:
     """The norm of an error over bins."""
-    own, norm = (
-        {"expected_calibration_error": "l1", "maximum_calibration_error": "max"}.get(metric),
-        options.norm,
-    )
-    if own and norm not in (None, own):
+    own = {"expected_calibration_error": "l1", "maximum_calibration_error": "max"}.get(metric)
+    if own and setting.norm not in (None, own):
         raise ValueError(
-            f"Expected argument `norm` to be {own!r} for metric {metric!r}, but got {norm!r}; "
+            f"Expected argument `norm` to be {own!r} for metric {metric!r}, but got {setting.norm!r}; "
             "use metric 'calibration_error' for other norms."
         )
-    return own or norm or "l1"
+    return own or setting.norm or "l1"
 
 
-def binned_as(metric: str, options: Setting) -> Setting:
-    """The options with the binning of the metric."""
-    return replace(options, binning="quantile") if metric == "adaptive_calibration_error" else options
+def binned_as(metric: str, setting: Setting) -> Setting:
+    """The same with the binning of the metric."""
+    if metric != "adaptive_calibration_error":
+        return setting
+    if setting.binning == "paper":
+        raise ValueError(
+            f"Expected argument `binning` to be 'quantile', that of metric {metric!r}, but got 'paper'."
+        )
+    return replace(setting, binning="quantile")
 
 
 def _scored_rows(
-    metric: str, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, options: Setting
+    metric: str, preds: Tensor | ArrayLike, target: Tensor | ArrayLike, setting: Setting
 ) -> Rows:
-    rows = read_rows(preds, target, options)
+    rows = read_rows(preds, target, setting)
     if metric == "accuracy":
         values = rows.is_correct(*rows.top_labels()).astype(np.float64)
     else:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ._bins import Binning, Norm
 from ._chance_bound import ChanceBound
-from ._checks import Array, ArrayLike, Floats, check_choice, check_integer, check_share
+from ._checks import Array, ArrayLike, Floats, check_choice, check_resampling
 from ._functions import ERRORS, check_metric, function_of_rows
-from ._inputs import Options, reads_options
+from ._inputs import Options
 from ._inversion import Inversion
+from ._metric import reads_options
 from ._sums import BINNED, SUMMED, Setting, rows_of
 
 if TYPE_CHECKING:
@@ -119,20 +120,18 @@ def bootstrap_ci(
     True
     """
     check_metric(metric)
-    given = Setting(n_bins, binning, norm, options)
-    given.check()
-    n_resamples = check_integer("n_resamples", n_resamples, 2, 2**24)
-    level = check_share("confidence_level", confidence_level)
+    setting = Setting(n_bins, binning, norm, options)
+    setting.check()
     method = _method(method, metric)
-    seed = check_integer("seed", seed, 0, 2**64 - 1)
+    n_resamples, level, seed = check_resampling(n_resamples, confidence_level, seed)
     ends: Inversion | ChanceBound | None = None
     if isinstance(metric, str) and metric in SUMMED:
-        rows = rows_of(metric, preds, target, given)
+        rows = rows_of(metric, preds, target, setting)
         estimate, draws = rows.estimate, rows.resample(n_resamples, seed)
         if method == "test_inversion":
             ends = Inversion(rows, n_resamples, seed)
     else:
-        function = function_of_rows(metric, preds, target, given)
+        function = function_of_rows(metric, preds, target, setting)
         estimate, draws = function.estimate, function.resample(n_resamples, seed)
         if method == "chance":
             ends = ChanceBound(estimate, draws, function.resample_targets(n_resamples, seed))

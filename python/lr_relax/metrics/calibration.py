@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ._bins import Binning, Bins, Kind, Norm, bin_digits, check_bins, check_norm, errors, mean
 from ._checks import Array, ArrayLike, Floats
-from ._inputs import Options, Predictions, metric, read, reads_options
+from ._inputs import Options, Predictions, read
+from ._metric import metric, reads_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

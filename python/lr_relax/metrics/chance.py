@@ -11,9 +11,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ._bins import Binning, Norm
-from ._checks import Array, ArrayLike, Floats, check_choice, check_integer, check_share
+from ._checks import Array, ArrayLike, Floats, check_choice, check_resampling
 from ._functions import ERRORS, function_of_rows
-from ._inputs import Options, reads_options
+from ._inputs import Options
+from ._metric import reads_options
 from ._sums import BINNED, OF_SUMS, BinnedRows, Setting, binned_as, binned_rows, norm_of
 
 METRICS = (*BINNED, *ERRORS)
@@ -117,24 +118,22 @@ def chance_level(
     """
     if not callable(metric):
         check_choice("metric", metric, METRICS)
-    given = Setting(n_bins, binning, norm, options)
-    given.check()
-    n_resamples = check_integer("n_resamples", n_resamples, 2, 2**24)
-    level = check_share("confidence_level", confidence_level)
-    seed = check_integer("seed", seed, 0, 2**64 - 1)
+    setting = Setting(n_bins, binning, norm, options)
+    setting.check()
+    n_resamples, level, seed = check_resampling(n_resamples, confidence_level, seed)
     tails = [(1 - level) / 2, (1 + level) / 2]
 
     bins = None
     if isinstance(metric, str) and metric in BINNED:
-        of_sums = OF_SUMS[norm_of(metric, given)]
-        rows = binned_rows(preds, target, binned_as(metric, given))
+        of_sums = OF_SUMS[norm_of(metric, setting)]
+        rows = binned_rows(preds, target, binned_as(metric, setting))
         counts, confidence = rows.sums_over(), rows.sums_over(rows.confidence)
         correct = np.stack(list(_drawn_sums(rows, n_resamples, seed)))
         estimate = float(of_sums(counts, confidence - rows.sums_over(rows.correct)))
         draws = of_sums(counts, confidence - correct)
         bins = _bins(rows, np.quantile(correct / counts, tails, axis=0), level)
     else:
-        function = function_of_rows(metric, preds, target, given)
+        function = function_of_rows(metric, preds, target, setting)
         estimate, draws = function.estimate, function.resample_targets(n_resamples, seed)
 
     low, high = np.quantile(draws, tails)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ._bins import Binning, Norm
 from ._chance_bound import ChanceBound
-from ._checks import Array, ArrayLike, Floats, as_array, check_integer, check_share
+from ._checks import Array, ArrayLike, Floats, check_resampling
 from ._functions import ERRORS, FunctionOfRows, check_metric, function_of_rows
-from ._inputs import Options, reads_options
+from ._inputs import Options
 from ._inversion import Inversion
+from ._metric import reads_options
 from ._sums import BINNED, SUMMED, Rows, Setting, resampled_sums, rows_of
 
 _STEPS = 10  # of the bisection for a p-value, to 3 %
@@ -102,16 +103,12 @@ def compare_calibration(
     (True, True, True)
     """
     check_metric(metric)
-    given = Setting(n_bins, binning, norm, options)
-    given.check()
-    n_resamples = check_integer("n_resamples", n_resamples, 2, 2**24)
-    level = check_share("confidence_level", confidence_level)
-    seed = check_integer("seed", seed, 0, 2**64 - 1)
-    a = _model("preds_a", metric, preds_a, target, given)
-    b = _model("preds_b", metric, preds_b, target, given)
-    shape_a, shape_b = (
-        tuple(as_array(name, preds).shape) for name, preds in (("preds_a", preds_a), ("preds_b", preds_b))
-    )
+    setting = Setting(n_bins, binning, norm, options)
+    setting.check()
+    n_resamples, level, seed = check_resampling(n_resamples, confidence_level, seed)
+    a = _model("preds_a", metric, preds_a, target, setting)
+    b = _model("preds_b", metric, preds_b, target, setting)
+    shape_a, shape_b = tuple(np.shape(preds_a)), tuple(np.shape(preds_b))
     if shape_a != shape_b:
         raise ValueError(
             f"Expected argument `preds_b` to have shape {shape_a}, that of `preds_a`, but got {shape_b}."
@@ -147,12 +144,12 @@ def _model(
     metric: str | Callable[[Any, Any], Any],
     preds: Tensor | ArrayLike,
     target: Tensor | ArrayLike,
-    given: Setting,
+    setting: Setting,
 ) -> Rows | FunctionOfRows:
     try:
         if isinstance(metric, str) and metric in SUMMED:
-            return rows_of(metric, preds, target, given)
-        return function_of_rows(metric, preds, target, given)
+            return rows_of(metric, preds, target, setting)
+        return function_of_rows(metric, preds, target, setting)
     except (ValueError, TypeError, IndexError) as error:
         if callable(metric):
             raise

@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from ._checks import ArrayLike, Bools, Floats, check_choice
-from ._inputs import Options, read, reads_options
+from ._inputs import Options, read
+from ._metric import reads_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

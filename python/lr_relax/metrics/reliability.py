@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ._bins import Binning, Bins, Kind, bin_digits, check_bins, errors
-from ._checks import Array, ArrayLike, Floats, check_share
+from ._bins import KINDS, Binning, Bins, Kind, bin_digits, check_bins, errors
+from ._checks import Array, ArrayLike, Floats, check_choice, check_share
 from ._frame import frame
-from ._inputs import Options, read, reads_options
+from ._inputs import Options, read
+from ._metric import reads_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,20 +137,17 @@ def reliability_curve(
     confidence_level = check_share("confidence_level", confidence_level)
     n, name_or_edges = check_bins(n_bins, binning)
     rows = read(preds, target, sample_weight, **options)
-    if rows.n_labels > 1:
-        if kind == "top_label":  # the events of all labels together
-            rows = replace(rows, n_labels=1)
-        kind = "top_label" if kind == "classwise" else kind
-        is_list = rows.n_labels > 1
-    else:
-        is_list = kind == "classwise"
-    edges, counts, digits = bin_digits(rows, n, name_or_edges, kind)
+    check_choice("kind", kind, KINDS)
+    if kind == "top_label":
+        rows = replace(rows, n_labels=min(rows.n_labels, 1))  # the events of all labels together
+    of_bins = "top_label" if rows.n_labels > 1 else kind
+    edges, counts, digits = bin_digits(rows, n, name_or_edges, of_bins)
     bins = Bins.from_digits(counts, digits, n)
     effective = None
     if rows.weight is not None:
         largest = max(float(rows.weight.max(initial=0)), 1e-300)
         squares = replace(rows, weight=(rows.weight / largest) ** 2)
-        _, _, digits_of_squares = bin_digits(squares, n, name_or_edges, kind)
+        _, _, digits_of_squares = bin_digits(squares, n, name_or_edges, of_bins)
         sums = Bins.from_digits(counts, digits_of_squares, n).weight
         effective = np.divide((bins.weight / largest) ** 2, sums, out=np.zeros_like(sums), where=sums > 0)
     all_errors = errors(bins, "l1", False)
@@ -166,7 +164,7 @@ def reliability_curve(
         )
         for k in range(len(all_errors))
     ]
-    return curves if is_list else curves[0]
+    return curves if kind == "classwise" else curves[0]
 
 
 def curve_of_sums(

@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from ._bins import Bins, bin_digits, check_bins, errors
-from ._checks import Array, ArrayLike, check_integer, check_share
-from ._inputs import Options, Predictions, read, reads_options
+from ._checks import Array, ArrayLike, check_resampling
+from ._inputs import Options, Predictions, read
+from ._metric import reads_options
 from .bootstrap import BootstrapInterval, bootstrap_ci
 from .chance import ChanceLevel, chance_level
 from .hypothesis_test import CalibrationTest, calibration_test
@@ -169,8 +170,7 @@ def calibration_report(
     By chance: the mean error of a calibrated model with these confidences.
     The temperature T is fitted to these predictions; on others, it brings less.
     """
-    check_integer("n_resamples", n_resamples, 2, 2**24)
-    check_share("confidence_level", confidence_level)
+    check_resampling(n_resamples, confidence_level, seed)
     common: Any = {"n_bins": n_bins, "n_resamples": n_resamples, "seed": seed, **options}
     common["confidence_level"] = confidence_level
     rows = read(preds, target, **options)

@@ -15,7 +15,8 @@ from lr_relax import _native
 
 from ._bins import DIGITS, Binning, Bins, bin_digits, check_bins
 from ._checks import Array, ArrayLike, Bools, Floats, check_integer, check_not_empty
-from ._inputs import Options, Predictions, metric, read, reads_options
+from ._inputs import Options, Predictions, read
+from ._metric import metric, reads_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ._checks import ArrayLike, Floats
 from ._frame import frame
-from ._inputs import Options, Predictions, metric, read, reads_options
+from ._inputs import Options, Predictions, read
+from ._metric import metric, reads_options
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,8 @@ from torch import Tensor
 from lr_relax._arguments import check_number
 
 from ._checks import ArrayLike, Bools, Floats, check_flag, check_not_empty
-from ._inputs import Options, read, reads_options
+from ._inputs import Options, read
+from ._metric import reads_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

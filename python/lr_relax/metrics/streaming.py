@@ -113,7 +113,7 @@ class _Sums(Metric):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """The arguments that are not the default."""
+        """The arguments that were given, as `print(metric)` shows them."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
@@ -212,11 +212,12 @@ class CalibrationError(_Sums):
         return self._result(of_sums)
 
     def extra_repr(self) -> str:
-        own = {"n_bins": 15, "norm": "l1", "binning": "uniform", "kind": "top_label", "debias": False}
-        values = {
-            name: getattr(self, name) for name, default in own.items() if getattr(self, name) != default
-        }
-        return ", ".join([*(f"{n}={v!r}" for n, v in values.items()), *filter(None, [super().extra_repr()])])
+        defaults = {"n_bins": 15, "norm": "l1", "binning": "uniform", "kind": "top_label", "debias": False}
+        own = {name: getattr(self, name) for name in defaults}
+        if not isinstance(self._binning, str):
+            own["n_bins"] = self._binning
+        shown = [f"{name}={value!r}" for name, value in own.items() if value != defaults[name]]
+        return ", ".join([*shown, *filter(None, [super().extra_repr()])])
 
 
 class _MeanScore(_Sums):

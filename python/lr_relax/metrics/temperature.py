@@ -149,12 +149,10 @@ def _log_odds(rows: Predictions) -> tuple[Any, Any]:
 def scaled(rows: Predictions, temperature: float) -> Predictions:
     """The predictions as logits divided by a temperature."""
     z, _ = _log_odds(rows)
-    if not isinstance(z, Tensor):
-        z = np.asarray(z, np.float64)
+    z = z.double() if isinstance(z, Tensor) else np.asarray(z, np.float64)
     if rows.n_labels:
         z = z[:, 1] - z[:, 0]
-    wide = z.double() if isinstance(z, Tensor) else z
-    return replace(rows, preds=wide / temperature, from_logits=True, n_labels=min(rows.n_labels, 1))
+    return replace(rows, preds=z / temperature, from_logits=True, n_labels=min(rows.n_labels, 1))
 
 
 def _errors(rows: Predictions, grid: list[float]) -> Any:

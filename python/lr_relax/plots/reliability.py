@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .figure import check_matplotlib, new_axes, new_figure
+from .room import make_room
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,8 +41,6 @@ LEGEND: dict[str, Any] = {
 }
 
 Histogram = bool | Literal["log"]
-SHARES = 0.27  # the height of the panel of shares, in that of the panel of accuracies
-GAP = 12  # points between the two, for the labels of their ticks
 DECADES = 6  # of a logarithmic scale, at most
 
 
@@ -53,7 +50,7 @@ class ReliabilityData(Protocol):
     @property
     def edges(self) -> Floats: ...
     @property
-    def counts(self) -> npt.NDArray[np.int64]: ...
+    def counts(self) -> npt.NDArray[Any]: ...
     @property
     def confidence(self) -> Floats: ...
     @property
@@ -301,83 +298,8 @@ def _draw_panels(
         )
         if legend.get_window_extent().width <= ax.bbox.width:
             break
-    # The title is placed above all axes, so these make it leave room for the legend.
-    above = ax.inset_axes((0, 1, 1, 0), visible=False)
-    above.yaxis.set_visible(False)
-    above.set_axes_locator(_Above(ax))
-    before: Any = ax.get_axes_locator()
-    if isinstance(before, _Middle):  # of an earlier diagram in the same axes
-        before = before.whole
-    ax.set_axes_locator(_Middle(ax, before, shares))
+    make_room(ax, shares)
     return handles
-
-
-def _fraction(ax: Axes, pixels: float) -> float:
-    """A height as a fraction of that of the figure."""
-    (_, low), (_, high) = ax.figure.transSubfigure.transform([(0, 0), (0, 1)])
-    return pixels / float(high - low)
-
-
-def _gap(ax: Axes) -> float:
-    return _fraction(ax, GAP / 72 * ax.figure.dpi)
-
-
-def _legend_height(ax: Axes, renderer: Any) -> float:
-    legend = ax.get_legend()
-    return 0.0 if legend is None else _fraction(ax, legend.get_window_extent(renderer).height)
-
-
-# Locators are asked for the place of axes at each drawing, in fractions of the figure. So the parts fit into
-# the rectangle of the axes whatever its size, and a layout moves that rectangle as it does for other axes.
-
-
-@dataclass(eq=False)
-class _Middle:
-    """The accuracies: leaves room for the legend above and the shares below, as long as they are there."""
-
-    ax: Axes
-    whole: Callable[[Any, Any], Bbox] | None
-    shares: Axes | None
-
-    def __call__(self, ax: Any, renderer: Any) -> Bbox:
-        whole = ax.get_position(original=True) if self.whole is None else self.whole(ax, renderer)
-        top = whole.y1 - _legend_height(ax, renderer)
-        height = top - whole.y0
-        if self.shares in ax.child_axes:
-            height = (height - _gap(ax)) / (1 + SHARES)
-        return _box(whole.x0, top - height, whole.x1, top)
-
-    def get_subplotspec(self) -> Any:  # for tight_layout
-        return self.ax.get_subplotspec()
-
-
-@dataclass(eq=False)
-class _Above:
-    """The legend."""
-
-    ax: Axes
-
-    def __call__(self, _: Any, renderer: Any) -> Bbox:
-        middle = self.ax.get_position()
-        return _box(middle.x0, middle.y1, middle.x1, middle.y1 + _legend_height(self.ax, renderer))
-
-
-@dataclass(eq=False)
-class _Below:
-    """The shares."""
-
-    ax: Axes
-
-    def __call__(self, _: Any, renderer: Any) -> Bbox:
-        middle = self.ax.get_position()
-        top = middle.y0 - _gap(self.ax)
-        return _box(middle.x0, top - SHARES * middle.height, middle.x1, top)
-
-
-def _box(*extents: float) -> Bbox:
-    from matplotlib.transforms import Bbox
-
-    return Bbox.from_extents(*extents)
 
 
 def _draw_bins(ax: Axes, curve: ReliabilityData) -> list[Any]:
@@ -454,7 +376,6 @@ def _draw_shares(ax: Axes, curves: Sequence[ReliabilityData], which: int, logari
     widths = [np.diff(curve.edges) for curve in curves]
     equal = all(np.allclose(width, width[0], rtol=1e-6, atol=0) for width in widths)
     histogram: Axes = ax.inset_axes((0, 0, 1, 1), sharex=ax)
-    histogram.set_axes_locator(_Below(ax))
     histogram.set(xlabel="confidence", ylabel="share" if equal else "density")
     if equal:
         heights = shares

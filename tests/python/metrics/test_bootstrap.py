@@ -489,6 +489,13 @@ P, Y = predictions(10, 3)
 NAN = math.nan
 
 
+@pytest.mark.parametrize("metric", ["soft_calibration_error", "smooth_calibration_error", "brier_score"])
+def test_labels(metric: str) -> None:
+    labels = [f"class {k}" for k in range(P.shape[1])]
+    got = bootstrap_ci(P, np.array(labels)[Y], metric=metric, n_resamples=10, labels=labels)
+    assert tuple(got) == tuple(bootstrap_ci(P, Y, metric=metric, n_resamples=10))
+
+
 INVALID = [
     *((P, Y, {"metric": m}, ValueError, "`metric`.*'accuracy'") for m in ("ece", "", None, 3, ["accuracy"])),
     *((P, Y, {"n_resamples": n}, ValueError, "`n_resamples`") for n in (1, 0, -5, 10.0, True, "9", 2**25)),
@@ -511,6 +518,7 @@ INVALID = [
     (P, Y, {"metric": lambda a, b: math.inf}, ValueError, "`metric`.*finite"),
     (P, Y[:9], {"metric": accuracy}, ValueError, "number of rows"),
     (P[:0], Y[:0], {"metric": accuracy}, ValueError, "at least one"),
+    (P, Y, {"metric": "adaptive_calibration_error", "binning": "paper"}, ValueError, "`binning`.*quantile"),
 ]  # fmt: skip
 
 

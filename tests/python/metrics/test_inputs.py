@@ -319,9 +319,8 @@ def test_probabilities_said_to_be_logits() -> None:
         brier_score(p[:, 0], y == 0, from_logits=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for logits in (np.log(p), 5 * p, np.vstack([p, 2 * p[:1]]), p[:0]):
-            if len(logits):
-                brier_score(logits, np.resize(y, len(logits)), from_logits=True)
+        for logits in (np.log(p), 5 * p, np.vstack([p, 2 * p[:1]]), p[:1]):
+            brier_score(logits, np.resize(y, len(logits)), from_logits=True)
         brier_score(np.full((100, 4), 6e4, np.float16), y, from_logits=True)  # the sums are infinite
 
 
@@ -382,6 +381,7 @@ def test_edges() -> None:
     stream = metrics.CalibrationError(n_bins=edges)
     stream.update(torch.from_numpy(p), torch.from_numpy(y))
     assert stream.compute() == calibration_error(p, y, n_bins=edges)
+    assert repr(stream) == "CalibrationError(n_bins=[0.0, 0.3, 0.5, 0.55, 1.0])"
     uniform = np.linspace(0, 1, 16)
     assert calibration_error(p, y, n_bins=uniform) == calibration_error(p, y)
     for wrong in ([0.1, 1], [0, 0.5], [0, 0.6, 0.5, 1], [0], [], [0, "a", 1], [[0, 1]]):
