@@ -16,13 +16,14 @@ _TENSORS = (Tensor, Parameter)
 
 def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """The loss that `options` describes."""
+    is_native = runs_natively(input)
     if type(options.parameter) is not float or options.lam is not None:
         options = _broadcast(options, input)
-    if not runs_natively(input):
+        if is_native and _wants_gradient(options.parameter):  # of alpha, which the kernel does not compute
+            _native.check_loss(input, target, options)
+            return _reference.loss(input, target, options)
+    if not is_native:
         check(input, target, options)
-        return _reference.loss(input, target, options)
-    if _wants_gradient(options.parameter):  # of alpha, which the kernel does not compute
-        _native.check_loss(input, target, options)
         return _reference.loss(input, target, options)
     if input.requires_grad and torch.is_grad_enabled():
         if options.inplace is True and (input.is_leaf or (input._is_view() and _is_leaf(input._base))):
@@ -99,60 +100,70 @@ class _Fused(torch.autograd.Function):
         loss, grad = _native.loss(input, target, options, 1.0)
         if grad is None:  # it overwrote the input: torch must notice if another operator saved that
             torch.autograd.graph.increment_version(input)
-            grad, input = input.detach(), None  # type: ignore[assignment]
-        # Only a second derivative, or the loss scale of float16, needs the values of the input again. They
-        # may change, as after `F.cross_entropy`: the input is saved for hooks only (checkpoints, offloading).
-        is_saved = _top_hooks(True) is not None
-        # All other tensors are saved, so that torch notices changes of their values before backward.
-        others = (options.parameter, options.target_b, options.lam)
-        tensors = [x for x in others if isinstance(x, Tensor)]
-        ctx.save_for_backward(input if is_saved else None, target, grad, options.weight, *tensors)
-        unsaved = (None, None) if is_saved or input is None else (input, input._version)
-        ctx.rest = options, *unsaved
+            grad = input.detach()
+        # Only a second derivative, or the loss scale of float16, needs the arguments again. Otherwise they
+        # may change, as after `F.cross_entropy`, so only hooks (checkpoints, offloading) get them to save.
+        if _top_hooks(True) is None:
+            ctx.arguments = input, target, options, _version(input, target, options)
+            ctx.save_for_backward(grad)
+        else:
+            ctx.arguments = None, None, options, None
+            ctx.save_for_backward(grad, input, target)
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None]:
-        input, target, grad, *_ = ctx.saved_tensors
-        options, unsaved, version = ctx.rest
+        grad, *saved = ctx.saved_tensors
         keeps_graph = _keeps_graph()
-        if unsaved is not None:
-            input = unsaved
-            if not keeps_graph:
-                ctx.rest = options, None, None  # as torch frees saved tensors
         if torch.is_grad_enabled():  # create_graph: the gradient must have a gradient itself
-            if input is None:
-                raise RuntimeError("With inplace=True, the gradient of a loss has no gradient itself.")
-            _check_unchanged(input, version)
+            input, target, options = _again(ctx.arguments, saved)
             loss = _reference.loss(input, target, options)
             return torch.autograd.grad(loss, input, upstream, create_graph=True)[0], None, None
         scale = _native.scalar(upstream)
         if scale is None:  # one number per row, or a batch of upstreams (is_grads_batched)
-            upstream = upstream.unsqueeze(options.dim) if upstream.dim() > 0 else upstream
+            upstream = upstream.unsqueeze(ctx.arguments[2].dim) if upstream.dim() > 0 else upstream
             owned = not keeps_graph and not _is_batched(upstream)
             grad = grad.mul_(upstream) if owned else grad * upstream
         elif keeps_graph:  # another backward will use the same gradient
             grad = grad * scale
         elif scale != 1.0 and grad.dtype == torch.float16:
             # The scale must enter before rounding: small gradients of the mean would be 0 already.
-            _check_unchanged(input, version)
-            grad = _native.loss(input, target, options, scale)[1]
+            grad = _native.loss(*_again(ctx.arguments, saved), scale)[1]
         elif scale != 1.0:
             grad.mul_(scale)
+        if not keeps_graph:
+            ctx.arguments = None  # as torch frees saved tensors
         return grad, None, None
 
 
-def _check_unchanged(input: Tensor, version: int | None) -> None:
-    if version is not None and input._version != version:
+def _version(input: Tensor, target: Tensor, options: Options) -> int:
+    """The sum of the versions of all tensors, which grows if one of them is changed."""
+    version: int = input._version + target._version
+    if type(options.parameter) is not float or options.weight is not None or options.target_b is not None:
+        version += sum(x._version for x in options if isinstance(x, Tensor))
+    return version
+
+
+def _again(arguments: Any, saved: Any) -> tuple[Tensor, Tensor, Options]:
+    """The arguments of the loss, if they still have their values."""
+    input, target, options, version = arguments
+    if options.inplace:
+        raise RuntimeError("With inplace=True, the gradient of a loss has no gradient itself.")
+    if saved:
+        input, target = saved
+    elif _version(input, target, options) != version:
         raise RuntimeError(
-            "The input of the loss has been modified by an inplace operation, but is needed again: for the "
-            "gradient of a gradient, or to scale the gradient in float16."
+            "A tensor that the loss was computed from has been modified by an inplace operation, but is "
+            "needed again: for the gradient of a gradient, or to scale the gradient in float16."
         )
+    return input, target, options
 
 
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-# `Function.apply` without its handling of functorch, whose transforms do not come here: saves 3 us.
+# `Function.apply` without its handling of functorch, whose transforms do not come here, and `backward`
+# without the choice between it and `vjp`: saves 4 us.
 _apply = super(torch.autograd.Function, _Fused).apply
+_Fused._backward_cls.apply = _Fused.backward  # type: ignore[attr-defined]
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 

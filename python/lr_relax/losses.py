@@ -48,7 +48,8 @@ class _Loss(nn.Module):
         self._names = tuple(options)
 
     def _options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._names}
+        buffers = self._buffers  # `getattr` finds them last, which takes 1 us
+        return {name: buffers[name] if name in buffers else getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
         """The arguments that `print(module)` shows: hyperparameter, reduction, and what is not a default."""

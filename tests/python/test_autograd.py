@@ -155,12 +155,15 @@ def test_backward_frees_the_input() -> None:
     assert alive() is None
 
 
-def test_rejects_modified_weight() -> None:
-    z, weight = logits().requires_grad_(), torch.ones(5, dtype=torch.float64)
-    loss = label_relaxation_loss(z, TARGET, weight=weight)
-    weight.mul_(100)
+@pytest.mark.parametrize("name", ["target", "weight"])
+def test_other_tensors_may_change_before_backward(name: str) -> None:
+    z, y, weight = logits().requires_grad_(), TARGET.clone(), torch.ones(5, dtype=torch.float64)
+    expected = torch.autograd.grad(label_relaxation_loss(z, y, weight=weight), z)[0]
+    loss = label_relaxation_loss(z, y, weight=weight)
+    {"target": y, "weight": weight}[name].mul_(0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+        torch.autograd.grad(loss, z, create_graph=True)
+    assert torch.autograd.grad(loss, z)[0].equal(expected)
 
 
 def test_lazily_negated_upstream() -> None:
