@@ -246,7 +246,7 @@ impl View {
 
     /// The elements in row-major order, which are 0 or 1 in whatever type, as class targets.
     pub(crate) fn binary_targets(&self, name: &'static str) -> Result<Targets, Error> {
-        fn read<T: Into<f64>>(elements: impl ExactSizeIterator<Item = T>) -> Result<Targets, Error> {
+        fn read<T: Into<f64>>(elements: impl ExactSizeIterator<Item = T> + Clone) -> Result<Targets, Error> {
             let class = |x: f64| if x == 1.0 { 1_u8 } else { 2 * u8::from(x != 0.0) };
             Targets::from_iter(elements.map(|x| class(x.into())), 2, None)
         }
@@ -301,7 +301,7 @@ impl View {
     /// # Safety
     ///
     /// `T` must be the type of `dtype`.
-    unsafe fn elements<T: Copy>(&self) -> impl ExactSizeIterator<Item = T> {
+    unsafe fn elements<T: Copy>(&self) -> impl ExactSizeIterator<Item = T> + Clone {
         let data = self.data.cast::<T>().cast_const();
         let is_slice = self.strides == View::contiguous(self.data, self.dtype, self.shape.clone()).strides;
         (0..self.len()).map(move |i| {

@@ -155,6 +155,15 @@ impl<'a, E: Element> Batch<'a, E> {
         }
     }
 
+    /// For a binary loss, of up to sixteen rows: see [`Targets::signs`].
+    #[inline(always)]
+    pub(super) fn signs(&self, rows: Range<usize>) -> Lanes<i32> {
+        match self.target {
+            Target::Classes(targets) => targets.signs(rows),
+            _ => [0; LANES],
+        }
+    }
+
     /// The hyperparameter of each of up to sixteen rows: `default`, unless the batch has an alpha per row.
     #[inline(always)]
     pub(super) fn parameters(&self, default: f64, rows: Range<usize>) -> Lanes<f64> {

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::rows::{Error, Scores};
-use crate::simd::lanes::{narrow, widen};
+use crate::simd::lanes::{self, narrow, widen};
 use crate::simd::log::ln;
 use crate::simd::{Element, LANES, Lanes, Real};
 
@@ -18,12 +18,16 @@ use super::label_relaxation::LabelRelaxation;
 #[derive(Clone, Copy, Debug)]
 pub struct BinaryLabelRelaxation {
     pub(crate) relaxation: LabelRelaxation,
+    /// (1 - a) ln(1 - a) + a ln a
+    constant: f64,
 }
 
 impl BinaryLabelRelaxation {
     /// `alpha` in [0, 1): the probability that the set leaves to the other outcome.
     pub fn new(alpha: f64, scores: Scores) -> Result<Self, Error> {
-        Ok(BinaryLabelRelaxation { relaxation: LabelRelaxation::new(alpha, scores)? })
+        let relaxation = LabelRelaxation::new(alpha, scores)?;
+        let constant = (1.0 - alpha) * ln(1.0 - alpha) + if alpha > 0.0 { alpha * ln(alpha) } else { 0.0 };
+        Ok(BinaryLabelRelaxation { relaxation, constant })
     }
 }
 
@@ -51,8 +55,8 @@ impl GroupLoss for BinaryLabelRelaxation {
     ) -> Lanes<f64> {
         let LabelRelaxation { alpha, scores } = self.relaxation;
         let wide = E::Wide::from_f64;
-        let (zero, one) = (E::Wide::ZERO, wide(1.0));
-        let (mut z, mut sign) = ([E::ZERO; LANES], [zero; LANES]); // of ignored rows, the sign is 0
+        let (zero, one, infinity) = (E::Wide::ZERO, wide(1.0), wide(f64::INFINITY));
+        let mut z = [E::ZERO; LANES];
         if let Some(column) = batch.rows.column(rows.clone()) {
             z[..column.len()].copy_from_slice(column);
         } else {
@@ -60,12 +64,10 @@ impl GroupLoss for BinaryLabelRelaxation {
                 z[lane] = batch.rows.row(i, &mut scratch.row)[0];
             }
         }
-        for (lane, i) in rows.clone().enumerate() {
-            sign[lane] = match batch.class(i) {
-                Some(1) => one,
-                Some(_) => wide(-1.0),
-                None => zero,
-            };
+        let signs = batch.signs(rows.clone());
+        let mut sign = [zero; LANES];
+        for i in 0..LANES {
+            sign[i] = wide(f64::from(signs[i]));
         }
         // d = ln(p / (1 - p)), and its slope by the score.
         let (mut d, mut slope) = (widen(&z), [one; LANES]);
@@ -78,47 +80,46 @@ impl GroupLoss for BinaryLabelRelaxation {
         } else {
             for i in 0..LANES {
                 // The softmax of 0 and an infinite logit is NaN.
-                d[i] = if d[i] < wide(f64::INFINITY) { d[i] } else { wide(f64::NAN) };
+                d[i] = if d[i] < infinity { d[i] } else { wide(f64::NAN) };
             }
         }
-        // (1 - a) ln(1 - a) + a ln a - (1 - a) ln p - a ln(1 - p), where ln(1 - p) = ln p - d.
-        let constant = (1.0 - alpha) * ln(1.0 - alpha) + if alpha > 0.0 { alpha * ln(alpha) } else { 0.0 };
+        // (1 - a) ln(1 - a) + a ln a - (1 - a) ln p - a ln(1 - p), where ln(1 - p) = ln p - d. Each loop is short
+        // enough to vectorize.
         let (a, constant, unbias, factor) =
-            (wide(alpha), wide(constant), wide(1.0 / E::Wide::BIAS), wide(batch.factor));
+            (wide(alpha), wide(self.constant), wide(1.0 / E::Wide::BIAS), wide(batch.factor));
+        let of_target = lanes::zip(&d, &sign, E::Wide::mul);
+        let e = lanes::map(&of_target, |d| {
+            let minus = zero.sub(d);
+            (if d > zero { minus } else { d }).exp_biased().mul(unbias)
+        });
+        let sum = lanes::map(&e, |e| one.add(e));
+        let inverse = lanes::map(&sum, |sum| one.div(sum));
+        let ln_sum = lanes::map(&sum, E::Wide::ln_normal);
         let (mut losses, mut grad) = ([zero; LANES], [zero; LANES]);
         for i in 0..LANES {
-            let of_target = d[i].mul(sign[i]);
-            let minus = zero.sub(of_target);
-            let (distance, below) = if of_target > zero { (minus, zero) } else { (of_target, minus) };
-            let e = distance.exp_biased().mul(unbias);
-            let sum = one.add(e);
-            let inverse = one.div(sum);
-            // ln(1 + e), with the rounding error of the sum to first order; then -ln p.
-            let ln_sum = sum.ln_normal().add(e.sub(sum.sub(one)).mul(inverse));
+            let below = if of_target[i] > zero { zero } else { zero.sub(of_target[i]) };
+            // -ln p = ln(1 + e), with the rounding error of the sum to first order, where p is the larger one.
+            let ln_sum = ln_sum[i].add(e[i].sub(sum[i].sub(one)).mul(inverse[i]));
             let surprise = ln_sum.add(below);
-            let q = if of_target > zero { e.mul(inverse) } else { inverse };
-            // At infinity the linear term and the loss of alpha 0 are not a difference.
-            let linear = if alpha > 0.0 { a.mul(of_target) } else { zero };
-            let loss = surprise.add(linear).add(constant);
-            let loss = if below < wide(f64::INFINITY) { loss } else { surprise };
-            let loss = if loss < zero { zero } else { loss };
+            // At infinity the linear term is not a difference.
+            let loss = surprise.add(a.mul(of_target[i])).add(constant);
+            let loss = if below < infinity && alpha > 0.0 { loss } else { surprise };
+            losses[i] = if loss < zero { zero } else { loss };
+        }
+        for i in 0..LANES {
+            let q = if of_target[i] > zero { e[i].mul(inverse[i]) } else { inverse[i] };
             let excess = q.sub(a);
-            let counted = sign[i] != zero;
-            let inside = excess <= zero || !counted;
-            losses[i] = if inside { zero } else { loss };
+            let is_inside = excess <= zero || signs[i] == 0;
             let pull = zero.sub(sign[i]).mul(excess).mul(slope[i]).mul(factor);
-            grad[i] = if inside { zero } else { pull };
+            grad[i] = if is_inside { zero } else { pull };
+            losses[i] = if is_inside { zero } else { losses[i] };
         }
         if batch.wants_gradient() {
             let mut narrowed = [E::ZERO; LANES];
             narrow(&grad, &mut narrowed);
             batch.store_column(rows, &narrowed, &mut scratch.grad);
         }
-        let mut wide_losses = [0.0; LANES];
-        for i in 0..LANES {
-            wide_losses[i] = losses[i].to_f64();
-        }
-        wide_losses
+        lanes::add_to(&[0.0; LANES], &losses)
     }
 }
 
