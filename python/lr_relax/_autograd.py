@@ -1,4 +1,4 @@
-"""Computes a loss with the kernel or with the reference, and connects it to autograd."""
+"""Chooses what computes a loss: the kernel, eagerly or as an operator, or the reference."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from lr_relax import _native, _reference
+from lr_relax import _fused, _native, _operators, _reference
 from lr_relax._arguments import broadcasts, check
 from lr_relax._options import Options
 
@@ -24,6 +24,8 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
             return _reference.loss(input, target, options)
     if not is_native:
         check(input, target, options)
+        if _is_compiled(input) and not _wants_gradient(options.parameter):
+            return _operators.loss(input, target, options)
         return _reference.loss(input, target, options)
     if input.requires_grad and torch.is_grad_enabled():
         if options.inplace is True and (input.is_leaf or (input._is_view() and _is_leaf(input._base))):
@@ -31,7 +33,7 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
                 "Expected argument `inplace` to be False for a leaf that requires a gradient, "
                 "or a view of one, whose values the gradient would replace."
             )
-        return _apply(input, target, options)  # type: ignore[no-any-return, no-untyped-call]
+        return _fused.apply(input, target, options)  # type: ignore[no-any-return, no-untyped-call]
     return _native.loss(input, target, options, None)[0]
 
 
@@ -77,94 +79,19 @@ def _is_leaf(base: Tensor | None) -> bool:
     return base is not None and base.is_leaf and base.requires_grad
 
 
-def _is_batched(upstream: Tensor) -> bool:
-    """Whether a tensor stands for several: with `is_grads_batched`, or under `torch.func.vmap`."""
-    functorch = torch._C._functorch
-    batched: bool = functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream)
-    return batched
-
-
 def _wants_gradient(parameter: Any) -> bool:
     return isinstance(parameter, Tensor) and parameter.requires_grad and torch.is_grad_enabled()
 
 
-class _Fused(torch.autograd.Function):
-    """Computes loss and gradient in one native call; backward returns the stored gradient.
-
-    The classic form of a Function (ctx in forward) is the fastest that torch offers from Python. It cannot be
-    traced; calls that trace use the reference.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, options: Options) -> Tensor:
-        loss, grad = _native.loss(input, target, options, 1.0)
-        if grad is None:  # it overwrote the input: torch must notice if another operator saved that
-            torch.autograd.graph.increment_version(input)
-            grad = input.detach()
-        # Only a second derivative, or the loss scale of float16, needs the arguments again. Otherwise they
-        # may change, as after `F.cross_entropy`, so only hooks (checkpoints, offloading) get them to save.
-        if _top_hooks(True) is None:
-            ctx.arguments = input, target, options, _version(input, target, options)
-            ctx.save_for_backward(grad)
-        else:
-            ctx.arguments = None, None, options, None
-            ctx.save_for_backward(grad, input, target)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None]:
-        grad, *saved = ctx.saved_tensors
-        keeps_graph = _keeps_graph()
-        if torch.is_grad_enabled():  # create_graph: the gradient must have a gradient itself
-            input, target, options = _again(ctx.arguments, saved)
-            loss = _reference.loss(input, target, options)
-            return torch.autograd.grad(loss, input, upstream, create_graph=True)[0], None, None
-        scale = _native.scalar(upstream)
-        if scale is None:  # one number per row, or a batch of upstreams (is_grads_batched)
-            upstream = upstream.unsqueeze(ctx.arguments[2].dim) if upstream.dim() > 0 else upstream
-            owned = not keeps_graph and not _is_batched(upstream)
-            grad = grad.mul_(upstream) if owned else grad * upstream
-        elif keeps_graph:  # another backward will use the same gradient
-            grad = grad * scale
-        elif scale != 1.0 and grad.dtype == torch.float16:
-            # The scale must enter before rounding: small gradients of the mean would be 0 already.
-            grad = _native.loss(*_again(ctx.arguments, saved), scale)[1]
-        elif scale != 1.0:
-            grad.mul_(scale)
-        if not keeps_graph:
-            ctx.arguments = None  # as torch frees saved tensors
-        return grad, None, None
-
-
-def _version(input: Tensor, target: Tensor, options: Options) -> int:
-    """The sum of the versions of all tensors, which grows if one of them is changed."""
-    version: int = input._version + target._version
-    if type(options.parameter) is not float or options.weight is not None or options.target_b is not None:
-        version += sum(x._version for x in options if isinstance(x, Tensor))
-    return version
-
-
-def _again(arguments: Any, saved: Any) -> tuple[Tensor, Tensor, Options]:
-    """The arguments of the loss, if they still have their values."""
-    input, target, options, version = arguments
-    if options.inplace:
-        raise RuntimeError("With inplace=True, the gradient of a loss has no gradient itself.")
-    if saved:
-        input, target = saved
-    elif _version(input, target, options) != version:
-        raise RuntimeError(
-            "A tensor that the loss was computed from has been modified by an inplace operation, but is "
-            "needed again: for the gradient of a gradient, or to scale the gradient in float16."
-        )
-    return input, target, options
-
-
-_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-# `Function.apply` without its handling of functorch, whose transforms do not come here, and `backward`
-# without the choice between it and `vjp`: saves 4 us.
-_apply = super(torch.autograd.Function, _Fused).apply
-_Fused._backward_cls.apply = _Fused.backward  # type: ignore[attr-defined]
-_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+def _is_compiled(input: Tensor) -> bool:
+    """Whether to call the kernel as an operator: in graphs with CPU tensors, except for transforms."""
+    return (
+        torch.compiler.is_compiling()
+        and (type(input) in _TENSORS or torch.compiler.is_exporting())  # in export, inputs have other types
+        and input.is_cpu
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
 
 
 def runs_natively(input: Any) -> bool:

@@ -1,0 +1,110 @@
+"""The loss as an autograd function, for eager calls: the kernel computes the gradient with it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lr_relax import _native, _reference
+from lr_relax._options import Options
+
+
+class _Loss(torch.autograd.Function):
+    """Computes loss and gradient in one native call; backward returns the stored gradient.
+
+    The classic form of a Function (ctx in forward) is the fastest that torch offers from Python. It cannot be
+    traced; calls that trace use the reference.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, options: Options) -> Tensor:
+        loss, grad = _native.loss(input, target, options, 1.0)
+        if grad is None:  # it overwrote the input: torch must notice if another operator saved that
+            torch.autograd.graph.increment_version(input)
+            grad = input.detach()
+        # Only a second derivative, or the loss scale of float16, needs the arguments again. Otherwise they
+        # may change, as after `F.cross_entropy`, so only hooks (checkpoints, offloading) get them to save.
+        if _top_hooks(True) is None:
+            ctx.arguments = input, target, options, _version(input, target, options)
+            ctx.save_for_backward(grad)
+        else:
+            ctx.arguments = None, None, options, None
+            ctx.save_for_backward(grad, input, target)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None]:
+        grad, *saved = ctx.saved_tensors
+        keeps = keeps_graph()
+        if torch.is_grad_enabled():  # create_graph: the gradient must have a gradient itself
+            input, target, options = _again(ctx.arguments, saved)
+            loss = _reference.loss(input, target, options)
+            return torch.autograd.grad(loss, input, upstream, create_graph=True)[0], None, None
+        if keeps or _native.scalar(upstream) != 1.0:
+            dim = ctx.arguments[2].dim
+            grad = scaled(grad, upstream, dim, keeps, lambda: _again(ctx.arguments, saved))
+        if not keeps:
+            ctx.arguments = None  # as torch frees saved tensors
+        return grad, None, None
+
+
+def scaled(
+    grad: Tensor,
+    upstream: Tensor,
+    dim: int,
+    keeps: bool,
+    arguments: Callable[[], tuple[Tensor, Tensor, Options]],
+) -> Tensor:
+    """The stored gradient times the upstream. `arguments` are those of the loss, for float16."""
+    scale = _native.scalar(upstream)
+    if scale is None:  # one number per row, or a batch of upstreams (is_grads_batched)
+        upstream = upstream.unsqueeze(dim) if upstream.dim() > 0 else upstream
+        owned = not keeps and not _is_batched(upstream)
+        return grad.mul_(upstream) if owned else grad * upstream
+    if keeps:  # another backward will use the same gradient
+        return grad * scale
+    if scale != 1.0 and grad.dtype == torch.float16:
+        # The scale must enter before rounding: small gradients of the mean would be 0 already.
+        again = _native.loss(*arguments(), scale)[1]
+        assert again is not None
+        return again
+    return grad if scale == 1.0 else grad.mul_(scale)
+
+
+def _version(input: Tensor, target: Tensor, options: Options) -> int:
+    """The sum of the versions of all tensors, which grows if one of them is changed."""
+    version: int = input._version + target._version
+    if type(options.parameter) is not float or options.weight is not None or options.target_b is not None:
+        version += sum(x._version for x in options if isinstance(x, Tensor))
+    return version
+
+
+def _again(arguments: Any, saved: Any) -> tuple[Tensor, Tensor, Options]:
+    """The arguments of the loss, if they still have their values."""
+    input, target, options, version = arguments
+    if options.inplace:
+        raise RuntimeError("With inplace=True, the gradient of a loss has no gradient itself.")
+    if saved:
+        input, target = saved
+    elif _version(input, target, options) != version:
+        raise RuntimeError(
+            "A tensor that the loss was computed from has been modified by an inplace operation, but is "
+            "needed again: for the gradient of a gradient, or to scale the gradient in float16."
+        )
+    return input, target, options
+
+
+def _is_batched(upstream: Tensor) -> bool:
+    """Whether a tensor stands for several: with `is_grads_batched`, or under `torch.func.vmap`."""
+    functorch = torch._C._functorch
+    batched: bool = functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream)
+    return batched
+
+
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+# `Function.apply` without its handling of functorch, whose transforms do not come here, and `backward`
+# without the choice between it and `vjp`: saves 4 us.
+apply = super(torch.autograd.Function, _Loss).apply
+_Loss._backward_cls.apply = _Loss.backward  # type: ignore[attr-defined]
+keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph

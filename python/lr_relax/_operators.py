@@ -1,0 +1,122 @@
+"""The kernels as operators of PyTorch, which compiled and exported graphs call.
+
+`lr_relax::loss` also computes the gradient, and returns an empty tensor that owns its memory. From that,
+`lr_relax::gradient` makes the gradient in `backward`. Nothing is copied, and for the compiler no tensor is
+written twice or returned by two operators.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lr_relax import _native
+from lr_relax._fused import keeps_graph, scaled
+from lr_relax._options import Options
+
+_LIBRARY = torch.library.Library("lr_relax", "DEF")  # type: ignore[no-untyped-call]
+_ARGUMENTS = (
+    "str name, float parameter, Tensor? alphas, str reduction, int dim, int ignore_index, Tensor? weight, "
+    "bool from_logits, Tensor? target_b, float? share, Tensor? shares"
+)
+for _schema in (
+    f"loss(Tensor input, Tensor target, {_ARGUMENTS}, bool wants_gradient) -> (Tensor, Tensor)",
+    f"gradient(Tensor memory, Tensor upstream, Tensor input, Tensor target, {_ARGUMENTS}) -> Tensor",
+):
+    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
+
+
+def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
+    """The loss, by the operator."""
+    wants_gradient = input.requires_grad and torch.is_grad_enabled()
+    result: Tensor = torch.ops.lr_relax.loss(input, target, *_to_arguments(options), wants_gradient)[0]
+    return result
+
+
+def _to_arguments(options: Options) -> tuple[Any, ...]:
+    parameter, lam = options.parameter, options.lam
+    alphas = parameter if isinstance(parameter, Tensor) else None
+    shares = lam if isinstance(lam, Tensor) else None
+    return (
+        options.loss,
+        0.0 if alphas is not None else float(parameter),
+        alphas,
+        options.reduction,
+        options.dim,
+        options.ignore_index,
+        options.weight,
+        options.from_logits,
+        options.target_b,
+        None if lam is None or shares is not None else float(lam),
+        shares,
+    )
+
+
+def _to_options(
+    name: str,
+    parameter: float,
+    alphas: Tensor | None,
+    reduction: Any,
+    dim: int,
+    ignore_index: int,
+    weight: Tensor | None,
+    from_logits: bool,
+    target_b: Tensor | None,
+    share: float | None,
+    shares: Tensor | None,
+) -> Options:
+    number = parameter if alphas is None else alphas
+    lam = share if shares is None else shares
+    return Options(name, number, reduction, dim, ignore_index, weight, from_logits, False, target_b, lam)
+
+
+def _loss(input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *arguments, wants_gradient = arguments  # type: ignore[assignment]
+    loss, grad = _native.loss(input, target, _to_options(*arguments), 1.0 if wants_gradient else None)
+    return loss, input.new_empty(0) if grad is None else grad.contiguous().as_strided((0,), (1,))
+
+
+def _loss_fake(input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    options = _to_options(*arguments[:-1])
+    is_half = input.dtype in (torch.float16, torch.bfloat16)
+    dtype, dim = torch.float32 if is_half else input.dtype, options.dim % input.dim()
+    rows = input.shape[:dim] + input.shape[dim + 1 :] if options.reduction == "none" else ()
+    return input.new_empty(rows, dtype=dtype), input.new_empty(0)
+
+
+def _gradient(memory: Tensor, upstream: Tensor, input: Tensor, target: Tensor, *arguments: Any) -> Tensor:
+    options, storage = _to_options(*arguments), memory.untyped_storage()
+    grad: Tensor | None
+    if storage.nbytes() < input.numel() * input.element_size():  # hooks on saved tensors copied nothing
+        grad = _native.loss(input, target, options, 1.0)[1]
+        assert grad is not None
+        grad = grad.contiguous()
+    else:
+        grad = input.new_empty(0).set_(storage, 0, input.shape)  # type: ignore[call-overload]
+    return scaled(grad, upstream, options.dim, keeps_graph(), lambda: (input, target, options))
+
+
+def _gradient_fake(memory: Tensor, upstream: Tensor, input: Tensor, *others: Any) -> Tensor:
+    return input.new_empty(input.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    input, target, *arguments, _ = inputs
+    ctx.arguments = [None if isinstance(x, Tensor) else x for x in arguments]
+    ctx.save_for_backward(
+        output[1], input, target, *[x if isinstance(x, Tensor) else None for x in arguments]
+    )
+
+
+def _backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    memory, input, target, *tensors = ctx.saved_tensors
+    arguments = [x if x is not None else y for x, y in zip(tensors, ctx.arguments, strict=True)]
+    grad: Tensor = torch.ops.lr_relax.gradient(memory, upstream, input, target, *arguments)
+    return grad, *[None] * (len(arguments) + 2)
+
+
+_LIBRARY.impl("loss", _loss, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("gradient", _gradient, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake("lr_relax::loss", _loss_fake, lib=_LIBRARY)
+torch.library.register_fake("lr_relax::gradient", _gradient_fake, lib=_LIBRARY)
+torch.library.register_autograd("lr_relax::loss", _backward, setup_context=_save, lib=_LIBRARY)

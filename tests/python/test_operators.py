@@ -1,0 +1,168 @@
+"""Compiled and exported graphs, which call the kernels as operators of PyTorch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lr_relax import LabelRelaxationLoss, _operators, functional
+from lr_relax._options import Options
+from torch import Tensor
+from torch.library import opcheck
+
+N, C = 6, 5
+Y = torch.tensor([0, 1, 4, 2, -100, 3])
+OTHER = torch.tensor([1, 1, 0, 3, 2, 2])
+ALPHAS = torch.linspace(0.05, 0.3, N)
+WEIGHT = torch.linspace(0.5, 2.0, C)
+SETS = torch.eye(C, dtype=torch.bool)[OTHER] | torch.eye(C, dtype=torch.bool)[2]
+SHARES = torch.randn(N, C, generator=torch.Generator().manual_seed(1)).softmax(1)
+
+CASES: dict[str, Callable[..., Tensor]] = {
+    "class": lambda z, **options: functional.label_relaxation_loss(z, Y, 0.1, **options),
+    "alphas": lambda z, **options: functional.label_relaxation_loss(z, Y, ALPHAS.to(z), **options),
+    "weight": lambda z, **options: functional.label_relaxation_loss(z, Y, weight=WEIGHT, **options),
+    "set": lambda z, **options: functional.label_relaxation_loss(z, SETS, **options),
+    "distribution": lambda z, **options: functional.label_relaxation_loss(z, SHARES, **options),
+    "mixture": lambda z, **options: functional.mixup_label_relaxation_loss(z, Y, OTHER, 0.3, **options),
+    "mixtures": lambda z, **options: functional.mixup_label_relaxation_loss(z, Y, OTHER, ALPHAS, **options),
+    "cross_entropy": lambda z, **options: functional.cross_entropy_loss(z, Y, 0.1, **options),
+    "soft": lambda z, **options: functional.cross_entropy_loss(z, SHARES, **options),
+    "focal": lambda z, **options: functional.focal_loss(z, Y, **options),
+    "dual_focal": lambda z, **options: functional.dual_focal_loss(z, Y, **options),
+    "penalty": lambda z, **options: functional.confidence_penalty_loss(z, Y, **options),
+    "binary": lambda z, **options: functional.binary_label_relaxation_loss(z, SETS, **options),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+EACH_LOSS = pytest.mark.parametrize("name", CASES)
+
+
+def logits(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(N, C, generator=torch.Generator().manual_seed(0)).mul(3).to(dtype).requires_grad_()
+
+
+def loss_and_gradient(compute: Callable[[Tensor], Tensor], z: Tensor, scale: float = 1.0) -> Any:
+    loss = compute(z)
+    return loss.detach(), torch.autograd.grad(loss, z, torch.full_like(loss, scale))[0]
+
+
+@EACH_LOSS
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_compiled_losses_have_the_bits_of_the_kernel(name: str, reduction: str) -> None:
+    for dtype in (torch.float32, torch.float16):
+        z = logits(dtype)
+
+        def compute(z: Tensor) -> Tensor:
+            return CASES[name](z, reduction=reduction)
+
+        compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+        for scale in (1.0, 3.0):
+            for got, expected in zip(
+                loss_and_gradient(compiled, z, scale), loss_and_gradient(compute, z, scale), strict=True
+            ):
+                assert got.equal(expected)
+        assert compiled(z.detach()).equal(compute(z.detach()))
+
+
+@EACH_LOSS
+def test_the_graph_holds_the_operator_alone(name: str) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+    torch.compile(CASES[name], fullgraph=True, backend=backend)(logits())
+    assert torch.ops.lr_relax.loss in [getattr(op, "overloadpacket", op) for op in graphs[0]]
+
+
+def test_inductor_and_dynamic_shapes() -> None:
+    module = LabelRelaxationLoss(0.2)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    for n, c in ((6, 5), (33, 7), (300, 40)):
+        z, y = torch.randn(n, c, requires_grad=True), torch.randint(c, (n,))
+        for got, expected in zip(
+            loss_and_gradient(lambda z, y=y: compiled(z, y), z),
+            loss_and_gradient(lambda z, y=y: module(z, y), z),
+            strict=True,
+        ):
+            assert got.equal(expected)
+
+
+def test_a_retained_graph_keeps_its_gradient() -> None:
+    z = logits()
+    loss = torch.compile(CASES["class"], fullgraph=True, backend="aot_eager")(z)
+    (expected,) = torch.autograd.grad(CASES["class"](z), z)
+    (first,) = torch.autograd.grad(loss, z, retain_graph=True)
+    first.zero_()
+    assert torch.autograd.grad(2 * loss, z)[0].equal(2 * expected)
+
+
+def test_hooks_may_copy_what_is_saved() -> None:
+    z = logits()
+    with (
+        torch.autograd.graph.save_on_cpu(),
+        torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda x: x),
+    ):
+        loss = torch.compile(CASES["class"], fullgraph=True, backend="aot_eager")(z)
+    assert torch.autograd.grad(loss, z)[0].equal(torch.autograd.grad(CASES["class"](z), z)[0])
+
+
+def test_layouts() -> None:
+    """Strides of the input, and classes in dimension 1."""
+    z = torch.randn(4, 3, C, generator=torch.Generator().manual_seed(0)).transpose(1, 2).requires_grad_()
+    y = torch.randint(C, (4, 3))
+
+    def compute(z: Tensor) -> Tensor:
+        return functional.focal_loss(z, y, dim=1, reduction="none")
+
+    compiled = torch.compile(compute, fullgraph=True)
+    for got, expected in zip(loss_and_gradient(compiled, z), loss_and_gradient(compute, z), strict=True):
+        assert got.equal(expected)
+
+
+def test_wrong_targets_raise_when_the_graph_runs() -> None:
+    compiled = torch.compile(functional.label_relaxation_loss, fullgraph=True, backend="aot_eager")
+    z = logits()
+    compiled(z, torch.zeros(N, dtype=torch.int64))
+    with pytest.raises(IndexError, match=r"classes in \[0, 5\), but got 7"):
+        compiled(z, torch.full((N,), 7))
+
+
+def test_transforms_are_compiled_with_the_formulas() -> None:
+    def compute(z: Tensor) -> Tensor:
+        return torch.func.grad(CASES["class"])(z)
+
+    z = logits().detach()
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(z), compute(z))
+
+
+def test_exported_programs_call_the_operator() -> None:
+    z, y = logits().detach(), torch.zeros(N, dtype=torch.int64)
+    module = LabelRelaxationLoss()
+    program = torch.export.export(module, (z, y))
+    assert "lr_relax.loss" in str(program.graph)
+    assert program.module()(z, y).equal(module(z, y))
+
+
+@EACH_LOSS
+def test_operators_pass_the_checks_of_pytorch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def record(input: Tensor, target: Tensor, options: Options) -> Tensor:
+        calls.append((input.detach().requires_grad_(), target, *_operators._to_arguments(options)))
+        return input
+
+    monkeypatch.setattr(functional._autograd, "loss", record)
+    CASES[name](logits())
+    opcheck(torch.ops.lr_relax.loss.default, (*calls[0], True))
+    input, *others = calls[0]
+    loss, kept = torch.ops.lr_relax.loss(input.detach(), *others, True)
+    opcheck(torch.ops.lr_relax.gradient.default, (kept, torch.ones_like(loss), input.detach(), *others))
