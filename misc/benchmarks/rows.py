@@ -17,6 +17,7 @@ from label_relaxation import label_relaxation_loss as label_relaxation_package
 from label_relaxation import mixup_label_relaxation_loss as mixup_package
 from lr_relax import RobustDataAmbiguationLoss
 from lr_relax.functional import (
+    binary_label_relaxation_loss,
     confidence_penalty_loss,
     cross_entropy_loss,
     dual_focal_loss,
@@ -61,6 +62,11 @@ def with_mixed_rows(rows: int, classes: int) -> Inputs:
     return x, y, 0.3 * F.one_hot(y, classes).float() + 0.7 * F.one_hot(other, classes).float()
 
 
+def events(rows: int, labels: int) -> Inputs:
+    """Logits that require a gradient, one for each of several labels, and which of the labels hold."""
+    return torch.randn(rows, labels).requires_grad_(), torch.randint(2, (rows, labels)).float()
+
+
 def with_second_class(rows: int, classes: int) -> Inputs:
     return *classification(rows, classes), torch.randint(classes, (rows,))
 
@@ -76,6 +82,11 @@ def step(loss: Loss) -> Contender:
         x.grad = None
 
     return run
+
+
+def compiled(loss: Loss) -> Contender:
+    """A compiled loss, forward and backward; compiled by the first call."""
+    return step(torch.compile(loss, fullgraph=True))
 
 
 def first_target(loss: Loss) -> Loss:
@@ -278,6 +289,25 @@ LOSS_ROWS = [
         target=0.5,
     ),
     Row(
+        "Cross-entropy of distributions forward + backward",
+        (4096, 1000),
+        with_distributions,
+        ours=step(second_target(cross_entropy_loss)),
+        yardstick=("F.cross_entropy", step(soft_cross_entropy)),
+        target=0.7,
+    ),
+    *(
+        Row(
+            "Binary LR forward + backward",
+            size,
+            events,
+            ours=step(binary_label_relaxation_loss),
+            yardstick=("F.binary_cross_entropy_with_logits", step(F.binary_cross_entropy_with_logits)),
+            target=1.0,
+        )
+        for size in [(1000, 100), (10000, 1000)]
+    ),
+    Row(
         "x + 0 and LR in place, forward + backward",
         (1024, 32000),
         classification,
@@ -307,10 +337,36 @@ LOSS_ROWS = [
     ),
 ]
 
+COMPILED_CROSS_ENTROPY = ("compiled F.cross_entropy", compiled(F.cross_entropy))
+COMPILED_ROWS = [
+    Row(
+        "Compiled LR forward + backward",
+        (64, 10),
+        classification,
+        ours=compiled(ours),
+        yardstick=COMPILED_CROSS_ENTROPY,
+        target=1.0,
+        peers={"our eager LR": step(ours)},
+        threads=1,
+    ),
+    *(
+        Row(
+            "Compiled LR forward + backward",
+            size,
+            classification,
+            ours=compiled(ours),
+            yardstick=("our eager LR", step(ours)),
+            target=1.15,
+            peers=dict([COMPILED_CROSS_ENTROPY]),
+        )
+        for size in [(4096, 1000), (1024, 32000)]
+    ),
+]
+
 # lr-relax keeps the memory of one large gradient by itself. With memory that malloc retains, this is no
 # advantage: these rows show the computation alone.
 RETAINED_ROWS = [
     replace(row, retain_memory=True) for row in LOSS_ROWS if row.shape == (1024, 32000) and row.unit == "ms"
 ]
 
-ROWS = [*LOSS_ROWS, *RETAINED_ROWS, *METRIC_ROWS, *TRAINING_ROWS]
+ROWS = [*LOSS_ROWS, *COMPILED_ROWS, *RETAINED_ROWS, *METRIC_ROWS, *TRAINING_ROWS]

@@ -56,6 +56,8 @@ def section(row: BenchRow) -> str:
         return "training"
     if "forward" not in row["work"]:
         return "metrics"
+    if row["work"].startswith("Compiled"):
+        return "compiled"
     if row["retained_memory"]:
         return "retained-memory"
     return "losses" if row["work"].startswith("LR forward") else "other-losses"
