@@ -26,7 +26,7 @@ class _Loss(torch.autograd.Function):
         # Only a second derivative, or the loss scale of float16, needs the arguments again. Otherwise they
         # may change, as after `F.cross_entropy`, so only hooks (checkpoints, offloading) get them to save.
         if _top_hooks(True) is None:
-            ctx.arguments = input, target, options, _version(input, target, options)
+            ctx.arguments = input, target, options, input._version + target._version + _version(options)
             ctx.save_for_backward(grad)
         else:
             ctx.arguments = None, None, options, None
@@ -72,12 +72,11 @@ def scaled(
     return grad if scale == 1.0 else grad.mul_(scale)
 
 
-def _version(input: Tensor, target: Tensor, options: Options) -> int:
-    """The sum of the versions of all tensors, which grows if one of them is changed."""
-    version: int = input._version + target._version
-    if type(options.parameter) is not float or options.weight is not None or options.target_b is not None:
-        version += sum(x._version for x in options if isinstance(x, Tensor))
-    return version
+def _version(options: Options) -> int:
+    """The sum of the versions of all tensors in the options, which grows if one of them is changed."""
+    if type(options.parameter) is float and options.weight is None and options.target_b is None:
+        return 0
+    return sum(x._version for x in options if isinstance(x, Tensor))
 
 
 def _again(arguments: Any, saved: Any) -> tuple[Tensor, Tensor, Options]:
@@ -87,7 +86,7 @@ def _again(arguments: Any, saved: Any) -> tuple[Tensor, Tensor, Options]:
         raise RuntimeError("With inplace=True, the gradient of a loss has no gradient itself.")
     if saved:
         input, target = saved
-    elif _version(input, target, options) != version:
+    elif input._version + target._version + _version(options) != version:
         raise RuntimeError(
             "A tensor that the loss was computed from has been modified by an inplace operation, but is "
             "needed again: for the gradient of a gradient, or to scale the gradient in float16."
