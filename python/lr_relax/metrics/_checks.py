@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,15 @@ Array = npt.NDArray[Any]
 ArrayLike = npt.ArrayLike
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Lets errors that name `preds` name the argument that the caller has passed."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError) as error:
+        raise type(error)(str(error).replace("`preds`", f"`{name}`")) from None
 
 
 def as_array(name: str, values: Any) -> Tensor | Array:

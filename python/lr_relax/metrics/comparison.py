@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._bins import Binning, Norm
 from ._chance_bound import ChanceBound
-from ._checks import Array, ArrayLike, Floats, check_resampling
+from ._checks import Array, ArrayLike, Floats, check_resampling, named
 from ._functions import ERRORS, FunctionOfRows, check_metric, function_of_rows
 from ._inputs import Options
 from ._inversion import Inversion
@@ -146,14 +146,12 @@ def _model(
     target: Tensor | ArrayLike,
     setting: Setting,
 ) -> Rows | FunctionOfRows:
-    try:
-        if isinstance(metric, str) and metric in SUMMED:
+    if callable(metric):
+        return function_of_rows(metric, preds, target, setting)
+    with named(name):
+        if metric in SUMMED:
             return rows_of(metric, preds, target, setting)
         return function_of_rows(metric, preds, target, setting)
-    except (ValueError, TypeError, IndexError) as error:
-        if callable(metric):
-            raise
-        raise type(error)(str(error).replace("`preds`", f"`{name}`")) from None
 
 
 def _single(

@@ -16,7 +16,7 @@ from lr_relax._arguments import check_number
 from lr_relax._warnings import warn
 
 from ._bins import Bins, bin_digits, errors, mean
-from ._checks import Array, ArrayLike, as_numpy, check_choice, on_device
+from ._checks import Array, ArrayLike, as_numpy, check_choice, named, on_device
 from ._inputs import Options, Predictions, read
 
 if TYPE_CHECKING:
@@ -83,16 +83,17 @@ class TemperatureScaling(nn.Module):
         grid = _check_temperatures(temperatures)
         options = {"from_logits": True, **options}
         rows = read(logits, target, name="logits", **options)
-        if method == "nll":
-            z, classes = _log_odds(rows)
-            best, at_end, _ = _native.fit_temperature(z, classes, rows.ignore_index)
-            if at_end:
-                warn(
-                    f"The likelihood increases up to the end of the range of temperatures; {best:g} is used.",
-                    RuntimeWarning,
-                )
-        else:
-            best = grid[int(_errors(rows, grid).argmin())]
+        with named("logits"):
+            if method == "nll":
+                z, classes = _log_odds(rows)
+                best, at_end, _ = _native.fit_temperature(z, classes, rows.ignore_index)
+            else:
+                best, at_end = grid[int(_errors(rows, grid).argmin())], False
+        if at_end:
+            warn(
+                f"The likelihood increases up to the end of the range of temperatures; {best:g} is used.",
+                RuntimeWarning,
+            )
         # In double precision, even after `module.half()`.
         self.temperature.data = on_device(best, self.temperature.device)
         return self

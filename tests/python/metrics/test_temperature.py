@@ -433,6 +433,25 @@ def test_rejects_input(
         fit(logits, target, **{"method": method} | options)
 
 
+PROBABILITIES = torch.tensor(Z).softmax(1).numpy()
+
+
+@pytest.mark.parametrize("method", ["nll", "grid"])
+@pytest.mark.parametrize(
+    ("logits", "target", "options"),
+    [
+        (put(PROBABILITIES, 1, [0.9, 0.9, 0.9]), Y, {"from_logits": False}),
+        (put(PROBABILITIES, 1, [1.2, -0.1, -0.1]), Y, {"from_logits": False}),
+        (put(PROBABILITIES[:, 0], 1, 1.4), Y == 0, {"from_logits": False}),
+        (put(Z[:, 0], 1, math.nan), Y == 0, {}),
+    ],
+    ids=["sum", "sign", "event", "logit of an event"],
+)
+def test_names_the_argument_of_every_row(logits: Any, target: Any, options: Any, method: str) -> None:
+    with pytest.raises(ValueError, match=r"`logits`.* row 1 "):
+        fit(logits, target, method=method, **options)
+
+
 def test_rejects_impossible_targets() -> None:
     z = put(Z, 2, [0, 1, -math.inf])
     for dtype in (np.float64, np.float32, np.float16):
