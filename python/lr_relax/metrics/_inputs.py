@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, get_args
@@ -161,7 +162,7 @@ def read(
     if normalize:
         scores = _normalized(name, scores, from_logits or bool(n_labels))
     if from_logits:
-        _warn_of_probabilities(name, scores)
+        warn_of_probabilities(name, scores, classes, ignore_index)
     weights = None if weight is None else _weights(weight, shape)
     return Predictions(scores, classes, weights, bool(from_logits), ignore_index, n_labels, device)
 
@@ -369,8 +370,9 @@ def _normalized(name: str, scores: Tensor | Array, without_rows: bool) -> Tensor
     return divided
 
 
-def _warn_of_probabilities(name: str, scores: Tensor | Array) -> None:
-    if 0 not in tuple(scores.shape) and _are_probabilities(scores):
+def warn_of_probabilities(name: str, scores: Any, classes: Any, ignore_index: int | None) -> None:
+    is_counted = None if ignore_index is None else np.asarray(classes != ignore_index).reshape(-1)
+    if _are_probabilities(scores, is_counted):
         warn(
             f"Every row of `{name}` is a probability distribution, but from_logits=True: pass "
             "from_logits=False for probabilities.",
@@ -378,17 +380,26 @@ def _warn_of_probabilities(name: str, scores: Tensor | Array) -> None:
         )
 
 
-def _are_probabilities(scores: Any) -> bool:
-    """Whether all of at least 2 rows are distributions; or all of at least 32 events lie in [0, 1]."""
-    if scores.ndim == 0 or (scores.ndim > 1 and min(scores.shape[-2:]) == 1):
+def _are_probabilities(scores: Any, is_counted: Bools | None) -> bool:
+    """Whether all of at least 2 rows that count are distributions, or all of at least 32 events in [0, 1]."""
+    is_event = scores.ndim == 1
+    rows = tuple(scores.shape) if is_event else tuple(scores.shape[:-1])
+    n_rows = math.prod(rows)
+    if is_counted is not None:
+        n_rows = int(is_counted.sum()) if len(is_counted) == n_rows else 0  # the kernel refuses the shape
+    if scores.ndim == 0 or n_rows < (32 if is_event else 2) or scores.shape[-1] < 2:
         return False
     with np.errstate(over="ignore", invalid="ignore"):
-        if scores.ndim == 1:
-            return len(scores) >= 32 and bool(((scores >= 0) & (scores <= 1)).all())
-        # Of logits, already the first row is no distribution, nearly always.
-        if not abs(float(scores[(0,) * (scores.ndim - 1)].sum()) - 1) < 5e-3:
-            return False
-        return bool((scores >= 0).all()) and bool((abs(scores.sum(-1) - 1) < 5e-3).all())
+        if is_event:
+            fits = (scores >= 0) & (scores <= 1)
+        else:
+            # Of logits, already the first row is no distribution, nearly always.
+            first = np.unravel_index(0 if is_counted is None else int(is_counted.argmax()), rows)
+            if not abs(float(scores[first].sum()) - 1) < 5e-3:
+                return False
+            fits = (scores >= 0).all(-1) & (abs(scores.sum(-1) - 1) < 5e-3)
+    fits = np.asarray(fits).reshape(-1)
+    return bool((fits if is_counted is None else fits[is_counted]).all())
 
 
 def _weights(weight: Tensor | Array, shape: tuple[int, ...]) -> Floats:

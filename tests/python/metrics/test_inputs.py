@@ -324,6 +324,21 @@ def test_probabilities_said_to_be_logits() -> None:
         brier_score(np.full((100, 4), 6e4, np.float16), y, from_logits=True)  # the sums are infinite
 
 
+@pytest.mark.parametrize("shape", [(64, 4), (8, 8, 4), (64,)], ids=str)
+@pytest.mark.parametrize("of", [np.asarray, torch.as_tensor])
+def test_ignored_rows_said_to_be_logits(shape: tuple[int, ...], of: Callable[[Any], Any]) -> None:
+    p, y = sample(64)
+    p, y = (p[:, 0], y % 2) if len(shape) == 1 else (p, y)
+    ignored = np.arange(64) % 2 == 0
+    p[ignored], y[ignored] = np.nan, -100
+    options = {"from_logits": True, "ignore_index": -100} | ({"dim": -1} if len(shape) > 2 else {})
+    p, y = p.reshape(shape), y.reshape(shape if p.ndim == 1 else shape[:-1])
+    with pytest.warns(ProbabilitiesWarning):
+        brier_score(of(p), of(y), **options)
+    p[(-1,) * y.ndim] = 2
+    brier_score(of(p), of(y), **options)
+
+
 def test_temperature_of_probabilities() -> None:
     p, y = sample(500)
     p = p**2 / (p**2).sum(1, keepdims=True)
