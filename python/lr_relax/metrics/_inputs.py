@@ -371,8 +371,9 @@ def _normalized(name: str, scores: Tensor | Array, without_rows: bool) -> Tensor
 
 
 def warn_of_probabilities(name: str, scores: Any, classes: Any, ignore_index: int | None) -> None:
+    is_float = scores.dtype in FLOATS if isinstance(scores, Tensor) else scores.dtype.kind == "f"
     is_counted = None if ignore_index is None else np.asarray(classes != ignore_index).reshape(-1)
-    if _are_probabilities(scores, is_counted):
+    if is_float and _are_probabilities(scores, is_counted):
         warn(
             f"Every row of `{name}` is a probability distribution, but from_logits=True: pass "
             "from_logits=False for probabilities.",

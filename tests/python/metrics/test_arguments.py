@@ -85,7 +85,7 @@ INVALID = [
     *((P, Y, {"ignore_index": i}, ValueError, "`ignore_index`") for i in (1.0, True, "0", 2**63)),
     (P[:, :1], Y, {}, ValueError, r"at least 2 classes.*\(4, 1\).*shape \(N,\)"),
     *((P.astype(t), Y, {}, TypeError, "`preds`") for t in (int, bool, complex, np.longdouble)),
-    ([["a", "b"]] * 4, Y, {}, TypeError, "`preds`"),
+    *((p, Y, o, TypeError, "`preds`") for p in ([["a", "b"]] * 4, P * 1j) for o in ({}, LOGITS)),
     ([[0.5, 0.5], [1.0]], Y, {}, TypeError, "`preds`.*list"),
     (P, Y + 0.5, {}, TypeError, "`target`.*0.5 of type float64 at row 0"),
     (P, put(Y.astype(float), 2, NAN), {}, TypeError, "`target`.*nan.*row 2"),
