@@ -74,9 +74,9 @@ def class_dim(input: Tensor, target: Tensor, dim: int | None) -> int:
     if not isinstance(input, Tensor) or not isinstance(target, Tensor) or input.dim() < 3:
         return -1
     layouts = "dim=1 for the layout of `nn.CrossEntropyLoss`, (N, C, d1, ...), or dim=-1"
-    if target.dtype == torch.bool and not torch.compiler.is_compiling():
-        warn(f"The classes of the sets in `target` are taken to be in the last dimension. Pass {layouts}.")
     if target.dtype == torch.bool or target.is_floating_point():  # in the shape of the input
+        if not torch.compiler.is_compiling():
+            warn(f"The classes of `target` are taken to be in the last dimension. Pass {layouts}.")
         return -1
     if torch.compiler.is_exporting():  # where a comparison would restrict the sizes of dynamic dimensions
         return -1

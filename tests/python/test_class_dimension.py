@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lr_relax import CrossEntropyLoss, LabelRelaxationLoss, RobustDataAmbiguationLoss, functional
+from lr_relax import CrossEntropyLoss, FocalLoss, LabelRelaxationLoss, RobustDataAmbiguationLoss, functional
 from lr_relax.ambiguation import ambiguous_target
 from torch import Tensor
 
@@ -66,13 +66,20 @@ def test_dimension_1_as_in_torch() -> None:
     torch.testing.assert_close(CrossEntropyLoss(dim=1)(z, y), F.cross_entropy(z, y))
 
 
-def test_sets_in_more_than_two_dimensions_warn() -> None:
-    z, sets = torch.randn(2, 3, 4), torch.ones(2, 3, 4) > 0
-    for loss in (functional.label_relaxation_loss, LabelRelaxationLoss()):
-        with pytest.warns(UserWarning, match="last dimension. Pass dim=1 .* dim=-1") as caught:
-            loss(z, sets)
+@pytest.mark.parametrize(
+    "target", [torch.ones(2, 4, 4) > 0, torch.full((2, 4, 4), 0.25)], ids=["set", "float"]
+)
+def test_targets_of_the_shape_of_the_input_warn(target: Tensor) -> None:
+    z = torch.randn(2, 4, 4)
+    of_distributions = [functional.cross_entropy_loss, functional.focal_loss, FocalLoss()]
+    of_both = [functional.label_relaxation_loss, functional.credal_projection, LabelRelaxationLoss()]
+    for loss in [*of_both, *(of_distributions if target.is_floating_point() else [])]:
+        with pytest.warns(UserWarning, match=r"last dimension\. Pass dim=1 .* dim=-1") as caught:
+            loss(z, target)
         assert [warning.filename for warning in caught] == [__file__]
-    functional.label_relaxation_loss(z, sets, dim=-1)
+        loss(z[0], target[0])
+    for module in (LabelRelaxationLoss(dim=1), LabelRelaxationLoss(dim=-1)):
+        module(z, target)
 
 
 def test_tracing_with_dynamic_shapes() -> None:

@@ -308,7 +308,7 @@ def test_the_message_says_what_a_row_is(row: list[float], got: str) -> None:
         label_relaxation_loss(torch.zeros(2, 3), torch.tensor([[0.5, 0.5, 0.0], row]))
     target = torch.tensor(row).expand(1, 4, 3)
     with pytest.raises(ValueError, match=rf"row 0 {got} in dimension 2; pass `dim` if"):
-        label_relaxation_loss(torch.zeros(1, 4, 3), target)
+        label_relaxation_loss(torch.zeros(1, 4, 3), target, dim=-1)
 
 
 @PATHS
