@@ -127,7 +127,8 @@ class CalibrationError(_Sums):
     Args:
         n_bins, norm, kind, debias: As in the function.
         binning: "uniform" or "paper"; the edges of "quantile" depend on all rows.
-        num_classes: C, required for kind "classwise"; the number of labels, for the task "multilabel".
+        num_classes: C, required for kind "classwise", 2 for binary events; the number of labels, required
+            for the task "multilabel".
         **kwargs: `task`, `from_logits`, `dim`, `labels`, `normalize` and `ignore_index` as in the function,
             and options of `torchmetrics.Metric`.
 
@@ -195,10 +196,13 @@ class CalibrationError(_Sums):
 
     def _digits(self, rows: Predictions) -> Any:
         _, counts, digits = bin_digits(rows, self.n_bins, self._binning, self.kind)
-        if len(counts) != self._n_all:
+        n_classes = len(counts) // self.n_bins
+        if self.kind == "top_label" and self.options.get("task") != "multilabel":
+            n_classes = 2 if rows.n_labels else rows.preds.shape[-1]
+        if self.num_classes not in (None, n_classes):
             raise ValueError(
                 f"Expected argument `preds` to have {self.num_classes} classes, as in `num_classes`, "
-                f"but got {len(counts) // self.n_bins}."
+                f"but got {n_classes}."
             )
         return np.concatenate([counts, digits])
 

@@ -237,10 +237,15 @@ def test_invalid_batches(case: Case, batch: Callable[..., Any], error: type[Exce
 
 def test_rejects_batches() -> None:
     p, y, w = predictions(20, 4)
-    metric = CalibrationError(kind="classwise", num_classes=3)
-    for preds in (p, p[:0], p[:, :2] / p[:, :2].sum(1, keepdim=True)):
-        with pytest.raises(ValueError, match=r"3 classes.*`num_classes`"):
-            metric.update(preds, y[: len(preds)] % 2)
+    top = CalibrationError(num_classes=3)
+    top.update(*predictions(20, 3)[:2])
+    with pytest.raises(ValueError, match=r"3 classes.*`num_classes`.*got 2"):
+        top.update(p[:, 0], y % 2)
+    CalibrationError(num_classes=2).update(p[:, 0], y % 2)
+    for metric in (top, CalibrationError(kind="classwise", num_classes=3)):
+        for preds in (p, p[:0], p[:, :2] / p[:, :2].sum(1, keepdim=True)):
+            with pytest.raises(ValueError, match=r"3 classes.*`num_classes`.*got [24]"):
+                metric.update(preds, y[: len(preds)] % 2)
     with pytest.raises(ValueError, match="`kind`"):
         metric.update(p[:, 0], y % 2)
     metric = CalibrationError(norm="l2", debias=True)
