@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from lr_relax.metrics import (
     TemperatureScaling,
     accuracy,
+    brier_decomposition,
     brier_score,
+    classwise_calibration_error,
     expected_calibration_error,
     negative_log_likelihood,
 )
@@ -225,6 +227,10 @@ def test_scorer() -> None:
         scoring=scorer(expected_calibration_error, n_bins=10),
     )
     assert search.fit(X, names).best_score_ > -0.3
+    with pytest.raises(ValueError, match=r"`average`.*'macro'.*None"):
+        scorer(classwise_calibration_error, average=None)
+    with pytest.raises(TypeError, match=r"`metric`.*single number.*BrierDecomposition"):
+        scorer(brier_decomposition)(model, X[two], names[two])
 
 
 def test_temperature_scaled_classifier() -> None:

@@ -14,6 +14,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from lr_relax.metrics import TemperatureScaling, accuracy
+from lr_relax.metrics._checks import as_number
 
 
 def scorer(metric: Callable[..., Any], **options: Any) -> Callable[[Any, Any, Any], float]:
@@ -21,7 +22,7 @@ def scorer(metric: Callable[..., Any], **options: Any) -> Callable[[Any, Any, An
 
     Equivalent to ``-metric(estimator.predict_proba(X), y, labels=estimator.classes_, **options)``, for
     `accuracy` without the minus. It has its own order of arguments; `make_scorer` would exchange predictions
-    and targets.
+    and targets. Options that make the metric return several values, as ``average=None``, are refused.
 
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.linear_model import LogisticRegression
@@ -31,6 +32,10 @@ def scorer(metric: Callable[..., Any], **options: Any) -> Callable[[Any, Any, An
     >>> cross_val_score(LogisticRegression(max_iter=500), X, y, scoring=scorer(brier_score)).mean() > -0.1
     np.True_
     """
+    if options.get("average", "macro") is None:
+        raise ValueError(
+            "Expected argument `average` to be 'macro', because a score is one number, but got None."
+        )
     return partial(_score, metric, options)
 
 
@@ -44,7 +49,7 @@ def _score(
 ) -> float:
     if sample_weight is not None:
         options = {**options, "sample_weight": sample_weight}
-    value = float(metric(estimator.predict_proba(X), y, labels=estimator.classes_, **options))
+    value = as_number(metric(estimator.predict_proba(X), y, labels=estimator.classes_, **options))
     return value if metric is accuracy else -value
 
 

@@ -64,6 +64,18 @@ def on_device(value: Any, device: torch.device) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float32).to(device)
 
 
+def as_number(value: Any) -> float:
+    """The value of a metric, which must be a single one."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        shape = getattr(value, "shape", None)
+        got = type(value).__name__
+        if shape is not None:
+            got = f"shape {tuple(shape)}; average='macro' gives the mean over classes"
+        raise TypeError(f"Expected argument `metric` to return a single number, but got {got}.") from None
+
+
 def check_not_empty(n_rows: float) -> None:
     if not n_rows > 0:
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import Array, ArrayLike, Floats, as_array, check_choice
+from ._checks import Array, ArrayLike, Floats, as_array, as_number, check_choice
 from ._inputs import Task, read
 from ._sums import SUMMED, Setting, read_rows
 from .calibration import classwise_calibration_error
@@ -44,7 +44,7 @@ class FunctionOfRows:
         """The metric of each resample; for the same number of rows and seed, these have the same rows."""
         random, n = np.random.default_rng(seed), len(self.target)
         draws = (random.integers(n, size=n) for _ in range(n_resamples))
-        return finite(float(self.metric(self.preds[rows], self.target[rows])) for rows in draws)
+        return finite(as_number(self.metric(self.preds[rows], self.target[rows])) for rows in draws)
 
     def resample_targets(self, n_resamples: int, seed: int) -> Floats:
         """The metric for targets that are drawn from the predictions."""
@@ -71,7 +71,7 @@ class FunctionOfRows:
                 classes = (cumulative[..., :-1] <= u[..., None]).sum(-1)
             return torch.from_numpy(classes).to(preds.device) if isinstance(preds, Tensor) else classes
 
-        return finite(float(self.metric(preds, drawn())) for _ in range(n_resamples))
+        return finite(as_number(self.metric(preds, drawn())) for _ in range(n_resamples))
 
 
 def function_of_rows(
@@ -87,7 +87,7 @@ def function_of_rows(
                 f"but got shapes {tuple(preds.shape)} and {tuple(target.shape)}."
             )
         from_logits = setting.options.get("from_logits", False)
-        return FunctionOfRows(metric, preds, target, from_logits, float(metric(preds, target)))
+        return FunctionOfRows(metric, preds, target, from_logits, as_number(metric(preds, target)))
 
     function, names = _FUNCTIONS[metric]
     arguments = {name: getattr(setting, name) for name in names if getattr(setting, name) is not None}

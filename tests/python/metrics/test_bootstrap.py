@@ -15,6 +15,7 @@ from lr_relax.metrics import (
     bootstrap_ci,
     brier_score,
     calibration_error,
+    classwise_calibration_error,
     negative_log_likelihood,
     reliability_curve,
 )
@@ -526,6 +527,18 @@ INVALID = [
 def test_rejects_arguments(preds: Any, target: Any, options: Any, error: type[Exception], what: str) -> None:
     with pytest.raises(error, match=what):
         bootstrap_ci(preds, target, **options)
+
+
+@pytest.mark.parametrize("of", [np.asarray, torch.as_tensor])
+def test_functions_of_several_values(of: Any) -> None:
+    p, y = map(of, predictions(20, 3))
+    values = [
+        (lambda a, b: classwise_calibration_error(a, b, average=None), r"`metric`.*\(3,\).*average='macro'"),
+        (reliability_curve, r"`metric`.*ReliabilityCurve"),
+    ]
+    for function, words in values:
+        with pytest.raises(TypeError, match=words):
+            bootstrap_ci(p, y, metric=function)
 
 
 def test_errors_of_the_function() -> None:
