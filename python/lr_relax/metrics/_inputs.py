@@ -299,6 +299,9 @@ def _one_hot_classes(classes: Tensor | Array, ignore_index: int | None) -> Array
 def _codes(classes: Tensor | Array, labels: Any, n_classes: int, ignore_index: int | None) -> Array:
     """The index of each target in `labels`, -1 where it is ignored."""
     names, targets = np.asarray(labels), np.asarray(classes)
+    for name, floats, others in (("labels", names, targets), ("target", targets, names)):
+        if floats.dtype.kind == "f" and others.dtype.kind in "iu":
+            _check_exact(name, floats)
     try:
         order = np.argsort(names)
     except TypeError:
@@ -325,6 +328,17 @@ def _codes(classes: Tensor | Array, labels: Any, n_classes: int, ignore_index: i
         )
     codes: Array = np.where(ignored, -1, place)
     return codes
+
+
+def _check_exact(name: str, floats: Array) -> None:
+    """Refuse floats that may have been other integers before they were rounded."""
+    limit = 2 / np.finfo(floats.dtype).eps
+    rounded = np.abs(floats.reshape(-1)) >= limit
+    if rounded.any():
+        raise ValueError(
+            f"Expected argument `{name}` to hold integers or floats below {limit:.0f}, from which on "
+            f"{floats.dtype} rounds integers, but got {floats.reshape(-1)[rounded.argmax()]:.0f}."
+        )
 
 
 def whole_numbers(classes: Tensor | Array) -> Tensor | Array:

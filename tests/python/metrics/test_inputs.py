@@ -243,6 +243,25 @@ def test_labels_that_are_ignored() -> None:
     assert got == brier_score(p[5:], y[5:])
 
 
+@pytest.mark.parametrize(
+    ("labels", "target", "name"),
+    [
+        ([2**53, 2**53 + 1], np.array([2.0**53, 2.0**53]), "target"),
+        ([2**24, 2**24 + 1], np.array([2**24 + 1, 2**24], np.float32), "target"),
+        ([0, -(2**53)], -np.array([0, 2.0**53]), "target"),
+        (np.array([2.0**53, 0]), np.array([2**53 + 1, 0]), "labels"),
+    ],
+)
+def test_rounded_labels(labels: Any, target: Any, name: str) -> None:
+    p = np.array([[0.6, 0.4], [0.7, 0.3]])
+    for metric in SCALARS[:-1]:
+        with pytest.raises(ValueError, match=rf"`{name}`.* rounds integers"):
+            metric(p, target, labels=labels)
+    near = 2**53 - 1
+    assert accuracy(p, np.array([near, 1.0]), labels=[near, 1]) == 0.5
+    assert accuracy(p, np.array([2**60 + 1, 2**60]), labels=[2**60 + 1, 2**60]) == 0.5
+
+
 def test_text_without_labels() -> None:
     with pytest.raises(TypeError, match="`labels`"):
         brier_score(P, ["a", "b"])
