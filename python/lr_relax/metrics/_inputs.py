@@ -163,7 +163,7 @@ def read(
         scores = _normalized(name, scores, from_logits or bool(n_labels))
     if from_logits:
         warn_of_probabilities(name, scores, classes, ignore_index)
-    weights = None if weight is None else _weights(weight, shape)
+    weights = None if weight is None else _weights(weight, classes, shape, ignore_index)
     return Predictions(scores, classes, weights, bool(from_logits), ignore_index, n_labels, device)
 
 
@@ -417,8 +417,10 @@ def _are_probabilities(scores: Any, is_counted: Bools | None) -> bool:
     return bool((fits if is_counted is None else fits[is_counted]).all())
 
 
-def _weights(weight: Tensor | Array, shape: tuple[int, ...]) -> Floats:
-    """The weights in double precision."""
+def _weights(
+    weight: Tensor | Array, classes: Tensor | Array, shape: tuple[int, ...], ignore_index: int | None
+) -> Floats:
+    """The weights in double precision; 0 for ignored rows with an invalid one."""
     if isinstance(weight, Tensor):
         is_real, array = not weight.is_complex(), weight.double().numpy() if not weight.is_complex() else None
     else:
@@ -432,6 +434,9 @@ def _weights(weight: Tensor | Array, shape: tuple[int, ...]) -> Floats:
         )
     weights = np.ascontiguousarray(array, dtype=np.float64).reshape(-1)
     invalid = ~((weights >= 0) & (weights <= MAX_WEIGHT))
+    if ignore_index is not None and invalid.any():
+        ignored = invalid & (np.asarray(classes).reshape(-1) == ignore_index)
+        weights, invalid = np.where(ignored, 0, weights), invalid & ~ignored
     if invalid.any():
         row = int(invalid.argmax())
         raise ValueError(

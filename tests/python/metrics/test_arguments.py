@@ -127,6 +127,18 @@ def test_rejects_weights(weight: Any, error: type[Exception], words: str) -> Non
         assert re.search(words, message(function, error, P, Y, sample_weight=weight)), function
 
 
+def test_weights_of_ignored_rows() -> None:
+    y = put(Y, 2, -100)
+    for function in (*WEIGHTED, metrics.smooth_calibration_error, metrics.reliability_curve):
+        got = function(P, y, sample_weight=put(W, 2, NAN), ignore_index=-100)
+        assert repr(got) == repr(function(P, y, sample_weight=W, ignore_index=-100))
+        w = torch.from_numpy(put(W, 2, -1))
+        function(torch.from_numpy(P), torch.from_numpy(y), sample_weight=w, ignore_index=-100)
+        assert "row 1." in message(
+            function, ValueError, P, y, sample_weight=put(W, 1, NAN), ignore_index=-100
+        )
+
+
 def test_zero_weights_do_not_hide_errors() -> None:
     for function in WEIGHTED:
         got = message(function, ValueError, put(P, 1, NAN), Y, sample_weight=put(W, 1, 0))
