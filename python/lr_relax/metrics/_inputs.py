@@ -146,21 +146,14 @@ def read(
     task, scores, classes, weight = arranged(name, task, scores, classes, weight, dim)
     n_classes = scores.shape[-1] if task == "multiclass" and scores.ndim else 2
     is_one_hot = task == "multiclass" and scores.shape == classes.shape
-    if labels is not None and is_one_hot:
-        raise ValueError("Expected argument `labels` to be None for one-hot targets.")
-    if labels is not None:
-        classes, ignore_index = _codes(classes, labels, n_classes, ignore_index), -1
-    classes = whole_numbers(classes)
-    if n_classes == 2 and classes.dtype in (torch.bool, np.bool_):
-        classes = classes * 1
-    if is_one_hot:
-        classes = _one_hot_classes(classes, ignore_index)
+    classes, ignore_index = class_indices(classes, n_classes, is_one_hot, labels, ignore_index)
     shape = tuple(classes.shape)
     n_labels = {"multiclass": 0, "binary": 1}.get(task, shape[-1] if shape else 1)
     if n_labels:
         scores, classes = scores.reshape(-1), classes.reshape(-1)
     if normalize:
-        scores = _normalized(name, scores, from_logits or bool(n_labels))
+        check_normalize(from_logits, bool(n_labels))
+        scores = _normalized(scores)
     if from_logits:
         warn_of_probabilities(name, scores, classes, ignore_index)
     weights = None if weight is None else _weights(weight, classes, shape, ignore_index)
@@ -281,6 +274,24 @@ def _moved(array: Any, dim: int) -> Any:
     return array.movedim(dim, -1) if isinstance(array, Tensor) else np.moveaxis(array, dim, -1)
 
 
+def class_indices(
+    classes: Tensor | Array,
+    n_classes: int,
+    is_one_hot: bool,
+    labels: Sequence[Any] | Array | None,
+    ignore_index: int | None,
+) -> tuple[Tensor | Array, int | None]:
+    """Targets of any kind as integers, and the one of ignored rows."""
+    if labels is not None and is_one_hot:
+        raise ValueError("Expected argument `labels` to be None for one-hot targets.")
+    if labels is not None:
+        classes, ignore_index = _codes(classes, labels, n_classes, ignore_index), -1
+    classes = _whole_numbers(classes)
+    if n_classes == 2 and classes.dtype in (torch.bool, np.bool_):
+        classes = classes * 1
+    return _one_hot_classes(classes, ignore_index) if is_one_hot else classes, ignore_index
+
+
 def _one_hot_classes(classes: Tensor | Array, ignore_index: int | None) -> Array:
     """The classes that one-hot rows encode."""
     if ignore_index is not None:
@@ -341,7 +352,7 @@ def _check_exact(name: str, floats: Array) -> None:
         )
 
 
-def whole_numbers(classes: Tensor | Array) -> Tensor | Array:
+def _whole_numbers(classes: Tensor | Array) -> Tensor | Array:
     """Targets in floats as integers; TypeError if they are no whole numbers."""
     if isinstance(classes, Tensor):
         if not classes.is_floating_point():
@@ -364,12 +375,16 @@ def whole_numbers(classes: Tensor | Array) -> Tensor | Array:
     return classes.astype(np.int64)
 
 
-def _normalized(name: str, scores: Tensor | Array, without_rows: bool) -> Tensor | Array:
-    """Probabilities divided by the sum of their row."""
-    if without_rows:
+def check_normalize(from_logits: bool, is_event: bool) -> None:
+    """Refuse to normalize."""
+    if from_logits or is_event:
         raise ValueError(
             "Expected argument `normalize` to be False for logits and binary events, but got True."
         )
+
+
+def _normalized(scores: Tensor | Array) -> Tensor | Array:
+    """Probabilities divided by the sum of their row."""
     # Divided by absolute values: rows with a negative sum, as of log-probabilities, stay negative.
     if isinstance(scores, Tensor):
         if scores.dtype not in FLOATS:

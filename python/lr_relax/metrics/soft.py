@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -12,8 +14,16 @@ from torch import Tensor
 from lr_relax._arguments import FLOATS, check_number
 from lr_relax._autograd import runs_natively
 
-from ._checks import ArrayLike, as_numpy, check_choice, check_integer, check_not_empty
-from ._inputs import Task, arranged, check_options, read, whole_numbers
+from ._checks import Array, ArrayLike, as_numpy, check_choice, check_integer, check_not_empty
+from ._inputs import (
+    Task,
+    arranged,
+    check_normalize,
+    check_options,
+    class_indices,
+    read,
+    warn_of_probabilities,
+)
 
 _INTEGERS = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
@@ -29,6 +39,8 @@ def soft_calibration_error(
     task: Literal["multiclass", "binary"] | None = None,
     from_logits: bool = False,
     dim: int | None = None,
+    labels: Sequence[Any] | Array | None = None,
+    normalize: bool = False,
     ignore_index: int | None = None,
 ) -> Tensor: ...
 @overload
@@ -42,6 +54,8 @@ def soft_calibration_error(
     task: Literal["multiclass", "binary"] | None = None,
     from_logits: bool = False,
     dim: int | None = None,
+    labels: Sequence[Any] | Array | None = None,
+    normalize: bool = False,
     ignore_index: int | None = None,
 ) -> np.float64: ...
 def soft_calibration_error(
@@ -54,6 +68,8 @@ def soft_calibration_error(
     task: Literal["multiclass", "binary"] | None = None,
     from_logits: bool = False,
     dim: int | None = None,
+    labels: Sequence[Any] | Array | None = None,
+    normalize: bool = False,
     ignore_index: int | None = None,
 ) -> Tensor | np.float64:
     """The soft-binned calibration error (SB-ECE), a differentiable metric and training penalty.
@@ -75,8 +91,9 @@ def soft_calibration_error(
         loss = cross_entropy(logits, y) + weight * soft_calibration_error(logits, y, from_logits=True)
 
     Args:
-        preds, target, task, from_logits, dim: As in `calibration_error`, without the task "multilabel". The
-            confidence of an event is the probability of class 1.
+        preds, target, task, from_logits, dim, labels, normalize: As in `calibration_error`, without the task
+            "multilabel". The confidence of an event is the probability of class 1. Text, `labels` and one-hot
+            targets are for the CPU, outside of `torch.compile` and `torch.func`.
         n_bins: The number of bins, at least 1.
         temperature: The softness of the bins, above 0: the share of a bin falls by a factor e at a distance
             of ``sqrt(temperature)`` from its center.
@@ -105,24 +122,28 @@ def soft_calibration_error(
     0.16846
     >>> error.backward()  # sets `logits.grad`
     """
-    check_options(task=task, from_logits=from_logits, dim=dim, ignore_index=ignore_index)
+    check_options(task=task, from_logits=from_logits, dim=dim, normalize=normalize, ignore_index=ignore_index)
     if task not in ("multiclass", "binary", None):
         raise ValueError(f"Expected argument `task` to be 'multiclass' or 'binary', but got {task!r}.")
     n_bins = check_integer("n_bins", n_bins, 1, 2**20)
     check_number("temperature", "a finite number above 0", lambda x: 0 < x < math.inf, temperature)
     check_choice("norm", norm, ("l1", "l2"))
-    scores, classes = _tensors(preds, target, task, dim)
+    scores, classes, ignore_index = _tensors(preds, target, task, dim, labels, ignore_index)
+    is_native = runs_natively(scores)
+    if normalize:
+        check_normalize(from_logits, is_event=scores.dim() == 1)
+    if from_logits and is_native:
+        warn_of_probabilities("preds", scores.detach(), classes, ignore_index)
     keep = None if ignore_index is None else classes != ignore_index
     dtype = torch.float32 if isinstance(preds, Tensor) and preds.dtype != torch.float64 else torch.float64
     confidence, correct, invalid_row, invalid_class = _soft_top_labels(
-        scores, classes, dtype, from_logits, keep
+        scores, classes, dtype, from_logits, normalize, keep
     )
-    if runs_natively(scores) and (
-        (invalid_row | invalid_class).any() or (keep is not None and not keep.any())
-    ):
+    if is_native and ((invalid_row | invalid_class).any() or (keep is not None and not keep.any())):
         # Raises the error of the first invalid row.
         last = -1 if scores.dim() > 1 else None
-        read(scores, classes, from_logits=from_logits, dim=last, ignore_index=ignore_index).top_labels()
+        rows = read(scores, classes, dim=last, normalize=normalize, ignore_index=ignore_index)
+        replace(rows, from_logits=from_logits).top_labels()
 
     residual = torch.where(
         invalid_row | invalid_class, math.nan, correct.to(confidence.dtype) - confidence
@@ -145,9 +166,17 @@ def soft_calibration_error(
 
 
 def _tensors(
-    preds: Tensor | ArrayLike, target: Tensor | ArrayLike, task: Task | None, dim: int | None
-) -> tuple[Tensor, Tensor]:
-    """Both as tensors on one device, with checked types and shapes and the classes last; events are flat."""
+    preds: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
+    task: Task | None,
+    dim: int | None,
+    labels: Sequence[Any] | Array | None,
+    ignore_index: int | None,
+) -> tuple[Tensor, Tensor, int | None]:
+    """Both as tensors on one device, with checked types and shapes and the classes last; events are flat.
+
+    Also the class of ignored rows.
+    """
     scores: Any = preds
     classes: Any = target
     if not isinstance(preds, Tensor):
@@ -160,21 +189,30 @@ def _tensors(
     elif preds.dtype not in FLOATS:
         raise TypeError(f"Expected argument `preds` to be of a floating-point type, but got {preds.dtype}.")
     if not isinstance(target, Tensor):
-        classes = np.array(whole_numbers(as_numpy("target", target)))
-        _check_integers(classes.dtype, classes.dtype.kind in "iub")
-        if classes.dtype.kind == "u":
-            classes = classes.astype(np.int64)
-        classes = torch.from_numpy(classes).to(scores.device)
-    elif runs_natively(scores) and not target.is_meta:
-        classes = torch.as_tensor(whole_numbers(target))
-    if classes.device != scores.device:
+        classes = as_numpy("target", target)
+    elif classes.device != scores.device:
         raise TypeError(
             f"Expected argument `target` to be on {scores.device}, the device of `preds`, "
             f"but got {classes.device}."
         )
     task, scores, classes, _ = arranged("preds", task, scores, classes, None, dim)
     n_classes = scores.shape[-1] if task == "multiclass" and scores.dim() else 2
-    if classes.dtype == torch.bool and n_classes == 2:
+    is_one_hot = task == "multiclass" and scores.shape == classes.shape
+    if not isinstance(target, Tensor) or (runs_natively(scores) and not target.is_meta):
+        classes, ignore_index = class_indices(classes, n_classes, is_one_hot, labels, ignore_index)
+        if not isinstance(classes, Tensor):
+            _check_integers(classes.dtype, classes.dtype.kind in "iub")
+            classes = torch.from_numpy(
+                classes.astype(np.int64 if classes.dtype.kind == "u" else classes.dtype)
+            )
+            classes = classes.to(scores.device)
+    elif labels is not None or is_one_hot:
+        raise ValueError(
+            f"Expected argument `{'target' if is_one_hot else 'labels'}` to be "
+            f"{'class indices' if is_one_hot else 'None'} for tensors on other devices than the CPU and in "
+            "traced code, where the values of targets are not read."
+        )
+    elif classes.dtype == torch.bool and n_classes == 2:
         classes = classes.to(torch.uint8)
     _check_integers(classes.dtype, classes.dtype in _INTEGERS)
     if task == "binary":
@@ -190,7 +228,7 @@ def _tensors(
             f"without its classes, but got {tuple(classes.shape)}."
         )
     check_not_empty(scores.numel())
-    return scores, classes.long()
+    return scores, classes.long(), ignore_index
 
 
 def _check_integers(dtype: object, is_integer: bool) -> None:
@@ -201,7 +239,12 @@ def _check_integers(dtype: object, is_integer: bool) -> None:
 
 
 def _soft_top_labels(
-    scores: Tensor, classes: Tensor, dtype: torch.dtype, from_logits: bool, keep: Tensor | None
+    scores: Tensor,
+    classes: Tensor,
+    dtype: torch.dtype,
+    from_logits: bool,
+    normalize: bool,
+    keep: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For each row: the confidence, and whether it is correct, invalid, or has an invalid target."""
     is_binary = scores.dim() == classes.dim()
@@ -213,6 +256,8 @@ def _soft_top_labels(
     if keep is not None:  # ignored rows must not reach the gradient: 0 times NaN is NaN
         blank = 0.0 if from_logits or is_binary else 1.0 / scores.shape[-1]
         p = torch.where(keep if is_binary else keep.unsqueeze(-1), p, blank)
+    if normalize:  # by absolute values: rows of log-probabilities stay negative
+        p = p / p.sum(-1, keepdim=True).abs()
     if is_binary:
         n_classes = 2
         confidence = torch.sigmoid(p) if from_logits else p.clamp(0, 1)

@@ -349,6 +349,27 @@ def test_rejects_other_devices() -> None:
         soft_calibration_error(torch.from_numpy(P), torch.from_numpy(Y).to("meta"))
 
 
+def test_targets_that_need_their_values_are_for_the_cpu() -> None:
+    p, y = torch.from_numpy(P), torch.from_numpy(Y)
+    meta = p.to("meta"), y.to("meta")
+    with pytest.raises(ValueError, match=r"`labels`.*None.*other devices"):
+        soft_calibration_error(*meta, labels=[0, 1])
+    with pytest.raises(ValueError, match=r"`target`.*class indices.*other devices"):
+        soft_calibration_error(meta[0], meta[0].long(), task="multiclass")
+    with pytest.raises(ValueError, match=r"`normalize`.*logits"):
+        soft_calibration_error(p, y, from_logits=True, normalize=True)
+
+
+def test_gradient_of_normalized_rows() -> None:
+    p, y = torch.from_numpy(P), torch.from_numpy(Y)
+    q = (3 * p).requires_grad_()
+    got, expected = (
+        torch.autograd.grad(soft_calibration_error(rows, y, normalize=normalize), q)[0]
+        for rows, normalize in ((q, True), (q / q.sum(-1, keepdim=True), False))
+    )
+    torch.testing.assert_close(got, expected)
+
+
 # The soft error.
 
 
