@@ -222,7 +222,7 @@ def _alphas(row: Row) -> str:
 
 
 def _notes(table: Table) -> list[str]:
-    notes = ["Test data; mean ± sample standard deviation over seeds."]
+    notes = ["Test data; mean ± sample standard deviation over seeds (validated ones if alpha was chosen)."]
     if any(row.method.has_alpha and not row.chosen for row in table.rows):
         notes.append("† Not chosen: this loss has no validation runs.")
     for i, source in enumerate(table.sources, 1):

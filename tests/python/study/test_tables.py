@@ -36,7 +36,7 @@ MARKDOWN = """\
 | label relaxation | 0.1, 0.2 |     2 | **0.9219 ± 0.0221** | **0.0234 ± 0.0110** |            — |             — |
 | focal            |       2† |     2 |     0.8906 ± 0.0221 |     0.2500 ± 0.0000 |            — |             — |
 
-- Test data; mean ± sample standard deviation over seeds.
+- Test data; mean ± sample standard deviation over seeds (validated ones if alpha was chosen).
 - † Not chosen: this loss has no validation runs.
 - [1] 100 % of the paper's_code, 50 epochs, 3 seeds.
 """  # noqa: E501
@@ -55,7 +55,7 @@ LATEX = r"""\begin{table}
   \end{tabular}
 
   \footnotesize
-  Test data; mean $\pm$ sample standard deviation over seeds.\par
+  Test data; mean $\pm$ sample standard deviation over seeds (validated ones if alpha was chosen).\par
   \dag{} Not chosen: this loss has no validation runs.\par
   {[}1] 100 \% of the paper's\_code, 50 epochs, 3 seeds.\par
 \end{table}
