@@ -32,7 +32,12 @@ import lr_relax
 import numpy as np
 import numpy.typing as npt
 import torch
-from lr_relax.metrics import bootstrap_ci, compare_calibration, reliability_curve
+from lr_relax.metrics import (
+    bootstrap_ci,
+    compare_calibration,
+    reliability_curve,
+    smooth_calibration_error,
+)
 
 from run import machine
 
@@ -92,6 +97,19 @@ class Population:
     def sample(self, size: int, random: np.random.Generator) -> tuple[Floats, npt.NDArray[np.int64]]:
         rows = random.integers(POPULATION, size=size)
         return self.confidence[rows], (random.random(size) < self.accuracy[rows]).astype(np.int64)
+
+    def smooth_error(self) -> float:
+        """The smooth calibration error: each row counts as correct and as wrong, with the weight of each."""
+        outcome = np.repeat([1, 0], POPULATION)
+        weight = np.concatenate([self.accuracy, 1 - self.accuracy])
+        return float(smooth_calibration_error(np.tile(self.confidence, 2), outcome, sample_weight=weight))
+
+    def soft_error(self) -> float:
+        """The soft calibration error with norm "l2", by its formula."""
+        centers = (np.arange(N_BINS) + 0.5) / N_BINS
+        share = softmax(-((self.confidence[:, None] - centers) ** 2) / 0.01)
+        gap = share.T @ (self.accuracy - self.confidence)
+        return float(np.sqrt((gap**2 / share.sum(0)).sum() / POPULATION))
 
     def error(self, edges: Floats, norm: str) -> float:
         """The calibration error over bins with these edges."""
@@ -220,6 +238,29 @@ def classwise(case: Case, repeats: int) -> Case:
     return {"true": round(error, 5), "methods": {"chance": summary(ends), "percentile": summary(percentile)}}
 
 
+def unbinned(case: Case, repeats: int) -> Case:
+    """The same as for `intervals` for the smooth and the soft calibration error."""
+    of = population(case["classes"], case["model"], case["error"])
+    truth = of.smooth_error() if case["kind"] == "smooth" else of.soft_error()
+    estimates, ends, percentile = [], [], []
+    for repeat in range(repeats):
+        random = np.random.default_rng([case["classes"], case["size"], round(1e4 * case["error"]), repeat])
+        got = bootstrap_ci(
+            *of.sample(case["size"], random),
+            metric=f"{case['kind']}_calibration_error",
+            n_bins=N_BINS,
+            n_resamples=RESAMPLES // 5,
+            confidence_level=LEVEL,
+            seed=repeat,
+        )
+        estimates.append(got.estimate)
+        ends.append((got.low, got.high, truth))
+        low, high = np.quantile(got.distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        percentile.append((low, high, truth))
+    methods = {"chance": summary(ends), "percentile": summary(percentile)}
+    return {"true": round(truth, 5), "estimate": round(float(np.mean(estimates)), 5), "methods": methods}
+
+
 def model_logits(z: Floats, name: str) -> Floats:
     """A number is the temperature by which the true logits are divided; "noisy" adds noise to them."""
     if name == "noisy":
@@ -248,9 +289,20 @@ def cases(quick: bool) -> Iterator[tuple[Case, int]]:
         yield case, 10 if quick else 60
     for name, size, c in product(("1", "0.95", "0.77"), (500,), (2, 10)):
         yield {"kind": "classwise", "model": name, "size": size, "classes": c}, 5 if quick else 50
+    without_bins = [(kind, MODELS[0], error) for kind in ("soft", "smooth") for error in (0.0, 0.02, 0.1)]
+    without_bins.append(("soft", MODELS[2], 0.02))
+    for (kind, model, error), size in product(without_bins, (500,) if quick else (500, 2000)):
+        case = {"kind": kind, "model": model, "error": error, "size": size, "classes": 10}
+        yield case, 5 if quick else 100 if kind == "soft" else 40
 
 
-RUNS = {"interval": intervals, "comparison": comparisons, "classwise": classwise}
+RUNS = {
+    "interval": intervals,
+    "comparison": comparisons,
+    "classwise": classwise,
+    "smooth": unbinned,
+    "soft": unbinned,
+}
 
 
 def main() -> None:

@@ -214,12 +214,14 @@ def coverage_tables() -> dict[str, str]:
         "l2": {"kind": "interval", "norm": "l2"},
         "maximum": {"kind": "interval", "norm": "max"},
         "classwise": {"kind": "classwise"},
+        "smooth": {"kind": "smooth"},
+        "soft": {"kind": "soft"},
         "difference of two ECEs": {"kind": "comparison"},
     }
     summary = []
     for name, about in kinds.items():
         of_kind = [case for case in cases if about.items() <= case.items()]
-        default = "chance" if name == "classwise" else "test_inversion"
+        default = "chance" if name in ("classwise", "smooth", "soft") else "test_inversion"
         cells = [name, default if name != "difference of two ECEs" else "`compare_calibration`"]
         for method in (default, "percentile", "basic"):
             shares = [case["methods"][method]["coverage"] for case in of_kind if method in case["methods"]]

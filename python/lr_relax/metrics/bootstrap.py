@@ -82,7 +82,9 @@ def bootstrap_ci(
     The default for the classwise, the smooth and the soft calibration error is "chance": from the estimate
     minus the upper quantile of the `chance_level` (or of the deviations of the resamples, if larger) to the
     estimate plus the deviations of the resamples. It is wider than necessary if the error is far above the
-    chance level.
+    chance level. In simulations with 10 classes, 500 and 2,000 rows and errors from 0 to 0.1, it covered the
+    smooth error of the population in at least 92 % of the samples in each case, of 40, and the soft error in
+    at least 93 %, of 100; with 2 and 10 classes and 500 rows, the classwise error in at least 96 %, of 50.
 
     **Resamples.** For scores and errors over bins of confidence, the number of times that a row is drawn is a
     Poisson variable of mean 1 (with probabilities rounded to 16 bits), and the size of a resample is the sum
