@@ -199,6 +199,21 @@ def test_tracing(loss: Loss) -> None:
 
 
 @EACH
+def test_weights_of_ignored_classes_do_not_count(loss: Loss) -> None:
+    z, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    with_nan, with_1 = (torch.tensor([0.5, w, 2], dtype=torch.float64) for w in (math.nan, 1))
+    for target, ignored in ((y, 1), (torch.where(y == 1, -100, y), -100)):
+
+        def of(x: Tensor, weight: Tensor) -> Tensor:
+            return loss.function(x, target, ignore_index=ignored, weight=weight)
+
+        for grad in (lambda x, w: value_and_grad(lambda x: of(x, w), x)[1], torch.func.grad(of)):
+            got, expected = grad(z, with_nan), grad(z, with_1)
+            assert expected.abs().sum() > 0
+            torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@EACH
 def test_module(loss: Loss) -> None:
     z, y, weight = torch.randn(6, 4), torch.randint(4, (6,)), torch.rand(4)
     hyperparameter = {loss.parameter: loss.values[1]}
