@@ -9,10 +9,10 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 export PATH        := $(VIRTUAL_ENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-tch rust-demo lint format bench clean
+.PHONY: help setup build demo replicate replicate-digits test test-tch rust-demo lint format bench clean
 
 help:  ## Show this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 setup: $(VENV)/.installed  ## Make .venv with torch and all tools
 
@@ -33,6 +33,12 @@ $(VENV)/.built: $(VENV)/.installed Cargo.toml Cargo.lock build.rs $(SOURCES)
 
 demo: build  ## Train on real digits with three losses; print a table, draw reliability diagrams
 	$(BIN)/lr-relax compare --dataset digits
+
+replicate: build  ## Train the paper's study on Fashion-MNIST, four core-hours per seed; resumes
+	$(BIN)/python misc/replicate.py fashion_mnist
+
+replicate-digits: build  ## Train the paper's study on scikit-learn's digits, half an hour
+	$(BIN)/python misc/replicate.py digits
 
 # Two workers that take over each other's waiting tests; tests/conftest.py gives each one thread.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
