@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from lr_relax import _fused, _native, _operators, _reference
+from lr_relax import _formulas, _fused, _native, _operators
 from lr_relax._arguments import broadcasts, check
 from lr_relax._options import Options
 
@@ -21,12 +21,12 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
         options = _broadcast(options, input)
         if is_native and _wants_gradient(options.parameter):  # of alpha, which the kernel does not compute
             _native.check_loss(input, target, options)
-            return _reference.loss(input, target, options)
+            return _formulas.loss(input, target, options)
     if not is_native:
         check(input, target, options)
         if _is_compiled(input) and not _wants_gradient(options.parameter):
             return _operators.loss(input, target, options)
-        return _reference.loss(input, target, options)
+        return _formulas.loss(input, target, options)
     if input.requires_grad and torch.is_grad_enabled():
         if options.inplace is True and (input.is_leaf or (input._is_view() and _is_leaf(input._base))):
             raise ValueError(
@@ -44,7 +44,7 @@ def uniform_penalty(input: Tensor, target: Tensor, options: Options) -> Tensor:
             "Expected argument `target` to hold class indices with a `uniform_penalty`, "
             f"but got {target.dtype}."
         )
-    return _reference.loss(input, target, _broadcast(options, input)._replace(loss="uniform_penalty"))
+    return _formulas.loss(input, target, _broadcast(options, input)._replace(loss="uniform_penalty"))
 
 
 def projection(input: Tensor, target: Tensor, options: Options) -> Tensor:
@@ -54,7 +54,7 @@ def projection(input: Tensor, target: Tensor, options: Options) -> Tensor:
         _native.check_loss(input, target, options)
     else:
         check(input, target, options)
-    return _reference.projection(input, target, options)
+    return _formulas.projection(input, target, options)
 
 
 def _broadcast(options: Options, input: Any) -> Options:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lr_relax import _native, _reference
+from lr_relax import _formulas, _native
 from lr_relax._options import Options
 
 
@@ -39,7 +39,7 @@ class _Loss(torch.autograd.Function):
         keeps = keeps_graph()
         if torch.is_grad_enabled():  # create_graph: the gradient must have a gradient itself
             input, target, options = _again(ctx.arguments, saved)
-            loss = _reference.loss(input, target, options)
+            loss = _formulas.loss(input, target, options)
             return torch.autograd.grad(loss, input, upstream, create_graph=True)[0], None, None
         if keeps or _native.scalar(upstream) != 1.0:
             dim = ctx.arguments[2].dim

@@ -221,7 +221,7 @@ def test_parameters() -> None:
     assert z.grad.abs().sum() > 0
 
 
-# Tracing takes the reference path. The tests of all losses cover export, jvp and vmap over inputs.
+# Tracing takes the formulas. The tests of all losses cover export, jvp and vmap over inputs.
 
 
 def loss_of(x: Tensor) -> Tensor:

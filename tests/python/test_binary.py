@@ -29,9 +29,9 @@ def value_and_grad(input: Tensor, target: Tensor, *arguments: Any, **options: An
     return value.detach(), leaf.grad
 
 
-@pytest.fixture(params=["kernel", "reference"], autouse=True)
+@pytest.fixture(params=["kernel", "formulas"], autouse=True)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "reference":
+    if request.param == "formulas":
         monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
 
 
@@ -154,7 +154,7 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], word
 def test_targets_other_than_0_and_1(wrong: float, request: pytest.FixtureRequest) -> None:
     target = torch.ones(4, 3)
     target[2, 1] = target[3, 0] = wrong
-    if request.node.callspec.params["path"] == "reference":  # traced code reads no values
+    if request.node.callspec.params["path"] == "formulas":  # traced code reads no values
         losses = binary_label_relaxation_loss(torch.zeros(4, 3), target, reduction="none")
         assert losses.isnan().equal(target != 1)
         return

@@ -1,4 +1,4 @@
-"""Label relaxation of sets and distributions: a solver, the propositions of the paper, the reference."""
+"""Label relaxation of sets and distributions: a solver, the propositions of the paper, the formulas."""
 
 import math
 from itertools import product
@@ -31,14 +31,14 @@ def value_and_grad(z: Tensor, target: Tensor, *args: Any, **options: Any) -> tup
     return loss.detach(), leaf.grad
 
 
-def by_reference(z: Tensor, target: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+def by_formulas(z: Tensor, target: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_autograd, "runs_natively", lambda input: False)
         return value_and_grad(z, target, *args, **options)
 
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-PATHS = pytest.mark.parametrize("compute", [value_and_grad, by_reference], ids=["kernel", "reference"])
+PATHS = pytest.mark.parametrize("compute", [value_and_grad, by_formulas], ids=["kernel", "formulas"])
 
 
 def problem(seed: int) -> tuple[Tensor, Tensor, float]:
@@ -90,7 +90,7 @@ def test_projection_against_a_convex_solver(kind: int) -> None:
         z, t, alpha = problem(seed)
         p, bound = z.softmax(0), (1 - alpha) * t
         value, projection = solve(p.numpy(), bound.numpy(), alpha)
-        for compute in (value_and_grad, by_reference):
+        for compute in (value_and_grad, by_formulas):
             loss, grad = compute(z[None], t[None], alpha, "none")
             assert loss.item() == pytest.approx(value, abs=1e-8), seed
             # The value is flat around its minimum: an error of 1e-10 in it moves the place by its root.
@@ -163,7 +163,7 @@ def targets(kind: str, n_classes: int, generator: torch.Generator) -> Any:
 
 @pytest.mark.parametrize("kind", ["sets", "votes", "dense"])
 @option_cases(dim=[-1, 1, 0], weighted=[False, True], from_logits=[True, False], n_classes=[5, 40])
-def test_options_against_the_reference(
+def test_options_against_the_formulas(
     kind: str, reduction: str, dim: int, weighted: bool, from_logits: bool, n_classes: int
 ) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -175,7 +175,7 @@ def test_options_against_the_reference(
         input = (z if from_logits else z.softmax(-1)).to(dtype).movedim(-1, dim).contiguous()
         options: Any = {"dim": dim, "weight": weight, "from_logits": from_logits}
         loss, grad = value_and_grad(input, target, alpha, reduction, **options)
-        true_loss, true_grad = by_reference(input.double(), target, alpha, reduction, **options)
+        true_loss, true_grad = by_formulas(input.double(), target, alpha, reduction, **options)
         assert loss.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
         assert (loss.shape, grad.dtype) == (true_loss.shape, dtype)
         double = dtype == torch.float64
@@ -392,8 +392,8 @@ def test_gradient_sum_and_permutations(row: tuple[list[float], list[int]], alpha
         flipped_loss, flipped_grad = value_and_grad(z.flip(1), target.flip(1), alpha)
         torch.testing.assert_close(flipped_loss, loss, rtol=1e-11, atol=1e-14)
         torch.testing.assert_close(flipped_grad.flip(1), grad, rtol=1e-9, atol=1e-13)
-        reference = by_reference(z, target, alpha)
-        torch.testing.assert_close((loss, grad), reference, rtol=1e-9, atol=1e-12)
+        formulas = by_formulas(z, target, alpha)
+        torch.testing.assert_close((loss, grad), formulas, rtol=1e-9, atol=1e-12)
 
 
 @given(rows, alphas, st.integers(0, 2**32 - 1))
@@ -437,12 +437,12 @@ def test_alpha_zero_is_kl_divergence(
         torch.testing.assert_close(label_relaxation_loss(z, t, alpha), expected, rtol=tolerance, atol=1e-10)
 
 
-# Kernel and reference agree on impossible classes and invalid rows.
+# Kernel and formulas agree on impossible classes and invalid rows.
 
 
 def of_both(z: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     kernel = value_and_grad(z, target, 0.1, "none", **options)
-    torch.testing.assert_close(by_reference(z, target, 0.1, "none", **options), kernel, equal_nan=True)
+    torch.testing.assert_close(by_formulas(z, target, 0.1, "none", **options), kernel, equal_nan=True)
     return kernel
 
 
@@ -500,7 +500,7 @@ def test_invalid_rows(row: list[float]) -> None:
 
 def test_common_offset() -> None:
     z, sets = torch.tensor([[0.0, 1.0, 0.0, 2.0]]), torch.tensor([[True, False, False, False]])
-    for compute in (value_and_grad, by_reference):
+    for compute in (value_and_grad, by_formulas):
         assert compute(z + 65536.0, sets)[0].equal(compute(z, sets)[0])
 
 

@@ -77,7 +77,7 @@ def test_message(
 
 
 @pytest.mark.parametrize("arguments", [w[1] for w in WRONG], ids=[w[0] for w in WRONG])
-def test_the_kernel_and_the_reference_say_the_same(
+def test_the_kernel_and_the_formulas_say_the_same(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call: dict[str, Any] = {"input": Z, "target": Y, **arguments}

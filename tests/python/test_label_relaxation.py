@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from lr_relax import LabelRelaxationLoss, _reference, label_relaxation_loss
+from lr_relax import LabelRelaxationLoss, _formulas, label_relaxation_loss
 from lr_relax._options import Options
 from option_cases import option_cases
 
@@ -28,10 +28,10 @@ def loss_and_grad(
     return loss.detach(), leaf.grad
 
 
-def reference(input: torch.Tensor, target: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def formulas(input: torch.Tensor, target: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     defaults = {"parameter": options.pop("alpha", 0.1), "reduction": "mean", "dim": -1, "ignore_index": -100}
     leaf = input.detach().clone().requires_grad_()
-    loss = _reference.loss(
+    loss = _formulas.loss(
         leaf, target, Options("label_relaxation", **{"weight": None, **defaults, **options})
     )
     loss.sum().backward()
@@ -200,7 +200,7 @@ def test_exactly_zero_inside_the_set() -> None:
     assert grad.eq(0).all()
 
 
-# Every option against the reference, as a generated matrix.
+# Every option against the formulas, as a generated matrix.
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -229,7 +229,7 @@ def test_options(
     for dtype in DTYPES:
         input = (z if from_logits else z.softmax(-1)).to(dtype).movedim(-1, dim).contiguous()
         loss, grad = loss_and_grad(input, target, **options)
-        true_loss, true_grad = reference(input.double(), target, **options)
+        true_loss, true_grad = formulas(input.double(), target, **options)
         assert loss.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
         assert (loss.shape, grad.dtype) == (true_loss.shape, dtype)
         if dtype == torch.float64:
@@ -321,7 +321,7 @@ def test_all_rows_ignored() -> None:
     assert z.grad.eq(0).all()
 
 
-PATHS = pytest.mark.parametrize("compute", [loss_and_grad, reference], ids=["kernel", "reference"])
+PATHS = pytest.mark.parametrize("compute", [loss_and_grad, formulas], ids=["kernel", "formulas"])
 
 
 @PATHS

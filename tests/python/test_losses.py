@@ -116,7 +116,7 @@ def test_plain_formula(loss: Loss, n_classes: int) -> None:
 
 @EACH
 @option_cases(dim=[-1, 1, 0], ignore_index=[-100, 2], weighted=[False, True], n_classes=[5, 40])
-def test_options_against_the_reference(
+def test_options_against_the_formulas(
     loss: Loss,
     reduction: str,
     dim: int,
@@ -269,7 +269,7 @@ def test_bad_logits_affect_one_row(loss: Loss, n_classes: int, bad: float) -> No
 
 
 @pytest.mark.parametrize("loss", [x for x in LOSSES if x.name != "cross_entropy"], ids=lambda loss: loss.name)
-@pytest.mark.parametrize("native", [True, False], ids=["kernel", "reference"])
+@pytest.mark.parametrize("native", [True, False], ids=["kernel", "formulas"])
 @pytest.mark.parametrize("n_classes", [12, 40])
 def test_impossible_classes(
     loss: Loss, native: bool, n_classes: int, monkeypatch: pytest.MonkeyPatch
@@ -309,8 +309,8 @@ def test_impossible_targets(loss: Loss, n_classes: int, monkeypatch: pytest.Monk
             torch.testing.assert_close((value, grad), true)
         with monkeypatch.context() as patch:
             patch.setattr(_autograd, "runs_natively", lambda input: False)
-            reference = value_and_grad(lambda x, p=parameter: loss.function(x, y, p, "none"), z)
-        torch.testing.assert_close((value, grad), reference)
+            formulas = value_and_grad(lambda x, p=parameter: loss.function(x, y, p, "none"), z)
+        torch.testing.assert_close((value, grad), formulas)
 
 
 def test_label_smoothing_of_impossible_class() -> None:
@@ -386,7 +386,7 @@ def soft_formula(loss: Loss, z: Tensor, target: Tensor, parameter: float) -> Ten
 
 
 @EACH_SOFT
-@pytest.mark.parametrize("native", [True, False], ids=["kernel", "reference"])
+@pytest.mark.parametrize("native", [True, False], ids=["kernel", "formulas"])
 @pytest.mark.parametrize("n_classes", [2, 17, 40, 300])
 def test_soft_targets(loss: Loss, native: bool, n_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
@@ -444,7 +444,7 @@ def test_soft_targets_of_confident_predictions(loss: Loss) -> None:
 
 
 @EACH_SOFT
-@pytest.mark.parametrize("native", [True, False], ids=["kernel", "reference"])
+@pytest.mark.parametrize("native", [True, False], ids=["kernel", "formulas"])
 def test_soft_targets_of_impossible_classes(
     loss: Loss, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,7 +502,7 @@ def test_wrong_soft_targets(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None
                 loss.function(z, target)
             messages.add(str(caught.value))
         monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
-    assert len(messages) == 2  # the kernel and the reference say the same
+    assert len(messages) == 2  # the kernel and the formulas say the same
 
 
 @given(st.lists(st.floats(-700, 700), min_size=2, max_size=40), st.data())
@@ -517,16 +517,16 @@ def test_extreme_logits(row: list[float], data: st.DataObject) -> None:
             assert grad.sum().abs() <= 1e-12 * (1 + grad.abs().max())
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(_autograd, "runs_natively", lambda input: False)
-                reference = value_and_grad(lambda x, p=parameter, f=loss.function: f(x, y, p), z)
-            torch.testing.assert_close((value, grad), reference, rtol=1e-9, atol=1e-11)
+                formulas = value_and_grad(lambda x, p=parameter, f=loss.function: f(x, y, p), z)
+            torch.testing.assert_close((value, grad), formulas, rtol=1e-9, atol=1e-11)
 
 
 def test_class_next_below_where_probabilities_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     z, y = torch.tensor([[0.0, -2e-200, -1e-200, -3e-200]], dtype=torch.float64), torch.tensor([0])
     kernel = value_and_grad(lambda x: lr_relax.dual_focal_loss(x, y, 2.0), z)
     monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
-    reference = value_and_grad(lambda x: lr_relax.dual_focal_loss(x, y, 2.0), z)
-    torch.testing.assert_close(kernel, reference)
+    formulas = value_and_grad(lambda x: lr_relax.dual_focal_loss(x, y, 2.0), z)
+    torch.testing.assert_close(kernel, formulas)
     assert kernel[1][0].argmax() == 2
 
 

@@ -1,4 +1,4 @@
-"""Mixtures of two classes: against the package label-relaxation, dense targets, and the reference."""
+"""Mixtures of two classes: against the package label-relaxation, dense targets, and the formulas."""
 
 import math
 from itertools import product
@@ -59,7 +59,7 @@ def test_limits_equal_class_targets() -> None:
 
 
 @option_cases(n_classes=[3, 40, 131], dim=[-1, 1, 0], ignore_index=[-100, 2], weighted=[False, True])
-def test_options_against_the_reference(
+def test_options_against_the_formulas(
     reduction: str, dim: int, ignore_index: int, weighted: bool, n_classes: int
 ) -> None:
     generator = torch.Generator().manual_seed(1)
