@@ -1,4 +1,4 @@
-"""Chooses what computes a loss: the kernel, eagerly or as an operator, or the reference."""
+"""Chooses what computes a loss: the kernel, eagerly or as an operator, or the formulas."""
 
 from typing import Any
 

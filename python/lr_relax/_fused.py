@@ -14,7 +14,7 @@ class _Loss(torch.autograd.Function):
     """Computes loss and gradient in one native call; backward returns the stored gradient.
 
     The classic form of a Function (ctx in forward) is the fastest that torch offers from Python. It cannot be
-    traced; calls that trace use the reference.
+    traced; calls that trace use the formulas.
     """
 
     @staticmethod
