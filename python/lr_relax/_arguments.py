@@ -127,6 +127,8 @@ def check(input: Tensor, target: Tensor, options: Options) -> None:
                 f"Expected argument `{name}` to be on {input.device}, the device of `input`, "
                 f"but got {tensor.device}."
             )
+        if hasattr(input, "device_mesh") and not hasattr(tensor, "device_mesh"):
+            raise TypeError(f"Expected argument `{name}` to be a DTensor, as `input` is, but got a tensor.")
     shape = tuple(input.shape)
     if input.dtype not in FLOATS:
         raise TypeError(f"Expected argument `input` to be of a floating-point type, but got {input.dtype}.")
