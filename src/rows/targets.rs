@@ -17,7 +17,8 @@ macro_rules! index {
         impl Index for $t {
             #[inline(always)]
             fn class(self, n_classes: u32) -> Option<u32> {
-                u32::try_from(self).ok().filter(|&class| class < n_classes)
+                let class = self as u64; // a negative number becomes a large one
+                (class < u64::from(n_classes)).then_some(class as u32)
             }
         }
     )*};
@@ -64,11 +65,13 @@ impl Targets {
         classes
             .try_reserve_exact(targets.len())
             .map_err(|_| Error::Memory { bytes: targets.len().saturating_mul(size_of::<u32>()) })?;
-        // Without an exit, so that the loop vectorizes.
-        classes.extend(targets.clone().map(|target| {
-            let class = target.class(n_classes as u32).unwrap_or(INVALID);
-            if Some(target) == ignored { IGNORED } else { class }
-        }));
+        let class = |target: I| target.class(n_classes as u32).unwrap_or(INVALID);
+        match ignored {
+            Some(ignored) => {
+                classes.extend(targets.clone().map(|y| if y == ignored { IGNORED } else { class(y) }))
+            }
+            None => classes.extend(targets.clone().map(class)),
+        }
         if let Some(row) = classes.iter().position(|&class| class == INVALID) {
             let mut rest = targets.skip(row);
             let class = rest.next().map_or(0, Into::into);
