@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lr_relax import _autograd, functional
+from lr_relax import _dispatch, functional
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -122,7 +122,7 @@ def milliseconds(contenders: dict[str, Loss], rounds: int = 30, calls: int = 20)
 
 def main() -> None:
     torch.set_num_threads(1)
-    _autograd.runs_natively = lambda input: False
+    _dispatch.runs_natively = lambda input: False
     small, large = (losses(64, n) | peers(64, n) for n in (10, 1000))
     times = milliseconds(small)
     print(f"torch {torch.__version__}\n")

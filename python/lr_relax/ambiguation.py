@@ -13,7 +13,7 @@ from lr_relax._arguments import (
     check_number,
     class_dim,
 )
-from lr_relax._autograd import runs_natively
+from lr_relax._dispatch import runs_natively
 from lr_relax._options import Options, Reduction
 from lr_relax.functional import label_relaxation_loss
 from lr_relax.losses import _Loss

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from torch import Tensor
 
-from lr_relax import _autograd
+from lr_relax import _dispatch
 from lr_relax._arguments import (
     also_logits,
     binary_weight,
@@ -109,14 +109,14 @@ def label_relaxation_loss(
     dim = class_dim(input, target, dim)
     options = Options("label_relaxation", alpha, reduction, dim, ignore_index, weight, from_logits, inplace)
     if type(uniform_penalty) in (float, int) and uniform_penalty == 0:
-        return _autograd.loss(input, target, options)
+        return _dispatch.loss(input, target, options)
     check_number(
         "uniform_penalty", "a finite number of at least 0", lambda x: 0 <= x < math.inf, uniform_penalty
     )
     if inplace:
         raise ValueError("Expected argument `inplace` to be False with a `uniform_penalty`.")
-    loss = _autograd.loss(input, target, options)
-    return loss + uniform_penalty * _autograd.uniform_penalty(input, target, options)
+    loss = _dispatch.loss(input, target, options)
+    return loss + uniform_penalty * _dispatch.uniform_penalty(input, target, options)
 
 
 def mixup_label_relaxation_loss(
@@ -164,7 +164,7 @@ def mixup_label_relaxation_loss(
     options = Options(
         "label_relaxation", alpha, reduction, dim, ignore_index, weight, True, inplace, target_b, lam
     )
-    return _autograd.loss(logits, target_a, options)
+    return _dispatch.loss(logits, target_a, options)
 
 
 def binary_label_relaxation_loss(
@@ -229,8 +229,8 @@ def binary_label_relaxation_loss(
     check_hyperparameters("binary_label_relaxation", alpha, reduction)
     options = Options("binary_label_relaxation", alpha, reduction, -1, -100, None, from_logits)
     if weight is None:
-        return _autograd.loss(input.unsqueeze(-1), target, options)
-    losses = weight * _autograd.loss(input.unsqueeze(-1), target, options._replace(reduction="none"))
+        return _dispatch.loss(input.unsqueeze(-1), target, options)
+    losses = weight * _dispatch.loss(input.unsqueeze(-1), target, options._replace(reduction="none"))
     if reduction == "none":
         return losses
     return losses.mean() if reduction == "mean" else losses.sum()
@@ -271,7 +271,7 @@ def cross_entropy_loss(
     """
     dim = class_dim(input, target, dim)
     options = Options("cross_entropy", label_smoothing, reduction, dim, ignore_index, weight, inplace=inplace)
-    return _autograd.loss(input, target, options)
+    return _dispatch.loss(input, target, options)
 
 
 def focal_loss(
@@ -309,7 +309,7 @@ def focal_loss(
     """
     dim = class_dim(input, target, dim)
     options = Options("focal", gamma, reduction, dim, ignore_index, weight, inplace=inplace)
-    return _autograd.loss(input, target, options)
+    return _dispatch.loss(input, target, options)
 
 
 def dual_focal_loss(
@@ -348,7 +348,7 @@ def dual_focal_loss(
     """
     dim = class_dim(input, target, dim)
     options = Options("dual_focal", gamma, reduction, dim, ignore_index, weight, inplace=inplace)
-    return _autograd.loss(input, target, options)
+    return _dispatch.loss(input, target, options)
 
 
 def confidence_penalty_loss(
@@ -384,7 +384,7 @@ def confidence_penalty_loss(
     """
     dim = class_dim(input, target, dim)
     options = Options("confidence_penalty", beta, reduction, dim, ignore_index, weight, inplace=inplace)
-    return _autograd.loss(input, target, options)
+    return _dispatch.loss(input, target, options)
 
 
 def credal_projection(
@@ -424,7 +424,7 @@ def credal_projection(
     """
     dim = class_dim(input, target, dim)
     options = Options("label_relaxation", alpha, "none", dim, ignore_index, None, from_logits)
-    return _autograd.projection(input, target, options)
+    return _dispatch.projection(input, target, options)
 
 
 def in_credal_set(
@@ -467,4 +467,4 @@ def in_credal_set(
             # Sums in float32 have errors of 1e-7 near the boundary. Some devices have no float64.
             with suppress(TypeError, RuntimeError):
                 input = input.double()
-    return _autograd.loss(input, target, options) == 0
+    return _dispatch.loss(input, target, options) == 0

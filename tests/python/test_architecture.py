@@ -19,13 +19,13 @@ CRATE = ROOT / "src"
 PYTHON = {
     "study": ["losses", "functional", "metrics", "plots", "study", "_root"],
     "plots": ["functional", "metrics", "plots", "_arguments"],
-    "ambiguation": ["losses", "functional", "_autograd", "_arguments", "_options"],
+    "ambiguation": ["losses", "functional", "_dispatch", "_arguments", "_options"],
     "losses": ["functional", "_arguments", "_options"],
-    "functional": ["_autograd", "_arguments", "_options"],
-    "_autograd": ["_operators", "_fused", "_native", "_formulas", "_arguments", "_options"],
+    "functional": ["_dispatch", "_arguments", "_options"],
+    "_dispatch": ["_operators", "_fused", "_native", "_formulas", "_arguments", "_options"],
     "_operators": ["_fused", "_native", "_options"],
     "_fused": ["_native", "_formulas", "_options"],
-    "metrics": ["_native", "metrics", "plots", "_arguments", "_autograd", "_warnings"],
+    "metrics": ["_native", "metrics", "plots", "_arguments", "_dispatch", "_warnings"],
     "_arguments": ["_native", "_options", "_warnings"],
     "_formulas": ["_options"],
     "_options": [],
@@ -145,7 +145,7 @@ def test_imports_are_read_from_the_source() -> None:
     def names(language: str, root: Path, file: str) -> set[str]:
         return {str(path.relative_to(root)) for path in IMPORTS[language][root / file]}
 
-    assert {"_native.pyi", "_formulas.py", "_arguments.py"} <= names("python", PACKAGE, "_autograd.py")
+    assert {"_native.pyi", "_formulas.py", "_arguments.py"} <= names("python", PACKAGE, "_dispatch.py")
     losses = names("rust", CRATE, "kernels/losses/label_relaxation/mod.rs")
     assert {"kernels/losses/batch.rs", "kernels/losses/label_relaxation/class.rs", "simd/mod.rs"} <= losses
     assert "kernels/losses/mod.rs" in names("rust", CRATE, "untyped/losses.rs")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lr_relax import BinaryLabelRelaxationLoss, _autograd, binary_label_relaxation_loss, label_relaxation_loss
+from lr_relax import BinaryLabelRelaxationLoss, _dispatch, binary_label_relaxation_loss, label_relaxation_loss
 from option_cases import option_cases
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -32,7 +32,7 @@ def value_and_grad(input: Tensor, target: Tensor, *arguments: Any, **options: An
 @pytest.fixture(params=["kernel", "formulas"], autouse=True)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "formulas":
-        monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+        monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
 
 
 @option_cases(alpha=[0.0, 0.1, 0.7], shape=[(40,), (30, 7)], from_logits=[True, False])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from lr_relax import _autograd, credal_projection, in_credal_set, label_relaxation_loss
+from lr_relax import _dispatch, credal_projection, in_credal_set, label_relaxation_loss
 from torch import Tensor
 
 
@@ -136,7 +136,7 @@ def test_wrong_arguments(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(error, match=match):
                 function(**{"input": z, "target": target, **arguments})
             with monkeypatch.context() as patch:
-                patch.setattr(_autograd, "runs_natively", lambda input: False)
+                patch.setattr(_dispatch, "runs_natively", lambda input: False)
                 with pytest.raises(error, match=match):
                     function(**{"input": z, "target": target, **arguments})
         with pytest.raises(IndexError, match=r"`target`.*got 5 at row 1"):

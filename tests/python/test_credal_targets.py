@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lr_relax import (
     LabelRelaxationLoss,
-    _autograd,
+    _dispatch,
     credal_projection,
     in_credal_set,
     label_relaxation_loss,
@@ -33,7 +33,7 @@ def value_and_grad(z: Tensor, target: Tensor, *args: Any, **options: Any) -> tup
 
 def by_formulas(z: Tensor, target: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_autograd, "runs_natively", lambda input: False)
+        patch.setattr(_dispatch, "runs_natively", lambda input: False)
         return value_and_grad(z, target, *args, **options)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lr_relax import _autograd, credal_projection, label_relaxation_loss, mixup_label_relaxation_loss
+from lr_relax import _dispatch, credal_projection, label_relaxation_loss, mixup_label_relaxation_loss
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "misc" / "benchmarks" / "formulas.py"))
 losses, trace = BENCHMARK["losses"], BENCHMARK["trace"]
@@ -68,7 +68,7 @@ def test_precision(name: str, n_classes: int, scale: float, monkeypatch: pytest.
     exact = z.double().requires_grad_()
     true_loss = loss(exact)
     (true_grad,) = torch.autograd.grad(true_loss, exact)
-    monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+    monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
     for dtype in (torch.float64, torch.float32):
         eps, leaf = torch.finfo(dtype).eps, z.to(dtype).requires_grad_()
         value = loss(leaf)
@@ -101,7 +101,7 @@ def test_precision_near_the_set(per_row: bool, monkeypatch: pytest.MonkeyPatch) 
         exact, leaf = scores.double().requires_grad_(), scores.clone().requires_grad_()
         (true_grad,) = torch.autograd.grad(losses(0.1)[0](exact), exact)
         with monkeypatch.context() as patch:
-            patch.setattr(_autograd, "runs_natively", lambda input: False)
+            patch.setattr(_dispatch, "runs_natively", lambda input: False)
             (grad,) = torch.autograd.grad(loss(leaf), leaf)
         torch.testing.assert_close(grad.double(), true_grad, rtol=0, atol=5e-7)
 
@@ -110,7 +110,7 @@ def test_precision_near_the_set(per_row: bool, monkeypatch: pytest.MonkeyPatch) 
 def test_transforms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = losses(6, 5)[name]
     z = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
-    monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+    monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
     value = loss(z)
     expected = value.detach(), torch.autograd.grad(value, z)[0]
     value = torch.func.vmap(loss)(z[None])[0]
@@ -125,8 +125,8 @@ def test_transforms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As graphs of other devices are, where no kernel is called."""
     torch.compiler.reset()
-    monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
-    monkeypatch.setattr(_autograd, "_is_compiled", lambda input: False)
+    monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
+    monkeypatch.setattr(_dispatch, "_is_compiled", lambda input: False)
     loss = losses(6, 5)[name]
     z = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     value, expected = torch.compile(loss, fullgraph=True, backend="aot_eager")(z), loss(z)
@@ -139,7 +139,7 @@ def test_autocast(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = losses(64, 10)[name]
     z = torch.randn(64, 10, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
     true_loss = loss(z.detach().double())
-    monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+    monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(z)
     assert value.dtype == torch.float32

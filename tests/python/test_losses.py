@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from lr_relax import _autograd, functional
+from lr_relax import _dispatch, functional
 from option_cases import option_cases
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -142,7 +142,7 @@ def test_options_against_the_formulas(
 
         value, grad = value_and_grad(compute, input)
         with monkeypatch.context() as patch:
-            patch.setattr(_autograd, "runs_natively", lambda input: False)
+            patch.setattr(_dispatch, "runs_natively", lambda input: False)
             true_value, true_grad = value_and_grad(compute, input.double())
         assert value.dtype == (torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype)
         assert (value.shape, grad.dtype) == (true_value.shape, dtype)
@@ -238,7 +238,7 @@ def test_wrong_hyperparameters(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> N
             loss.module(**{loss.parameter: wrong})
         messages.add(str(module.value))
         with monkeypatch.context() as patch:
-            patch.setattr(_autograd, "runs_natively", lambda input: False)
+            patch.setattr(_dispatch, "runs_natively", lambda input: False)
             with pytest.raises(error) as traced:
                 loss.function(z, y, wrong)
         messages.add(str(traced.value))
@@ -275,7 +275,7 @@ def test_impossible_classes(
     loss: Loss, native: bool, n_classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:
-        monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+        monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
     z = torch.randn(5, n_classes, dtype=torch.float64)
     z[:, 7:10] = -math.inf
     z[4, 1:] = -math.inf  # nothing but its own class
@@ -308,7 +308,7 @@ def test_impossible_targets(loss: Loss, n_classes: int, monkeypatch: pytest.Monk
             )
             torch.testing.assert_close((value, grad), true)
         with monkeypatch.context() as patch:
-            patch.setattr(_autograd, "runs_natively", lambda input: False)
+            patch.setattr(_dispatch, "runs_natively", lambda input: False)
             formulas = value_and_grad(lambda x, p=parameter: loss.function(x, y, p, "none"), z)
         torch.testing.assert_close((value, grad), formulas)
 
@@ -390,7 +390,7 @@ def soft_formula(loss: Loss, z: Tensor, target: Tensor, parameter: float) -> Ten
 @pytest.mark.parametrize("n_classes", [2, 17, 40, 300])
 def test_soft_targets(loss: Loss, native: bool, n_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
-        monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+        monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
     generator = torch.Generator().manual_seed(n_classes)
     z = 3 * torch.randn(40, n_classes, generator=generator, dtype=torch.float64)
     target = distributions(n_classes, generator)
@@ -449,7 +449,7 @@ def test_soft_targets_of_impossible_classes(
     loss: Loss, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:
-        monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+        monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
     z = torch.randn(5, 20, dtype=torch.float64)
     z[:, 15:] = -math.inf
     z[2, 1:] = -math.inf
@@ -501,7 +501,7 @@ def test_wrong_soft_targets(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None
             with pytest.raises(error, match="`target`") as caught:
                 loss.function(z, target)
             messages.add(str(caught.value))
-        monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+        monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
     assert len(messages) == 2  # the kernel and the formulas say the same
 
 
@@ -516,7 +516,7 @@ def test_extreme_logits(row: list[float], data: st.DataObject) -> None:
             # Every one of them is a function of the softmax: moving all logits changes nothing.
             assert grad.sum().abs() <= 1e-12 * (1 + grad.abs().max())
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(_autograd, "runs_natively", lambda input: False)
+                patch.setattr(_dispatch, "runs_natively", lambda input: False)
                 formulas = value_and_grad(lambda x, p=parameter, f=loss.function: f(x, y, p), z)
             torch.testing.assert_close((value, grad), formulas, rtol=1e-9, atol=1e-11)
 
@@ -524,7 +524,7 @@ def test_extreme_logits(row: list[float], data: st.DataObject) -> None:
 def test_class_next_below_where_probabilities_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     z, y = torch.tensor([[0.0, -2e-200, -1e-200, -3e-200]], dtype=torch.float64), torch.tensor([0])
     kernel = value_and_grad(lambda x: lr_relax.dual_focal_loss(x, y, 2.0), z)
-    monkeypatch.setattr(_autograd, "runs_natively", lambda input: False)
+    monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
     formulas = value_and_grad(lambda x: lr_relax.dual_focal_loss(x, y, 2.0), z)
     torch.testing.assert_close(kernel, formulas)
     assert kernel[1][0].argmax() == 2

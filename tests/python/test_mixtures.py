@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lr_relax import (
     MixupLabelRelaxationLoss,
-    _autograd,
+    _dispatch,
     label_relaxation_loss,
     mixup_label_relaxation_loss,
 )
@@ -80,7 +80,7 @@ def test_options_against_the_formulas(
             leaf = (input if native else input.double()).clone().requires_grad_()
             with pytest.MonkeyPatch.context() as patch:
                 if not native:
-                    patch.setattr(_autograd, "runs_natively", lambda input: False)
+                    patch.setattr(_dispatch, "runs_natively", lambda input: False)
                 loss = mixup_label_relaxation_loss(leaf, a, b, lam, alpha, **options)
                 (grad,) = torch.autograd.grad(loss.sum(), leaf)
             results.append((loss.detach(), grad))
@@ -121,7 +121,7 @@ def test_options_together() -> None:
     loss = compute(z)
     (grad,) = torch.autograd.grad(loss, z)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_autograd, "runs_natively", lambda input: False)
+        patch.setattr(_dispatch, "runs_natively", lambda input: False)
         torch.testing.assert_close(loss, compute(z), rtol=1e-6, atol=1e-9)
         (true_grad,) = torch.autograd.grad(compute(z), z)
     torch.testing.assert_close(grad, true_grad, rtol=1e-6, atol=1e-9)  # lam is known in single precision
@@ -202,7 +202,7 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], matc
         mixup_label_relaxation_loss(**{**call, **arguments})
     if error is not IndexError and "row" not in match:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_autograd, "runs_natively", lambda input: False)
+            patch.setattr(_dispatch, "runs_natively", lambda input: False)
             with pytest.raises(error) as traced:
                 mixup_label_relaxation_loss(**{**call, **arguments})
         assert str(native.value) == str(traced.value)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lr_relax._arguments import FLOATS, check_number
-from lr_relax._autograd import runs_natively
+from lr_relax._dispatch import runs_natively
 
 from ._checks import Array, ArrayLike, as_numpy, check_choice, check_integer, check_not_empty
 from ._inputs import (
