@@ -13,6 +13,8 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from lr_relax import _native
 
@@ -23,8 +25,6 @@ Integers = npt.NDArray[np.int64]
 
 MAX_BINS = 2**20
 """The limit of the kernel."""
-DIGITS = 8
-"""The number of 32-bit digits of an exact sum."""
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["uniform", "quantile", "paper"]
 Kind = Literal["top_label", "classwise"]
@@ -79,6 +79,12 @@ def bin_digits(
 ) -> tuple[Floats, Integers, Integers]:
     """The edges and the counts of all bins, and the digits of the three sums of each bin."""
     check_choice("kind", kind, KINDS)
+    found = digits_elsewhere(rows, n_bins, binning, kind)
+    if found is not None:
+        sums = found[1].cpu().numpy()
+        if not sums[-1]:
+            return found[0], sums[:n_bins], sums[n_bins:-2]
+        rows = rows.on_cpu
     labels = [
         _native.calibration_bins(
             each.preds,
@@ -90,13 +96,24 @@ def bin_digits(
             kind,
             each.ignore_index,
         )
-        for each in rows.by_label()
+        for each in (rows.binned(binning) if kind == "top_label" else rows.on_cpu).by_label()
     ]
     if len(labels) == 1:
         return labels[0]
     edges, counts, digits = zip(*labels, strict=True)
     columns = np.concatenate([each.reshape(3, -1) for each in digits], axis=1)
     return np.concatenate(edges), np.concatenate(counts), columns.reshape(-1)
+
+
+def digits_elsewhere(
+    rows: Predictions, n_bins: int, binning: str | list[float], kind: str
+) -> tuple[Floats, Tensor] | None:
+    """The edges, and the sums of `Rows.bin_digits`; None if the kernels have to sum the rows."""
+    if rows.elsewhere is None or rows.weight is not None or binning == "quantile" or kind != "top_label":
+        return None
+    none = torch.empty(0, dtype=rows.elsewhere.scores.dtype), torch.empty(0, dtype=torch.int64)
+    edges, _, _ = _native.calibration_bins(*none, None, False, n_bins, binning, kind, None)
+    return edges, rows.elsewhere.bin_digits(torch.from_numpy(edges))
 
 
 def check_norm(norm: str, debias: bool) -> None:

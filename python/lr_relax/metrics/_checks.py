@@ -27,15 +27,16 @@ def named(name: str) -> Iterator[None]:
         raise type(error)(str(error).replace("`preds`", f"`{name}`")) from None
 
 
-def as_array(name: str, values: Any) -> Tensor | Array:
-    """A tensor on the CPU, or an array."""
+def as_array(name: str, values: Any, on_any_device: bool = False) -> Tensor | Array:
+    """A tensor, by default on the CPU, or an array."""
     if isinstance(values, Tensor):
         if values.is_meta or values.is_nested or values.layout != torch.strided:
             what = "on the meta device" if values.is_meta else "sparse or nested"
             raise TypeError(
                 f"Expected argument `{name}` to be a dense tensor with memory, but got one {what}."
             )
-        return values.detach().cpu().resolve_neg()
+        tensor: Tensor = values.detach()
+        return (tensor if on_any_device else tensor.cpu()).resolve_neg()
     return as_numpy(name, values)
 
 
@@ -56,12 +57,22 @@ def as_numpy(name: str, values: Any) -> Array:
     return array.astype(array.dtype.newbyteorder("="))
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, without waiting for it.
+
+    Drivers copy pageable memory before they return; only Apple's reads it later, when it may be gone.
+    """
+    if device.type == "cpu":
+        return tensor
+    return tensor.to(device, non_blocking=device.type != "mps")
+
+
 def on_device(value: Any, device: torch.device) -> Tensor:
     """A tensor in double precision; in single precision where the device has no other, as Apple's GPUs."""
     try:
-        return torch.as_tensor(value, dtype=torch.float64).to(device)
+        return sent(torch.as_tensor(value, dtype=torch.float64), device)
     except (TypeError, RuntimeError):
-        return torch.as_tensor(value, dtype=torch.float32).to(device)
+        return sent(torch.as_tensor(value, dtype=torch.float32), device)
 
 
 def as_number(value: Any) -> float:

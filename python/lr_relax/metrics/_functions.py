@@ -91,7 +91,7 @@ def function_of_rows(
 
     function, names = _FUNCTIONS[metric]
     arguments = {name: getattr(setting, name) for name in names if getattr(setting, name) is not None}
-    rows = read_rows(preds, target, setting)
+    rows = read_rows(preds, target, setting).on_cpu
     rows.top_labels()  # checks shapes and values, and names the row as the user counts
     flat_preds: Any = rows.preds.reshape((-1,) if rows.n_labels else (-1, rows.preds.shape[-1]))
     flat_target: Any = rows.target.reshape(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
@@ -27,6 +28,7 @@ from ._checks import (
     check_not_empty,
     on_device,
 )
+from ._device import Rows, can_reduce, is_in_top
 
 Task = Literal["multiclass", "binary", "multilabel"]
 
@@ -52,7 +54,7 @@ class ProbabilitiesWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Checked predictions, on the CPU and in the form that the kernels take, which check their values."""
+    """Checked predictions, in the form that the kernels take, which check their values."""
 
     preds: Tensor | Array
     """(..., C); for events, (N,)."""
@@ -67,11 +69,27 @@ class Predictions:
     device: torch.device | None
     """The device of the results; None if they are NumPy numbers."""
 
+    @property
+    def elsewhere(self) -> Rows | None:
+        """The rows, if they are not on the CPU."""
+        return None
+
+    @property
+    def on_cpu(self) -> Predictions:
+        """The same on the CPU."""
+        return self
+
+    @property
+    def top_events(self) -> Predictions:
+        """Predictions on the CPU with the same top labels, perhaps as binary events."""
+        return self
+
     def counted(self) -> Bools | None:
         """A mask of the rows that are not ignored; None if none are."""
         if self.ignore_index is None:
             return None
-        mask: Bools = (np.asarray(self.target) != self.ignore_index).reshape(-1)
+        rows = self.top_events
+        mask: Bools = (np.asarray(rows.target) != rows.ignore_index).reshape(-1)
         return mask
 
     def of_rows(self, values: Array) -> Array:
@@ -88,7 +106,8 @@ class Predictions:
 
         For events, these are the probability of class 1 and whether the target is 1.
         """
-        confidence, outcome = _native.top_labels(self.preds, self.target, self.from_logits, self.ignore_index)
+        rows = self.top_events
+        confidence, outcome = _native.top_labels(rows.preds, rows.target, rows.from_logits, rows.ignore_index)
         confidence, outcome = self.of_rows(confidence), self.of_rows(outcome)
         check_not_empty(len(outcome))
         return confidence, outcome == 1
@@ -99,6 +118,27 @@ class Predictions:
         Of an event, class 1 is predicted if its probability is above 1/2.
         """
         return (confidence > 0.5) == correct if self.n_labels else correct
+
+    def in_top(self, k: int) -> Bools:
+        """Whether the target of each row that is not ignored is among the k most probable classes."""
+        self.top_labels()  # checks the values
+        preds, target = (
+            array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+            for array in (self.preds, self.target)
+        )
+        # Ignored rows may have any target.
+        in_top: Bools = is_in_top(preds, target.long().clamp(0, preds.shape[-1] - 1), k).numpy()
+        return self.of_rows(in_top)
+
+    def row_scores(self, name: str) -> Floats:
+        """The score of each row that is not ignored, "brier" or "log_likelihood"."""
+        return self.of_rows(
+            _native.row_scores(self.preds, self.target, self.from_logits, self.ignore_index, name)
+        )
+
+    def binned(self, binning: object) -> Predictions:
+        """Predictions on the CPU that fall into the same bins of confidence."""
+        return self
 
     def by_label(self) -> list[Predictions]:
         """The events of each label; one element for classes and binary events."""
@@ -124,6 +164,70 @@ class Predictions:
         return np.float64(value) if self.device is None else on_device(value, self.device)
 
 
+@dataclass(frozen=True)
+class PredictionsElsewhere(Predictions):
+    """Predictions of classes on another device, whose rows are reduced there.
+
+    The kernels get the block itself, as `on_cpu`, where they have to see it.
+    """
+
+    preds: Tensor
+    target: Tensor
+    name: str
+    """The argument that held them, for warnings."""
+
+    @cached_property
+    def elsewhere(self) -> Rows:
+        return Rows(self.preds, self.target, self.from_logits, self.ignore_index)
+
+    @cached_property
+    def on_cpu(self) -> Predictions:
+        preds, target = as_array(self.name, self.preds), as_array("target", self.target)
+        if self.from_logits:
+            warn_of_probabilities(self.name, preds, target, self.ignore_index)
+        return self._with(preds, target, self.from_logits, self.ignore_index)
+
+    @cached_property
+    def top_events(self) -> Predictions:
+        return self._events(*self.elsewhere.top_labels()) or self.on_cpu
+
+    def in_top(self, k: int) -> Bools:
+        rows = self._events(*self.elsewhere.in_top(k))
+        if rows is None:
+            return self.on_cpu.in_top(k)
+        in_top = rows.of_rows(np.asarray(rows.target) == 1)
+        check_not_empty(len(in_top))
+        return in_top
+
+    def row_scores(self, name: str) -> Floats:
+        if name == "log_likelihood" and not self.from_logits:
+            # The kernels take the logarithm.
+            return (self._events(*self.elsewhere.of_targets()) or self.on_cpu).row_scores(name)
+        found = self.elsewhere.fetched(*self.elsewhere.row_scores(name))
+        if not found:
+            return self.on_cpu.row_scores(name)
+        scores, ignored = found
+        floats: Floats = scores[~ignored].double().numpy()
+        return floats
+
+    def binned(self, binning: object) -> Predictions:
+        # Edges are rounded to the type of the predictions; the softmax of half precision has another one.
+        is_same = binning == "quantile" or self.top_events.preds.dtype == self.preds.dtype
+        return self.top_events if is_same else self.on_cpu
+
+    def _events(self, divisor: Tensor, probability: Tensor, outcome: Tensor) -> Predictions | None:
+        """Binary events on the CPU; None if the kernels have to see the rows."""
+        found = self.elsewhere.fetched(divisor, probability, outcome)
+        if not found:
+            return None
+        probability, outcome, ignored = found
+        outcome = outcome.to(torch.int8).masked_fill(ignored, -1)
+        return self._with(probability.clamp(0, 1), outcome, False, -1)
+
+    def _with(self, preds: Any, target: Any, from_logits: bool, ignore_index: int | None) -> Predictions:
+        return Predictions(preds, target, self.weight, from_logits, ignore_index, 0, self.device)
+
+
 def read(
     preds: Tensor | ArrayLike,
     target: Tensor | ArrayLike,
@@ -141,11 +245,20 @@ def read(
     """Check the arguments of a metric; `name` is that of `preds` in messages."""
     check_options(task=task, from_logits=from_logits, dim=dim, normalize=normalize, ignore_index=ignore_index)
     device = preds.device if isinstance(preds, Tensor) else None
-    scores, classes = as_array(name, preds), as_array("target", target)
+    is_elsewhere = isinstance(preds, Tensor) and not preds.is_cpu
+    scores, classes = as_array(name, preds, is_elsewhere), as_array("target", target, is_elsewhere)
     weight = None if sample_weight is None else as_array("sample_weight", sample_weight)
     task, scores, classes, weight = arranged(name, task, scores, classes, weight, dim)
     n_classes = scores.shape[-1] if task == "multiclass" and scores.ndim else 2
     is_one_hot = task == "multiclass" and scores.shape == classes.shape
+    if is_elsewhere:
+        can_stay = task == "multiclass" and labels is None and not normalize
+        if can_stay and isinstance(scores, Tensor) and can_reduce(scores, classes):
+            weights = (
+                None if weight is None else _weights(weight, classes, tuple(classes.shape), ignore_index)
+            )
+            return PredictionsElsewhere(scores, classes, weights, from_logits, ignore_index, 0, device, name)
+        scores, classes = as_array(name, scores), as_array("target", classes)
     classes, ignore_index = class_indices(classes, n_classes, is_one_hot, labels, ignore_index)
     shape = tuple(classes.shape)
     n_labels = {"multiclass": 0, "binary": 1}.get(task, shape[-1] if shape else 1)
@@ -450,7 +563,7 @@ def _weights(
     weights = np.ascontiguousarray(array, dtype=np.float64).reshape(-1)
     invalid = ~((weights >= 0) & (weights <= MAX_WEIGHT))
     if ignore_index is not None and invalid.any():
-        ignored = invalid & (np.asarray(classes).reshape(-1) == ignore_index)
+        ignored = invalid & (np.asarray(as_array("target", classes)).reshape(-1) == ignore_index)
         weights, invalid = np.where(ignored, 0, weights), invalid & ~ignored
     if invalid.any():
         row = int(invalid.argmax())

@@ -113,8 +113,8 @@ def read_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, setting: Se
 
 
 def binned_rows(preds: Tensor | ArrayLike, target: Tensor | ArrayLike, setting: Setting) -> BinnedRows:
-    rows = read_rows(preds, target, setting)
     n_bins, binning = check_bins(setting.n_bins, setting.binning)
+    rows = read_rows(preds, target, setting).binned(binning)
     columns = _native.binned_top_labels(
         rows.preds, rows.target, rows.from_logits, n_bins, binning, rows.ignore_index
     )
@@ -166,9 +166,7 @@ def _scored_rows(
         values = rows.is_correct(*rows.top_labels()).astype(np.float64)
     else:
         name = "brier" if metric == "brier_score" else "log_likelihood"
-        values = rows.of_rows(
-            _native.row_scores(rows.preds, rows.target, rows.from_logits, rows.ignore_index, name)
-        )
+        values = rows.row_scores(name)
     check_not_empty(len(values))
     if np.isinf(values).any():
         raise ValueError("Expected argument `preds` to give each target a probability above 0.")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from lr_relax import _native
 
-from ._bins import DIGITS, Binning, Bins, bin_digits, check_bins
-from ._checks import Array, ArrayLike, Bools, Floats, check_integer, check_not_empty
+from ._bins import Binning, Bins, bin_digits, check_bins
+from ._checks import Array, ArrayLike, check_integer, check_not_empty
+from ._device import DIGITS
 from ._inputs import Options, Predictions, read
 from ._metric import metric, reads_options
 
@@ -93,7 +93,7 @@ def accuracy(
     rows = read(preds, target, sample_weight, **options)
     n_classes = 1 if rows.n_labels or not rows.preds.ndim else max(rows.preds.shape[-1], 1)
     top_k = check_integer("top_k", top_k, 1, n_classes)
-    correct = rows.is_correct(*rows.top_labels()) if top_k == 1 else _in_top(rows, top_k)
+    correct = rows.is_correct(*rows.top_labels()) if top_k == 1 else rows.in_top(top_k)
     weights = rows.weights()
     if weights is None:
         return rows.result(correct.mean())
@@ -101,30 +101,10 @@ def accuracy(
     return rows.result(mean_score(sums))
 
 
-def _in_top(rows: Predictions, top_k: int) -> Bools:
-    """Whether the target of each row that is not ignored is among the most probable classes."""
-    rows.top_labels()  # checks the values
-    scores = torch.as_tensor(np.ascontiguousarray(rows.preds) if rows.device is None else rows.preds)
-    scores = scores.reshape(-1, scores.shape[-1])
-    target = (
-        rows.target
-        if isinstance(rows.target, Tensor)
-        else torch.from_numpy(np.ascontiguousarray(rows.target))
-    )
-    classes = target.long().reshape(-1, 1)
-    n_classes = scores.shape[1]
-    own = scores.gather(1, classes.clamp(0, n_classes - 1))  # ignored rows may have any target
-    first = (scores == own) & (torch.arange(n_classes) < classes)
-    in_top: Bools = (((scores > own) | first).sum(1) < top_k).numpy()
-    return rows.of_rows(in_top)
-
-
 def score_digits(name: str, rows: Predictions) -> Integers:
     """The digits of the sums of the scores and of the weights, and the number of infinite scores."""
     weights = rows.weights()
-    scores: Floats = rows.of_rows(
-        _native.row_scores(rows.preds, rows.target, rows.from_logits, rows.ignore_index, name)
-    )
+    scores = rows.row_scores(name)
     infinite = np.isinf(scores)
     n_infinite = int(infinite.sum() if weights is None else (infinite & (weights > 0)).sum())
     if n_infinite or (weights is not None and infinite.any()):

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._bins import DIGITS, KINDS, Binning, Bins, Kind, Norm, bin_digits, check_bins, check_norm, errors, mean
+from ._bins import KINDS, Binning, Bins, Kind, Norm, bin_digits, check_bins, check_norm, errors, mean
 from ._checks import Array, ArrayLike, check_choice, check_integer, on_device
+from ._device import DIGITS
 from ._inputs import Options, Predictions, check_options, read
 from .scores import mean_score, score_digits
 

@@ -135,6 +135,7 @@ class TemperatureScaling(nn.Module):
 
 def _log_odds(rows: Predictions) -> tuple[Any, Any]:
     """Logits of all classes; those of an event with logit z are 0 and z."""
+    rows = rows.on_cpu
     z = rows.preds
     if rows.from_logits:
         if not rows.n_labels:
@@ -153,7 +154,7 @@ def scaled(rows: Predictions, temperature: float) -> Predictions:
     z = z.double() if isinstance(z, Tensor) else np.asarray(z, np.float64)
     if rows.n_labels:
         z = z[:, 1] - z[:, 0]
-    return replace(rows, preds=z / temperature, from_logits=True, n_labels=min(rows.n_labels, 1))
+    return replace(rows.on_cpu, preds=z / temperature, from_logits=True, n_labels=min(rows.n_labels, 1))
 
 
 def _errors(rows: Predictions, grid: list[float]) -> Any:
