@@ -144,6 +144,20 @@ class Rows:
         flags = torch.stack([invalid.sum(), (~self._are_plain(divisor)).long()])
         return torch.cat([count, _carried(digits).flatten(), flags])
 
+    def score_digits(self, name: str) -> Tensor:
+        """One tensor: the digits of the sums of the scores and of the rows, and the numbers of infinite
+        scores and of invalid rows."""
+        divisor, scores = self.row_scores(name)
+        invalid, is_infinite = divisor.isnan(), scores.isinf()
+        scores = scores.masked_fill(self.ignored | invalid | is_infinite, 0)
+        digits = torch.zeros(2, DIGITS, dtype=torch.int64, device=scores.device)
+        for i, digit in zip(range(5, -1, -1), _digits(scores, 5, 0), strict=True):
+            digits[0, i] = digit.sum()
+        counted = ~(self.ignored | invalid)
+        digits[1, ONES] = counted.sum()
+        counts = torch.stack([(is_infinite & counted).sum(), invalid.sum()])
+        return torch.cat([_carried(digits).flatten(), counts])
+
     def _are_plain(self, divisor: Tensor) -> Tensor:
         """Whether the rows can be reduced without the kernels."""
         return (divisor == 1).all() & ~self._seem_probabilities()

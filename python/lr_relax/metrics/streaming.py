@@ -14,7 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._bins import KINDS, Binning, Bins, Kind, Norm, bin_digits, check_bins, check_norm, errors, mean
+from ._bins import (
+    KINDS,
+    Binning,
+    Bins,
+    Kind,
+    Norm,
+    bin_digits,
+    check_bins,
+    check_norm,
+    digits_elsewhere,
+    errors,
+    mean,
+)
 from ._checks import Array, ArrayLike, check_choice, check_integer, on_device
 from ._device import DIGITS
 from ._inputs import Options, Predictions, check_options, read
@@ -28,6 +40,9 @@ except ModuleNotFoundError as missing:
     raise ImportError(
         'The streaming metrics need torchmetrics: pip install "lr-relax[torchmetrics]"'
     ) from missing
+
+
+_NONE = np.zeros(1, np.int64)
 
 
 class _Sums(Metric):
@@ -52,11 +67,12 @@ class _Sums(Metric):
             names["labels"] = np.asarray(options["labels"]).tolist()
         self._name = f"sums_{what}_{crc32(repr(sorted(names.items())).encode()):08x}"
         self._of_batch = False
-        self.add_state(self._name, torch.zeros(n, dtype=torch.int64), dist_reduce_fx="sum")
+        # The last number counts invalid rows: on the CPU, these raise at once.
+        self.add_state(self._name, torch.zeros(n + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
     def sums(self) -> Tensor:
-        """The state: all digits and counts."""
+        """The state: all digits and counts, and the number of invalid rows."""
         sums: Tensor = getattr(self, self._name)
         return sums
 
@@ -97,8 +113,10 @@ class _Sums(Metric):
 
     def _add(self, *arguments: Any) -> None:
         try:
-            digits = self._digits(read(*arguments, **self.options))
-            sums = torch.from_numpy(np.ascontiguousarray(digits))
+            rows = read(*arguments, **self.options)
+            sums = self._digits_elsewhere(rows)
+            if sums is None:
+                sums = torch.from_numpy(self._digits(rows))
         except Exception:
             self._update_count -= 1  # torchmetrics has incremented it
             raise
@@ -106,11 +124,21 @@ class _Sums(Metric):
 
     def _result(self, of_sums: Callable[[Any], float]) -> Tensor:
         sums = self.sums.cpu().numpy()
+        sums, n_invalid = sums[:-1], sums[-1]
+        if n_invalid:
+            raise ValueError(
+                "Expected arguments `preds` and `target` to hold distributions, or logits with a softmax, "
+                f"and classes in [0, C), but got {n_invalid} other rows; `update` on the CPU names the first."
+            )
         value = float("nan") if self._of_batch and not sums.any() else of_sums(sums)
         return on_device(value, self.sums.device)
 
     def _digits(self, rows: Predictions) -> Any:
         """The sums of a batch."""
+        raise NotImplementedError
+
+    def _digits_elsewhere(self, rows: Predictions) -> Tensor | None:
+        """The same and the number of invalid rows, on the device of the batch; None if the kernels sum it."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -136,6 +164,11 @@ class CalibrationError(_Sums):
     `update(preds, target, sample_weight=None)` accepts the arguments of the function, and empty batches;
     `compute()` returns a float64 scalar, bitwise equal to a single call on all rows. A batch with an invalid
     row raises and leaves the state unchanged.
+
+    On another device than the CPU, `update` sums predictions of classes there without waiting for the device.
+    So it cannot raise if a row is invalid: `compute` then raises a ValueError, until `reset`. Nor does it
+    warn of logits that seem to be probabilities. Batches with weights, of other tasks and of kind "classwise"
+    are copied to the CPU instead, and raise at once.
 
     >>> metric = CalibrationError(n_bins=15)
     >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([0, 1]))
@@ -200,12 +233,22 @@ class CalibrationError(_Sums):
         n_classes = len(counts) // self.n_bins
         if self.kind == "top_label" and self.options.get("task") != "multilabel":
             n_classes = 2 if rows.n_labels else rows.preds.shape[-1]
+        self._check_classes(n_classes)
+        return np.concatenate([counts, digits, _NONE])
+
+    def _digits_elsewhere(self, rows: Predictions) -> Tensor | None:
+        found = digits_elsewhere(rows, self.n_bins, self._binning, self.kind)
+        if found is None:
+            return None
+        self._check_classes(rows.preds.shape[-1])
+        return found[1][:-1]
+
+    def _check_classes(self, n_classes: int) -> None:
         if self.num_classes not in (None, n_classes):
             raise ValueError(
                 f"Expected argument `preds` to have {self.num_classes} classes, as in `num_classes`, "
                 f"but got {n_classes}."
             )
-        return np.concatenate([counts, digits])
 
     def compute(self) -> Tensor:
         """The error of all rows so far."""
@@ -232,7 +275,12 @@ class _MeanScore(_Sums):
         super().__init__(2 * DIGITS + 1, self.score, kwargs)
 
     def _digits(self, rows: Predictions) -> Any:
-        return score_digits(self.score, rows)
+        return np.concatenate([score_digits(self.score, rows), _NONE])
+
+    def _digits_elsewhere(self, rows: Predictions) -> Tensor | None:
+        if rows.elsewhere is None or rows.weight is not None:
+            return None
+        return rows.elsewhere.score_digits(self.score)
 
     def compute(self) -> Tensor:
         """The mean over all rows so far."""

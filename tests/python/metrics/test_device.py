@@ -257,6 +257,86 @@ def test_probabilities_warning(far: Any, metric: str) -> None:
         METRICS[metric](preds, far.send(Y), from_logits=True)
 
 
+STREAMS: dict[str, Callable[..., Any]] = {
+    "uniform": metrics.CalibrationError,
+    "paper": lambda **o: metrics.CalibrationError(binning="paper", norm="max", **o),
+    "edges": lambda **o: metrics.CalibrationError(n_bins=[0, 0.3, 0.6, 0.61, 1], norm="l2", **o),
+    "brier": metrics.BrierScore,
+    "likelihood": metrics.NegativeLogLikelihood,
+}
+
+
+@contextlib.contextmanager
+def no_waiting(far: Any) -> Iterator[None]:
+    far.forget()
+    if far.device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if far.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert (far.bytes, far.waits, far.blocking_uploads) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("from_logits", [False, True])
+@pytest.mark.parametrize("name", STREAMS)
+def test_streams_do_not_wait(far: Any, name: str, from_logits: bool) -> None:
+    options = {"from_logits": from_logits, "ignore_index": 2}
+    stream, want = STREAMS[name](**options).to(far.device), STREAMS[name](**options)
+    preds = Z.float() if from_logits else P.float()
+    preds[len(EDGES) :: 3] *= 1.0 if from_logits else 1.002  # divided by their sum
+    batches = [(far.send(z), far.send(y)) for z, y in zip(preds.split(300), Y.split(300), strict=True)]
+    with no_waiting(far):
+        for batch in batches:
+            stream.update(*batch)
+    want.update(preds, Y)
+    exact = not from_logits and name not in ("brier", "likelihood") and far.has_doubles
+    same(stream.compute(), want.compute(), far, 1e-15 if exact else 1e-6)
+    assert stream.sums.max().cpu() < 2**36  # digits do not overflow
+
+
+def test_streams_raise_errors_of_rows_in_compute(far: Any) -> None:
+    for name, make in STREAMS.items():
+        for wrong, (change, _) in WRONG.items():
+            preds, target = P.float(), Y.clone()
+            change(preds, target)
+            stream = make().to(far.device)
+            stream.update(far.send(preds), far.send(target))
+            with pytest.raises(ValueError, match=f"got {2 if wrong == 'class' else 1} other rows"):
+                stream.compute()
+            stream.reset()
+            stream.update(far.send(preds[10:]), far.send(target[10:]))
+            assert stream.compute().isfinite(), name
+
+
+def test_streams_of_both_devices_add(far: Any) -> None:
+    preds = P.float()
+    here, there, all_rows = (metrics.CalibrationError() for _ in range(3))
+    there = there.to(far.device)
+    here.update(preds[:400], Y[:400])
+    there.update(far.send(preds[400:]), far.send(Y[400:]))
+    all_rows.update(preds, Y)
+    here.sums.add_(there.sums.cpu())
+    assert here.compute() == all_rows.compute()
+
+
+def test_forward(far: Any) -> None:
+    preds = P.float()
+    stream = metrics.CalibrationError().to(far.device)
+    same(
+        stream(far.send(preds[:500]), far.send(Y[:500])),
+        metrics.expected_calibration_error(preds[:500], Y[:500]),
+        far,
+    )
+    with pytest.raises(ValueError, match="500 other rows"):
+        stream(far.send(2 * preds[:500]), far.send(Y[:500]))
+    with pytest.raises(ValueError, match="`num_classes`"):
+        metrics.CalibrationError(num_classes=3).to(far.device)(far.send(preds), far.send(Y))
+    stream(far.send(preds[500:]), far.send(Y[500:]))
+    same(stream.compute(), metrics.expected_calibration_error(preds, Y), far)
+
+
 @pytest.mark.parametrize("metric", ["uniform", "quantile", "top 3", "likelihood", "brier"])
 def test_no_row_counts(far: Any, metric: str) -> None:
     with pytest.raises(ValueError, match="at least one row"):
