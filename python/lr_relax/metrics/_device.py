@@ -24,6 +24,10 @@ from ._checks import sent
 DIGITS = 8
 """The number of 32-bit digits of an exact sum, as in the kernels; digit 4 counts ones."""
 ONES = 4
+STEPS = 10
+"""Steps of Newton's method for the temperature; 8 are enough for temperatures from 0.02 to 200."""
+END = math.log(1e4)
+"""The end of the range of its logarithm."""
 _TARGETS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -103,6 +107,34 @@ class Rows:
             return divisor, 0 - own.clamp(0, 1).log()
         norm = torch.linalg.vector_norm(p, dim=-1, dtype=self.wide) / divisor
         return divisor, (1 - own) ** 2 + (norm**2 - own**2).clamp(min=0)
+
+    def temperature(self) -> tuple[float, bool]:
+        """As numbers: the temperature of maximum likelihood of logits, and whether it has been found.
+
+        As in the kernels, Newton's method finds the root of the derivative, in the logarithm of the inverse
+        temperature. But the number of steps is fixed: the host would have to wait to decide on another one.
+        """
+        z = self.scores.to(self._dtype())
+        below = (z - z.amax(-1, keepdim=True)).clamp(min=-1e15)  # 0 times infinity is NaN
+        own = _gathered(below, self.target)
+        at = torch.zeros((), dtype=self.wide, device=z.device)
+        low, high, is_last = at - END, at + END, at > 0
+        for _ in range(STEPS):
+            inverse = at.exp()
+            weight = (below * inverse.to(z.dtype)).exp_()
+            total = weight.sum(-1)
+            mean = weight.mul_(below).sum(-1) / total
+            square = weight.mul_(below).sum(-1) / total
+            first = (mean - own).masked_fill(self.ignored, 0).sum(dtype=self.wide)
+            second = (square - mean**2).clamp(min=0).masked_fill(self.ignored, 0).sum(dtype=self.wide)
+            step = -first / (inverse * second)
+            low, high = torch.where(first < 0, at, low), torch.where(first < 0, high, at)
+            is_last = step.abs() < 1e-5  # squares the error
+            at = at + step.clamp(-1.5, 1.5)
+            at = torch.where(is_last | (low < at) & (at < high), at, (low + high) / 2)
+        valid = (self.ignored | self.is_class).all() & ~self._seem_probabilities()
+        temperature, is_found = torch.stack([(-at).exp(), (is_last & valid).to(at.dtype)]).tolist()
+        return temperature, bool(is_found)
 
     def fetched(self, divisor: Tensor, *columns: Tensor) -> list[Tensor] | None:
         """Columns and which rows are ignored, on the CPU; None if the kernels have to see the rows.

@@ -85,8 +85,7 @@ class TemperatureScaling(nn.Module):
         rows = read(logits, target, name="logits", **options)
         with named("logits"):
             if method == "nll":
-                z, classes = _log_odds(rows)
-                best, at_end, _ = _native.fit_temperature(z, classes, rows.ignore_index)
+                best, at_end = _most_likely(rows)
             else:
                 best, at_end = grid[int(_errors(rows, grid).argmin())], False
         if at_end:
@@ -131,6 +130,17 @@ class TemperatureScaling(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature.item():g}"
+
+
+def _most_likely(rows: Predictions) -> tuple[float, bool]:
+    """The temperature of maximum likelihood, and whether it is an end of the range."""
+    if rows.elsewhere is not None and rows.from_logits:
+        temperature, is_found = rows.elsewhere.temperature()
+        if is_found:
+            return temperature, False
+    z, classes = _log_odds(rows)
+    best, at_end, _ = _native.fit_temperature(z, classes, rows.ignore_index)
+    return best, at_end
 
 
 def _log_odds(rows: Predictions) -> tuple[Any, Any]:

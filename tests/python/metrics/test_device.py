@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lr_relax import metrics
+from lr_relax.metrics import TemperatureScaling
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -255,6 +256,36 @@ def test_probabilities_warning(far: Any, metric: str) -> None:
     preds = far.send(P.float())
     with pytest.warns(metrics.ProbabilitiesWarning):
         METRICS[metric](preds, far.send(Y), from_logits=True)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.5, 1.0, 3.0, 50.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_temperature(far: Any, scale: float, dtype: torch.dtype) -> None:
+    if dtype == torch.float64 and not far.has_doubles:
+        pytest.skip("the device has no float64")
+    logits, target = (scale * Z).to(dtype), torch.distributions.Categorical(logits=0.7 * Z).sample()
+    target[::7] = -100
+    logits[::7] = torch.nan
+    want = TemperatureScaling().fit(logits, target, ignore_index=-100).temperature.item()
+    remote = far.send(logits), far.send(target)
+    far.forget()
+    got = TemperatureScaling().fit(*remote, ignore_index=-100).temperature.item()
+    assert got == pytest.approx(want, rel=1e-6)
+    assert far.waits <= 1
+    assert far.bytes <= 16
+
+
+@pytest.mark.parametrize("method", ["nll", "grid"])
+def test_temperature_without_a_maximum(far: Any, method: str) -> None:
+    logits, target = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
+    with pytest.warns(RuntimeWarning) if method == "nll" else contextlib.nullcontext():
+        got = TemperatureScaling().fit(far.send(logits), far.send(target), method=method)
+    assert got.temperature.item() == pytest.approx({"nll": 1e-4, "grid": 0.25}[method])
+    for wrong in (torch.nan, -torch.inf):
+        with pytest.raises(ValueError, match="row 1 does not"):
+            TemperatureScaling().fit(far.send(torch.tensor([[1.0, 0.0], [0.0, wrong]])), far.send(target))
+    with pytest.raises(IndexError):
+        TemperatureScaling().fit(far.send(Z.float()), far.send(Y + 1))
 
 
 STREAMS: dict[str, Callable[..., Any]] = {
