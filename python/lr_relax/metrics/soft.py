@@ -15,6 +15,7 @@ from lr_relax._arguments import FLOATS, check_number
 from lr_relax._dispatch import runs_natively
 
 from ._checks import Array, ArrayLike, as_numpy, check_choice, check_integer, check_not_empty
+from ._device import limits
 from ._inputs import (
     Task,
     arranged,
@@ -249,10 +250,7 @@ def _soft_top_labels(
     """For each row: the confidence, and whether it is correct, invalid, or has an invalid target."""
     is_binary = scores.dim() == classes.dim()
     p = scores.to(dtype)
-    # As in the kernels.
-    is_half = scores.dtype in (torch.float16, torch.bfloat16)
-    rounding, tolerance = (1e-2, 1e-2) if is_half else (1e-3, 5e-3)
-    slack = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(scores.dtype, 1e-6)
+    rounding, tolerance, slack = limits(scores.dtype)
     if keep is not None:  # ignored rows must not reach the gradient: 0 times NaN is NaN
         blank = 0.0 if from_logits or is_binary else 1.0 / scores.shape[-1]
         p = torch.where(keep if is_binary else keep.unsqueeze(-1), p, blank)
