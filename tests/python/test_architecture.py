@@ -28,6 +28,7 @@ PYTHON = {
     "metrics": ["_native", "metrics", "plots", "_arguments", "_dispatch", "_warnings"],
     "_arguments": ["_native", "_options", "_warnings"],
     "_formulas": ["_options"],
+    "_triton": ["_triton", "_options"],
     "_options": [],
     "_warnings": [],
     "_torch_release": ["_native"],

@@ -1,0 +1,37 @@
+"""Kernels for CUDA and ROCm in Triton, which comes with torch on Linux and is imported with the first call.
+
+One file per idea, as in src/kernels/losses: what is exact there is exact here, up to the rounding of
+float32.
+"""
+
+import functools
+import importlib.util
+
+from torch import Tensor
+
+from lr_relax._options import SOFT, Options
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def supports(input: Tensor, options: Options) -> bool:
+    """Whether there is a kernel. There is none for probabilities, nor for one logit per event."""
+    is_known = options.loss in ("label_relaxation", "dual_focal", *SOFT)
+    return is_known and options.from_logits and input.is_cuda and is_available()
+
+
+def loss(
+    input: Tensor, target: Tensor, options: Options, upstream: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """The loss, and its gradient times `upstream`, as `lr_relax._native.loss` computes them.
+
+    Takes arguments that `lr_relax._arguments.check` has accepted and `supports` says there is a kernel for.
+    Nothing waits for the device: a row whose target is invalid has loss and gradient NaN.
+    """
+    from lr_relax._triton import launch
+
+    return launch.loss(input, target, options, upstream)
