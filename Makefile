@@ -9,7 +9,8 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 export PATH        := $(VIRTUAL_ENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo replicate replicate-digits test test-tch rust-demo lint format bench clean
+.PHONY: help setup build demo replicate replicate-digits test test-tch test-gpu rust-demo lint format \
+	bench bench-gpu clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -70,6 +71,9 @@ test-tch: build $(TCH)/.built  ## Test the crate with tch, and the package on it
 	PYTHONPATH=$(abspath $(TCH)) $(PYTEST) $(TCH_TESTS)
 	PYTHONPATH=$(abspath $(TCH)) $(BIN)/python -m mypy.stubtest lr_relax._native
 
+test-gpu: build  ## Compare the Triton kernels with those of the CPU; needs a GPU
+	$(BIN)/python misc/gpu.py --only tests
+
 rust-demo: build  ## Train on real digits in Rust alone, with tch
 	$(NEEDS_TORCH)
 	$(BIN)/python misc/examples/export_digits.py target/digits 10
@@ -94,6 +98,9 @@ bench: build $(TCH)/.built  ## Measure speed and memory against PyTorch and othe
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python misc/benchmarks/run.py
 	$(BIN)/python misc/benchmarks/tables.py
+
+bench-gpu: build  ## Measure the Triton kernels against PyTorch; needs a GPU
+	$(BIN)/python misc/gpu.py --only bench
 
 clean:  ## Remove what was built
 	rm -rf target $(VENV) python/lr_relax/_native*.so

@@ -45,6 +45,13 @@ def test_compiled_kernels_spill_no_registers_and_read_scores_once(tmp_path: Path
     assert all(f"target={name} " in out for name in ("sm_80", "sm_90", "sm_100", "gfx942"))
 
 
+@NEEDS_TRITON
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_kernels_on_a_gpu(tmp_path: Path) -> None:
+    record = str(tmp_path / "record.json")
+    output_of(str(ROOT / "misc" / "gpu.py"), "--only", "tests", "--record", record, TRITON_INTERPRET="0")
+
+
 def test_importing_the_package_does_not_import_triton() -> None:
     program = "import sys, lr_relax, lr_relax._triton; print('lr_relax._triton.launch' in sys.modules)"
     assert output_of("-c", program) == "False\n"

@@ -1,6 +1,7 @@
 """Compares the Triton kernels, interpreted without a GPU, with the Rust kernels in float64.
 
     TRITON_INTERPRET=1 python tests/python/triton_cases.py
+    python tests/python/triton_cases.py cuda 0 1  # on a GPU: part 0 of 1
 
 Prints the number of cases, or the first errors.
 """
@@ -178,6 +179,27 @@ def many_rows() -> Iterator[Case]:
             yield Case(f"{kind}, {n_rows} rows", torch.randn(n_rows, 3), target, options)
 
 
+def on_device(x: Any, device: str) -> Any:
+    """A copy with the same strides, also if they have gaps or repeat elements."""
+    if not isinstance(x, Tensor) or device == "cpu":
+        return x
+    storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    return storage.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def compute(
+    input: Tensor, target: Tensor, options: Options, upstream: float | None, device: str
+) -> tuple[Tensor, Tensor | None]:
+    """The loss and its gradient, on the CPU; in place, the gradient is what the input became."""
+    moved = on_device(input, device)
+    options = Options(*(on_device(x, device) for x in options))
+    value, grad = launch.loss(moved, on_device(target, device), options, upstream)
+    if options.inplace:
+        assert grad is None
+        grad = moved
+    return value.cpu(), None if grad is None else grad.cpu()
+
+
 def widened(options: Options) -> Options:
     parameter = options.parameter
     return options._replace(
@@ -192,12 +214,12 @@ def close(got: Tensor, expected: Tensor, tolerance: float, rounding: float, scal
     return bool((same | ((got - expected).abs() <= tolerance * scale + rounding * expected.abs())).all())
 
 
-def errors_of(case: Case, is_complete: bool) -> Iterator[str]:
+def errors_of(case: Case, is_complete: bool, device: str) -> Iterator[str]:
     """Completely: also without a gradient, and in place."""
     input, options = case.input, case.options
     expected, slope = _native.loss(input.double(), case.target, widened(options), 3.0)
     assert slope is not None
-    value, grad = launch.loss(input, case.target, options, 3.0)
+    value, grad = compute(input, case.target, options, 3.0, device)
     assert grad is not None
     if value.dtype != (torch.float64 if input.dtype == torch.float64 else torch.float32):
         yield f"loss of type {value.dtype}"
@@ -213,12 +235,12 @@ def errors_of(case: Case, is_complete: bool) -> Iterator[str]:
         yield f"gradient {grad.tolist()}, expected {slope.tolist()}"
     if not is_complete:
         return
-    if not launch.loss(input, case.target, options, None)[0].equal(value) and not value.isnan().any():
+    if not compute(input, case.target, options, None, device)[0].equal(value) and not value.isnan().any():
         yield "the loss without a gradient is another one"
     if input.dtype != torch.float16 and 0 not in input.stride():
         copy = torch.empty_strided(input.shape, input.stride(), dtype=input.dtype).copy_(input)
-        none = launch.loss(copy, case.target, options._replace(inplace=True), 3.0)[1]
-        if none is not None or not close(copy, grad.double(), 0.0, 0.0, grad.double()):
+        again = compute(copy, case.target, options._replace(inplace=True), 3.0, device)[1]
+        if again is None or not close(again, grad.double(), 0.0, 0.0, grad.double()):
             yield "the gradient in place is another one"
 
 
@@ -249,12 +271,12 @@ def invalid_targets() -> Iterator[tuple[str, Tensor, Options, Tensor, Options]]:
                 yield f"{kind} with {value}, {loss}", target, given, wrong, given
 
 
-def errors_of_invalid_targets(columns: int) -> Iterator[str]:
+def errors_of_invalid_targets(columns: int, device: str) -> Iterator[str]:
     """Only the row with the invalid target is NaN. Columns between the rows choose another kernel."""
     for name, target, options, wrong, wrong_options in invalid_targets():
         z = torch.randn(6, 5 + columns)[:, :5]
-        expected = launch.loss(z, target, options, 1.0)
-        for got, right in zip(launch.loss(z, wrong, wrong_options, 1.0), expected, strict=True):
+        expected = compute(z, target, options, 1.0, device)
+        for got, right in zip(compute(z, wrong, wrong_options, 1.0, device), expected, strict=True):
             assert got is not None
             assert right is not None
             if not got[0].isnan().all() or not got[1:].equal(right[1:]) or right.isnan().any():
@@ -262,19 +284,22 @@ def errors_of_invalid_targets(columns: int) -> Iterator[str]:
 
 
 def main() -> None:
+    device = sys.argv[1] if sys.argv[1:] else "cpu"
+    part, parts = map(int, sys.argv[2:4]) if sys.argv[2:] else (0, 1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")  # of NumPy: infinities
     most_warps, per_thread = launch.MOST_WARPS, dict(launch.PER_THREAD)
     n_cases, failed = 0, []
-    for case in itertools.chain(plain(), edges(), layouts(), many_rows()):
+    cases = enumerate(itertools.chain(plain(), edges(), layouts(), many_rows()))
+    for i, case in itertools.islice(cases, part, None, parts):
         launch.MOST_WARPS = 1 if case.small_blocks else most_warps
         launch.PER_THREAD.update(dict.fromkeys(per_thread, 2) if case.small_blocks else per_thread)
-        failed += [f"{case.name}: {error[:600]}" for error in errors_of(case, n_cases % 3 == 0)]
+        failed += [f"{case.name}: {error[:600]}" for error in errors_of(case, i % 3 == 0, device)]
         n_cases += 1
     launch.PER_THREAD.update(per_thread)
     launch.MOST_WARPS = most_warps
-    for columns in (0, 1):
-        failed += errors_of_invalid_targets(columns)
+    for columns in (0, 1) if part == 0 else ():
+        failed += errors_of_invalid_targets(columns, device)
     for error in failed[:10]:
         print(error)
     print(f"{n_cases} cases, {len(failed)} errors")

@@ -48,20 +48,20 @@ PER_THREAD = {
     "soft_targets": 8,
 }
 """The number of float32 scores that a thread can hold, by the kind of the kernel, without spilling registers.
-Of float64, a quarter."""
+Of float64, a quarter, and half the warps."""
 
 
 def tile_of(layout: Layout, kind: str, is_double: bool) -> Tile:
     """The tile for the scores in a layout."""
     _, inner_stride, class_stride = layout.strides[0]
-    per_thread = max(PER_THREAD[kind] // (4 if is_double else 1), 1)
-    per_warp = 32 * per_thread
+    most_warps = max(MOST_WARPS // 2, 1) if is_double else MOST_WARPS
+    per_warp = 32 * max(PER_THREAD[kind] // (4 if is_double else 1), 1)
     block = max(triton.next_power_of_2(layout.n_classes), 2)
     most_rows = triton.next_power_of_2(layout.n_rows)
     if block > 128 and class_stride != 1 and inner_stride == 1:  # neighbors are in other rows
         return Tile(32, 32, False, 4)
-    if block > MOST_WARPS * per_warp:
-        return Tile(1, max(MOST_WARPS * per_warp // 2, 64), False, MOST_WARPS)
+    if block > most_warps * per_warp:
+        return Tile(1, max(most_warps * per_warp // 2, 64), False, most_warps)
     if block <= 128:  # what is computed once per row takes most registers: few rows
         scores = 256 if kind == "mixtures" else 1024
         rows = min(max((scores // 2 if is_double else scores) // block, 1), most_rows)
