@@ -46,6 +46,24 @@ def test_compiled_kernels_spill_no_registers_and_read_scores_once(tmp_path: Path
 
 
 @NEEDS_TRITON
+def test_launches_are_traced_for_any_number_of_rows() -> None:
+    """As `torch.library.triton_op` traces them: the count, the loss with its gradient, and the sum."""
+    program = (
+        "import torch\n"
+        "from torch.fx.experimental.proxy_tensor import make_fx\n"
+        "from lr_relax._options import Options\n"
+        "from lr_relax._triton import launch\n"
+        "options = Options('label_relaxation', 0.1, 'mean', -1, -100, None)\n"
+        "z = torch.empty(4096, 1000, device='meta')\n"
+        "y = torch.empty(4096, dtype=torch.int64, device='meta')\n"
+        "graph = make_fx(lambda z, y: launch.loss(z, y, options, 1.0), tracing_mode='symbolic')(z, y)\n"
+        "names = [str(node.target) for node in graph.graph.nodes]\n"
+        "print(names.count('triton_kernel_wrapper_mutation'), any('sym_size' in name for name in names))\n"
+    )
+    assert output_of("-c", program, TRITON_INTERPRET="0") == "3 True\n"
+
+
+@NEEDS_TRITON
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_kernels_on_a_gpu(tmp_path: Path) -> None:
     record = str(tmp_path / "record.json")

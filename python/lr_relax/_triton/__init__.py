@@ -7,6 +7,7 @@ float32.
 import functools
 import importlib.util
 
+import torch
 from torch import Tensor
 
 from lr_relax._options import SOFT, Options
@@ -19,9 +20,14 @@ def is_available() -> bool:
 
 
 def supports(input: Tensor, options: Options) -> bool:
-    """Whether there is a kernel. There is none for probabilities, nor for one logit per event."""
-    is_known = options.loss in ("label_relaxation", "dual_focal", *SOFT)
-    return is_known and options.from_logits and input.is_cuda and is_available()
+    """Whether there is a kernel.
+
+    There is none for probabilities, one logit per event, the dual focal loss, and float64 on ROCm, whose
+    assembler refuses 64-bit constants that its compiler emits.
+    """
+    is_known = options.loss in ("label_relaxation", *SOFT) and options.from_logits
+    is_exotic = torch.version.hip is not None and input.dtype == torch.float64
+    return is_known and input.is_cuda and not is_exotic and is_available()
 
 
 def loss(

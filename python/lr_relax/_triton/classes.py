@@ -88,7 +88,7 @@ def weights_of_columns(weight, columns, n_classes, F: tl.constexpr):
         return tl.load(weight + columns, mask=columns < n_classes, other=0.0).to(F)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_counts"])
 def class_kernel(
     input,
     grad,

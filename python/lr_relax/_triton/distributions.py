@@ -45,7 +45,7 @@ def raised_terms(raised, t, x, constant):
     return tl.where(raised, t * (ln + (constant[:, None] - x)), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_counts"])
 def distribution_kernel(
     input,
     grad,

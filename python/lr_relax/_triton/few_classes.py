@@ -23,7 +23,7 @@ from lr_relax._triton.rows import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_counts"])
 def few_classes_kernel(
     input,
     grad,

@@ -145,6 +145,8 @@ def _numbers(numbers: Any, rows: Tensor) -> tuple[Tensor | None, float, int]:
 def run(kernel: Any, n_programs: int, warps: int, arguments: dict[str, Any]) -> None:
     """Launches a kernel with those of the arguments that it takes."""
     used = {name: arguments[name] for name in kernel.arg_names}
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # inside of a triton_op
+        kernel = torch.library.wrap_triton(kernel)
     kernel[(n_programs,)](**used, num_warps=warps)
 
 

@@ -42,4 +42,5 @@ def rows_of(tensors: list[Tensor], dim: int) -> Layout | None:
     outer_strides = merged[0][1] if len(merged) == 2 else none
     classes = [stride[dim] for stride in strides]
     each = tuple(zip(outer_strides, inner_strides, classes, strict=True))
-    return Layout(n_rows, shape[dim], max(inner, 1), len(merged) < 2, each)
+    is_flat = len(merged) < 2
+    return Layout(n_rows, shape[dim], 1 if is_flat else inner, is_flat, each)

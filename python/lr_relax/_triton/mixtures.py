@@ -56,7 +56,7 @@ def projected(ln_a, ln_b, ln_rest, share_a, share_b, alpha):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_counts"])
 def mixture_kernel(
     input,
     grad,

@@ -16,7 +16,7 @@ from lr_relax._triton.rows import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "part"])
 def count_classes_kernel(
     target, weight, counts, n_rows, n_classes, part, ignore_index: tl.int64, BLOCK: tl.constexpr
 ):
@@ -29,7 +29,7 @@ def count_classes_kernel(
     tl.store(counts + tl.program_id(0), total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "part"])
 def count_mixtures_kernel(
     target,
     second,
@@ -65,7 +65,7 @@ def count_mixtures_kernel(
     tl.store(counts + tl.program_id(0), total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "part"])
 def count_dense_kernel(
     target,
     weight,
@@ -102,7 +102,7 @@ def count_dense_kernel(
     tl.store(counts + tl.program_id(0), total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_counts", "n_partials"])
 def sum_kernel(
     partials,
     target,

@@ -12,7 +12,7 @@ from lr_relax._triton.log_odds import binary_view, relaxed_loss
 from lr_relax._triton.rows import row_numbers, row_offsets, store_losses, tile_offsets, total_weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_counts"])
 def set_kernel(
     input,
     grad,

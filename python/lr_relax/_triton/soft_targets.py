@@ -47,7 +47,7 @@ def soft_gradient(
     return g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def soft_target_kernel(
     input,
     grad,
