@@ -53,6 +53,7 @@ LOSSES = [
     ("cross_entropy", "class"),
     ("label_smoothing", "class"),
     ("focal", "class"),
+    ("dual_focal", "class"),
     ("confidence_penalty", "class"),
     ("label_relaxation", "set"),
     ("label_relaxation", "mixture"),
@@ -62,13 +63,7 @@ LOSSES = [
     ("confidence_penalty", "distribution"),
 ]
 # How often a kernel reads a score of a row that is longer than a block.
-READS = {
-    "class_kernel": 2,
-    "set_kernel": 2,
-    "mixture_kernel": 2,
-    "distribution_kernel": 3,
-    "soft_target_kernel": 3,
-}
+READS = {"class_kernel": 2, "set_kernel": 2, "mixture_kernel": 2, "dual_focal_kernel": 2}  # else 3
 
 
 class Variant(NamedTuple):

@@ -69,6 +69,8 @@ LOSSES = [
     ("focal", 2.0, "class"),
     ("focal", 0.0, "class"),
     ("focal", 1.5, "distribution"),
+    ("dual_focal", 2.0, "class"),
+    ("dual_focal", 0.0, "class"),
     ("confidence_penalty", 0.3, "class"),
     ("confidence_penalty", 0.3, "distribution"),
 ]
@@ -251,7 +253,7 @@ def invalid_targets() -> Iterator[tuple[str, Tensor, Options, Tensor, Options]]:
         target = torch.randint(n_classes, (6,))
         wrong = target.clone()
         wrong[0] = value
-        for loss in ("label_relaxation", "cross_entropy", "focal", "confidence_penalty"):
+        for loss in ("label_relaxation", "cross_entropy", "focal", "dual_focal", "confidence_penalty"):
             options = Options(loss, 0.1, "none", -1, -100, torch.rand(n_classes))
             yield f"class {value} with {loss}", target, options, wrong, options
         options = Options("label_relaxation", 0.1, "none", -1, -100, None, target_b=target, lam=0.5)

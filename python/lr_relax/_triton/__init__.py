@@ -22,10 +22,10 @@ def is_available() -> bool:
 def supports(input: Tensor, options: Options) -> bool:
     """Whether there is a kernel.
 
-    There is none for probabilities, one logit per event, the dual focal loss, and float64 on ROCm, whose
-    assembler refuses 64-bit constants that its compiler emits.
+    There is none for probabilities, one logit per event, and float64 on ROCm, whose assembler refuses 64-bit
+    constants that its compiler emits.
     """
-    is_known = options.loss in ("label_relaxation", *SOFT) and options.from_logits
+    is_known = options.loss in ("label_relaxation", "dual_focal", *SOFT) and options.from_logits
     is_exotic = torch.version.hip is not None and input.dtype == torch.float64
     return is_known and input.is_cuda and not is_exotic and is_available()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lr_relax._options import Options
 from lr_relax._triton.classes import class_kernel
 from lr_relax._triton.distributions import distribution_kernel
+from lr_relax._triton.dual_focal import dual_focal_kernel
 from lr_relax._triton.few_classes import few_classes_kernel
 from lr_relax._triton.layouts import Layout, rows_of
 from lr_relax._triton.mixtures import mixture_kernel
@@ -44,7 +45,7 @@ PER_THREAD = {
     "sums": 16,
     "sets": 16,
     "mixtures": 16,
-    "distributions": 16,
+    "distributions": 8,
     "soft_targets": 8,
 }
 """The number of float32 scores that a thread can hold, by the kind of the kernel, without spilling registers.
@@ -208,6 +209,8 @@ def _launch(
         kernel, kind = set_kernel, "sets"
     elif is_dense:
         kernel, kind = distribution_kernel, "distributions"
+    elif options.loss == "dual_focal":
+        kernel, kind = dual_focal_kernel, "sums"
     else:
         kernel, kind = (class_kernel, "classes") if second is None else (mixture_kernel, "mixtures")
     name = options.loss

@@ -19,7 +19,10 @@ class Layout(NamedTuple):
 
 
 def rows_of(tensors: list[Tensor], dim: int) -> Layout | None:
-    """The common layout of tensors of one shape; None if their rows need more than two strides."""
+    """The common layout of tensors of one shape; None if it has no such form.
+
+    That is if the rows need more than two strides, or two and are more than 32 bits can count.
+    """
     shape = tensors[0].shape
     dim %= len(shape)
     strides = [tensor.stride() for tensor in tensors]
@@ -43,4 +46,6 @@ def rows_of(tensors: list[Tensor], dim: int) -> Layout | None:
     classes = [stride[dim] for stride in strides]
     each = tuple(zip(outer_strides, inner_strides, classes, strict=True))
     is_flat = len(merged) < 2
+    if not is_flat and n_rows >= 2**31:
+        return None
     return Layout(n_rows, shape[dim], 1 if is_flat else inner, is_flat, each)

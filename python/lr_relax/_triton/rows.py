@@ -15,7 +15,8 @@ def row_offsets(rows, inner, outer_stride, inner_stride, FLAT: tl.constexpr):
     if FLAT:
         return rows * inner_stride
     else:
-        return (rows // inner) * outer_stride + (rows % inner) * inner_stride
+        i = rows.to(tl.int32)  # a division of 64 bits is a function call
+        return (i // inner).to(tl.int64) * outer_stride + (i % inner).to(tl.int64) * inner_stride
 
 
 @triton.jit
