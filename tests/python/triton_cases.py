@@ -285,6 +285,21 @@ def errors_of_invalid_targets(columns: int, device: str) -> Iterator[str]:
                 yield f"{name}: {got.tolist()}, expected {right.tolist()} but for the first row"
 
 
+def errors_of_refusals() -> Iterator[str]:
+    """What cannot be overwritten is refused with the message of the kernel for the CPU."""
+    y, one = torch.zeros(4, dtype=torch.int64), torch.eye(4)
+    options = Options("label_relaxation", 0.1, "mean", -1, -100, None, inplace=True)
+    for z, target in ((one.half(), y), (torch.zeros(1, 4).expand(4, 4), y), (one, one)):
+        messages = []
+        for compute in (_native.loss, launch.loss):
+            try:
+                messages.append(str(compute(z, target, options, 1.0)))
+            except (TypeError, ValueError) as error:
+                messages.append(repr(error))
+        if messages[0] != messages[1] or "inplace" not in messages[1]:
+            yield f"in place: {messages}"
+
+
 def main() -> None:
     device = sys.argv[1] if sys.argv[1:] else "cpu"
     part, parts = map(int, sys.argv[2:4]) if sys.argv[2:] else (0, 1)
@@ -302,6 +317,7 @@ def main() -> None:
     launch.MOST_WARPS = most_warps
     for columns in (0, 1) if part == 0 else ():
         failed += errors_of_invalid_targets(columns, device)
+    failed += errors_of_refusals()
     for error in failed[:10]:
         print(error)
     print(f"{n_cases} cases, {len(failed)} errors")

@@ -5,7 +5,6 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -38,6 +37,26 @@ class Tile(NamedTuple):
     warps: int
 
 
+# Triton's own functions for these take ten microseconds, because they also work inside of kernels.
+def _cdiv(n: int, size: int) -> int:
+    return (n + size - 1) // size
+
+
+def _power_of_2(n: int) -> int:
+    """The smallest that is at least `n`. By comparisons, because the size may be a symbol in a trace."""
+    power = 2
+    while power < n:
+        power *= 2
+    return power
+
+
+def _fewer(rows: int, n_rows: int) -> int:
+    """A power of 2 that is not twice as large as `n_rows`, with one comparison if there are many."""
+    while rows > 1 and rows // 2 >= n_rows:
+        rows //= 2
+    return rows
+
+
 MOST_WARPS = 32
 """Of 32 threads: no program can have more."""
 PER_THREAD = {
@@ -57,26 +76,25 @@ def tile_of(layout: Layout, kind: str, is_double: bool) -> Tile:
     _, inner_stride, class_stride = layout.strides[0]
     most_warps = max(MOST_WARPS // 2, 1) if is_double else MOST_WARPS
     per_warp = 32 * max(PER_THREAD[kind] // (4 if is_double else 1), 1)
-    block = max(triton.next_power_of_2(layout.n_classes), 2)
-    most_rows = triton.next_power_of_2(layout.n_rows)
+    block = _power_of_2(layout.n_classes)
     if block > 128 and class_stride != 1 and inner_stride == 1:  # neighbors are in other rows
         return Tile(32, 32, False, 4)
     if block > most_warps * per_warp:
         return Tile(1, max(most_warps * per_warp // 2, 64), False, most_warps)
     if block <= 128:  # what is computed once per row takes most registers: few rows
         scores = 256 if kind == "mixtures" else 1024
-        rows = min(max((scores // 2 if is_double else scores) // block, 1), most_rows)
+        rows = _fewer(max((scores // 2 if is_double else scores) // block, 1), layout.n_rows)
         return Tile(rows, block, True, 4 if rows * block >= 128 else 1)
-    rows = min(max(per_warp // block, 1), most_rows)
+    rows = _fewer(max(per_warp // block, 1), layout.n_rows)
     return Tile(rows, block, True, max(block // per_warp, 1))
 
 
 def few_classes_tile(layout: Layout, is_double: bool) -> Tile | None:
     """The tile for few classes whose rows have no gaps between them; else None."""
-    block = max(triton.next_power_of_2(layout.n_classes), 2)
+    block = _power_of_2(layout.n_classes)
     if block > 128 or not layout.is_flat or any(s[1:] != (layout.n_classes, 1) for s in layout.strides):
         return None
-    rows = min((2048 if is_double else 4096) // block, triton.next_power_of_2(layout.n_rows))
+    rows = _fewer((2048 if is_double else 4096) // block, layout.n_rows)
     return Tile(rows, block, True, max(min(rows * block // 256, 4), 1))
 
 
@@ -116,8 +134,10 @@ def _check_in_place(input: Tensor, dense: Tensor | None) -> None:
             "Expected argument `inplace` to be False for torch.float16, "
             "whose gradient is computed again where a loss is scaled."
         )
-    repeats = torch._debug_has_internal_overlap(input) == 1
-    if repeats or (dense is not None and torch._C._overlaps(input, dense)):
+    shared = torch._debug_has_internal_overlap(input) == 1
+    if dense is not None:
+        shared |= input.untyped_storage().data_ptr() == dense.untyped_storage().data_ptr()
+    if shared:
         raise ValueError(
             "Expected argument `inplace` to be False for an `input` that shares memory, "
             "with `target` or with itself (as expanded tensors do)."
@@ -188,9 +208,9 @@ def _launch(
     elif mean and not is_dense and second is None and n_rows <= COUNTED.value:
         how = "classes"
     elif mean:
-        how, n_counts = "parts", min(PARTS.value, triton.cdiv(n_rows, 1024))
-        counts, part = new(n_counts, dtype=torch.float64), triton.cdiv(n_rows, n_counts)
-        common = {"target": target, "weight": weight, "counts": counts, "part": part, **sizes}
+        how, n_counts = "parts", min(PARTS.value, _cdiv(n_rows, 1024))
+        counts, part = new(n_counts, dtype=torch.float64), _cdiv(n_rows, n_counts)
+        common: dict[str, Any] = {"target": target, "weight": weight, "counts": counts, "part": part, **sizes}
         if is_dense:
             outer, inner, each = layout.strides[2]
             common |= {"inner": layout.inner, "FLAT": layout.is_flat, "ROWS": 8, "BLOCK": 256}
@@ -222,7 +242,7 @@ def _launch(
     few = few_classes_tile(layout, is_double) if kernel is class_kernel else None
     if few is not None:
         kernel, tile = few_classes_kernel, few
-    n_programs = triton.cdiv(n_rows, tile.rows)
+    n_programs = _cdiv(n_rows, tile.rows)
     partials, to = out, "rows" if options.reduction == "none" else "loss"
     if to == "loss" and n_programs > 1:
         to, partials = "partials", new(n_programs, dtype=torch.float64)
