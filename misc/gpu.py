@@ -243,20 +243,26 @@ def seconds_of(call: Call, loops: int, device: str) -> float:
     return (time.perf_counter() - start) / loops
 
 
-def measure(calls: dict[str, Call], device: str, seconds: float) -> dict[str, list[float]]:
-    loops = {}
+def measure(
+    calls: dict[str, Call], device: str, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """The seconds of each call, round by round, and the errors of those that fail, as for memory."""
+    loops, errors = {}, {}
     for name, call in calls.items():
-        for _ in range(3):  # compiles, and warms up
-            call()
-        loops[name] = max(1, math.ceil(0.02 / max(seconds_of(call, 2, device), 1e-6)))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    order, shuffle = list(calls), random.Random(0).shuffle
+        try:
+            for _ in range(3):  # compiles, and warms up
+                call()
+            loops[name] = max(1, math.ceil(0.02 / max(seconds_of(call, 2, device), 1e-6)))
+        except Exception:
+            errors[name] = traceback.format_exc(limit=2)
+    samples: dict[str, list[float]] = {name: [] for name in loops}
+    order, shuffle = list(loops), random.Random(0).shuffle
     deadline = time.monotonic() + seconds
     while len(samples[order[0]]) < 3 or time.monotonic() < deadline:
         shuffle(order)
         for name in order:
             samples[name].append(seconds_of(calls[name], loops[name], device))
-    return samples
+    return samples, errors
 
 
 def peak_memory(call: Call) -> int:
@@ -404,14 +410,18 @@ def measured(
 ) -> dict[str, Any]:
     made = make(shape, dtype_name, device)
     calls, size = made["calls"], made["bytes"]
-    samples = measure(calls, device, 0.0 if device == "cpu" else 1.5)
+    samples, errors = measure(calls, device, 0.0 if device == "cpu" else 1.5)
     medians = {name: statistics.median(times) for name, times in samples.items()}
     result: dict[str, Any] = {
         "milliseconds": {name: float(f"{1e3 * median:.4g}") for name, median in medians.items()},
         "gigabytes_per_second": {name: round(2 * size / median / 1e9, 1) for name, median in medians.items()},
         "targets": [],
     }
+    if errors:
+        result["errors"] = errors
     for (name, base), bound in targets.items():
+        if name in errors or base in errors:
+            continue
         ratio = statistics.median(a / b for a, b in zip(samples[name], samples[base], strict=True))
         result["targets"].append(
             {
@@ -422,7 +432,9 @@ def measured(
             }
         )
     if device == "cuda":
-        result["extra_memory"] = {name: round(peak_memory(call) / size, 3) for name, call in calls.items()}
+        result["extra_memory"] = {
+            name: round(peak_memory(call) / size, 3) for name, call in calls.items() if name not in errors
+        }
     return result
 
 
@@ -471,6 +483,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     options = arguments()
+    os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="triton-"))
     if options.wheel is not None:
         folder = tempfile.mkdtemp(prefix="lr-relax-")
         zipfile.ZipFile(options.wheel).extractall(folder)
@@ -491,7 +504,7 @@ def main() -> None:
         path.write_text(json.dumps(record, indent=1) + "\n")
     if options.only != "tests":
         record["rows"] = bench(options)
-        failed |= any("error" in row for row in record["rows"])
+        failed |= any("error" in row or "errors" in row for row in record["rows"])
         path.write_text(json.dumps(record, indent=1) + "\n")
     record["seconds"] = round(time.monotonic() - START)
     path.write_text(json.dumps(record, indent=1) + "\n")
