@@ -285,6 +285,27 @@ def errors_of_invalid_targets(columns: int, device: str) -> Iterator[str]:
                 yield f"{name}: {got.tolist()}, expected {right.tolist()} but for the first row"
 
 
+def errors_of_scales(device: str) -> Iterator[str]:
+    """A number on the device in place of one of the host, and gradients that are multiplied afterward."""
+    z, options = torch.randn(6, 200), Options("label_relaxation", 0.1, "mean", -1, -100, None)
+    for kind in ("class", "set", "distribution"):
+        target = targets(kind, 6, 200)["target"]
+        expected = compute(z, target, options, 3.0, device)[1]
+        value = on_device(torch.tensor(3.0), device)
+        got = launch.loss(on_device(z, device), on_device(target, device), options, value)[1]
+        if got is None or expected is None or not got.cpu().equal(expected):
+            yield f"multiplier on the device, {kind}"
+    for grad in (torch.randn(3, 5000), torch.randn(40, 30).half().t(), torch.randn(4, 6)[:, :3], z.double()):
+        for number in (1.0, 0.5, 3.0):
+            upstream = torch.tensor(
+                number, dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32
+            )
+            moved = on_device(grad.clone(), device)
+            got = launch.scale(moved, on_device(upstream, device))
+            if got is not moved or not moved.cpu().equal(grad * upstream.to(grad.dtype)):
+                yield f"{grad.shape} times {number}"
+
+
 def errors_of_refusals() -> Iterator[str]:
     """What cannot be overwritten is refused with the message of the kernel for the CPU."""
     y, one = torch.zeros(4, dtype=torch.int64), torch.eye(4)
@@ -317,7 +338,9 @@ def main() -> None:
     launch.MOST_WARPS = most_warps
     for columns in (0, 1) if part == 0 else ():
         failed += errors_of_invalid_targets(columns, device)
-    failed += errors_of_refusals()
+    if part == 0:
+        failed += errors_of_scales(device)
+        failed += errors_of_refusals()
     for error in failed[:10]:
         print(error)
     print(f"{n_cases} cases, {len(failed)} errors")

@@ -31,13 +31,21 @@ def supports(input: Tensor, options: Options) -> bool:
 
 
 def loss(
-    input: Tensor, target: Tensor, options: Options, upstream: float | None
+    input: Tensor, target: Tensor, options: Options, upstream: float | Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and its gradient times `upstream`, as `lr_relax._native.loss` computes them.
 
     Takes arguments that `lr_relax._arguments.check` has accepted and `supports` says there is a kernel for.
-    Nothing waits for the device: a row whose target is invalid has loss and gradient NaN.
+    `upstream` may also be a tensor of one number on the device. Nothing waits for the device: a row whose
+    target is invalid has loss and gradient NaN.
     """
     from lr_relax._triton import launch
 
     return launch.loss(input, target, options, upstream)
+
+
+def scale(grad: Tensor, upstream: Tensor) -> Tensor:
+    """`grad.mul_(upstream)`; if that is one number and it is 1, the gradient is not even read."""
+    from lr_relax._triton import launch
+
+    return launch.scale(grad, upstream)

@@ -16,6 +16,7 @@ import triton.language as tl
 from lr_relax._triton.log_odds import binary_view, focal_loss, relaxed_loss
 from lr_relax._triton.rows import (
     class_weights,
+    gradient_scale,
     is_class,
     row_numbers,
     row_offsets,
@@ -96,6 +97,7 @@ def class_kernel(
     numbers,
     weight,
     counts,
+    multiplier,
     out,
     parameter: tl.float64,
     upstream: tl.float64,
@@ -208,7 +210,7 @@ def class_kernel(
     store_losses(out, tl.where(counted, loss, 0.0), rows, exists, total, OUT)
 
     if grad is not None:
-        scale = tl.full([1], upstream / total, F)
+        scale = gradient_scale(upstream, multiplier, total, F)
         own_gradient = (own_gradient * scale)[:, None]
         a, b, c = (a * scale)[:, None], (b * scale)[:, None], (c * scale)[:, None]
         to = row_offsets(rows, inner, grad_outer, grad_inner, FLAT)

@@ -13,7 +13,14 @@ import triton
 import triton.language as tl
 
 from lr_relax._triton.classes import weights_of_columns, without_infinity
-from lr_relax._triton.rows import row_numbers, row_offsets, store_losses, tile_offsets, total_weight
+from lr_relax._triton.rows import (
+    gradient_scale,
+    row_numbers,
+    row_offsets,
+    store_losses,
+    tile_offsets,
+    total_weight,
+)
 
 
 @triton.jit
@@ -53,6 +60,7 @@ def distribution_kernel(
     numbers,
     weight,
     counts,
+    multiplier,
     out,
     parameter: tl.float64,
     upstream: tl.float64,
@@ -174,7 +182,7 @@ def distribution_kernel(
     some = (rest > 0) & (free > 0)
     spread = tl.where(some, rest * tl.log(tl.where(some, rest * whole / free, 1.0)), 0.0)
     constant = tl.log(keep) + tl.log(whole)
-    scale = row_weight * tl.full([1], upstream / total, F)
+    scale = row_weight * gradient_scale(upstream, multiplier, total, F)
     own = (scale / whole)[:, None]
     shrink = (scale * (1.0 / whole - level))[:, None]
     pull = (scale * keep)[:, None]

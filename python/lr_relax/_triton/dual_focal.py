@@ -12,6 +12,7 @@ from lr_relax._triton.classes import without_infinity
 from lr_relax._triton.log_odds import binary_view
 from lr_relax._triton.rows import (
     class_weights,
+    gradient_scale,
     is_class,
     row_offsets,
     store_losses,
@@ -27,6 +28,7 @@ def dual_focal_kernel(
     target,
     weight,
     counts,
+    multiplier,
     out,
     parameter: tl.float64,
     upstream: tl.float64,
@@ -116,7 +118,7 @@ def dual_focal_kernel(
     store_losses(out, tl.where(counted, loss, 0.0), rows, exists, total, OUT)
 
     if grad is not None:
-        factor = own_weight * tl.full([1], upstream / total, F)
+        factor = own_weight * gradient_scale(upstream, multiplier, total, F)
         gap = u * (p_ln_p - next_ln_p)
         of_others = (factor * scale * (power + gap))[:, None]
         of_own = (factor * (gamma * power * p_ln_p - power * q))[:, None]

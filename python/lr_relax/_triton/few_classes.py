@@ -16,6 +16,7 @@ from lr_relax._triton.classes import (
 )
 from lr_relax._triton.rows import (
     class_weights,
+    gradient_scale,
     is_class,
     row_numbers,
     store_losses,
@@ -31,6 +32,7 @@ def few_classes_kernel(
     numbers,
     weight,
     counts,
+    multiplier,
     out,
     parameter: tl.float64,
     upstream: tl.float64,
@@ -89,7 +91,7 @@ def few_classes_kernel(
     store_losses(out, tl.where(counted, loss, 0.0), rows, exists, total, OUT)
 
     if grad is not None:
-        scale = tl.full([1], upstream / total, F)
+        scale = gradient_scale(upstream, multiplier, total, F)
         a, b, c = (a * scale)[None, :], (b * scale)[None, :], (c * scale)[None, :]
         g = tl.where(is_own, (own_gradient * scale)[None, :], class_gradient(x, e, weights, a, b, c, LOSS))
         g = tl.where(counted[None, :], g, 0.0).to(grad.dtype.element_ty)

@@ -13,6 +13,7 @@ from lr_relax._triton.classes import class_kernel
 from lr_relax._triton.distributions import distribution_kernel
 from lr_relax._triton.dual_focal import dual_focal_kernel
 from lr_relax._triton.few_classes import few_classes_kernel
+from lr_relax._triton.gradients import scale_kernel
 from lr_relax._triton.layouts import Layout, rows_of
 from lr_relax._triton.mixtures import mixture_kernel
 from lr_relax._triton.reductions import (
@@ -62,6 +63,7 @@ MOST_WARPS = 32
 PER_THREAD = {
     "classes": 32,
     "sums": 16,
+    "dual_focal": 8,
     "sets": 16,
     "mixtures": 16,
     "distributions": 8,
@@ -78,7 +80,7 @@ def tile_of(layout: Layout, kind: str, is_double: bool) -> Tile:
     per_warp = 32 * max(PER_THREAD[kind] // (4 if is_double else 1), 1)
     block = _power_of_2(layout.n_classes)
     if block > 128 and class_stride != 1 and inner_stride == 1:  # neighbors are in other rows
-        return Tile(32, 32, False, 4)
+        return Tile(32, 32, False, 8)
     if block > most_warps * per_warp:
         return Tile(1, max(most_warps * per_warp // 2, 64), False, most_warps)
     if block <= 128:  # what is computed once per row takes most registers: few rows
@@ -99,7 +101,7 @@ def few_classes_tile(layout: Layout, is_double: bool) -> Tile | None:
 
 
 def loss(
-    input: Tensor, target: Tensor, options: Options, upstream: float | None
+    input: Tensor, target: Tensor, options: Options, upstream: float | Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """See `lr_relax._triton.loss`."""
     inplace = options.inplace and upstream is not None
@@ -125,6 +127,19 @@ def loss(
         input.copy_(new)
         new = None
     return value, new
+
+
+def scale(grad: Tensor, upstream: Tensor) -> Tensor:
+    """See `lr_relax._triton.scale`."""
+    is_dense = torch._debug_has_internal_overlap(grad) == 0  # 1 if it repeats elements, 2 with gaps
+    if upstream.dim() > 0 or not is_dense or grad.numel() == 0:
+        return grad.mul_(upstream)
+    n, block = grad.numel(), 4096
+    n_programs = min(_cdiv(n, block), 2048)
+    arguments = {"grad": grad, "upstream": upstream, "n": n, "step": n_programs * block, "BLOCK": block}
+    with _on(grad.device):
+        run(scale_kernel, n_programs, 4, arguments)
+    return grad
 
 
 def _check_in_place(input: Tensor, dense: Tensor | None) -> None:
@@ -176,7 +191,7 @@ def _launch(
     grad: Tensor | None,
     target: Tensor,
     options: Options,
-    upstream: float | None,
+    upstream: float | Tensor | None,
     layout: Layout,
 ) -> Tensor:
     n_rows, n_classes = layout.n_rows, layout.n_classes
@@ -230,7 +245,7 @@ def _launch(
     elif is_dense:
         kernel, kind = distribution_kernel, "distributions"
     elif options.loss == "dual_focal":
-        kernel, kind = dual_focal_kernel, "sums"
+        kernel, kind = dual_focal_kernel, "dual_focal"
     else:
         kernel, kind = (class_kernel, "classes") if second is None else (mixture_kernel, "mixtures")
     name = options.loss
@@ -261,7 +276,8 @@ def _launch(
         "out": partials,
         "parameter": number,
         "share": share,
-        "upstream": 1.0 if upstream is None else upstream,
+        "upstream": upstream if isinstance(upstream, float) else 1.0,
+        "multiplier": upstream if isinstance(upstream, Tensor) else None,
         "tolerance": 1e-2 if target.dtype in (torch.float16, torch.bfloat16) else 5e-3,
         "inner": layout.inner,
         "number_stride": number_stride,

@@ -12,6 +12,7 @@ from lr_relax._triton.classes import without_infinity
 from lr_relax._triton.log_odds import binary_view, ln_add, relaxed_loss
 from lr_relax._triton.rows import (
     class_weights,
+    gradient_scale,
     is_class,
     row_numbers,
     row_offsets,
@@ -66,6 +67,7 @@ def mixture_kernel(
     shares,
     weight,
     counts,
+    multiplier,
     out,
     parameter: tl.float64,
     share: tl.float64,
@@ -167,7 +169,7 @@ def mixture_kernel(
     store_losses(out, tl.where(counted, loss, 0.0), rows, exists, total, OUT)
 
     if grad is not None:
-        scale = row_weight * tl.full([1], upstream / total, F)
+        scale = row_weight * gradient_scale(upstream, multiplier, total, F)
         slope_a, slope_b = (slope_a * scale)[:, None], (slope_b * scale)[:, None]
         slope = tl.where(slope == 0, 0.0, slope * scale / others)[:, None]
         to = row_offsets(rows, inner, grad_outer, grad_inner, FLAT)

@@ -76,6 +76,15 @@ def total_weight(
 
 
 @triton.jit
+def gradient_scale(upstream, multiplier, total, F: tl.constexpr):
+    """The factor of the gradient; the multiplier is a number on the device."""
+    if multiplier is None:
+        return tl.full([1], upstream / total, F)
+    else:
+        return tl.full([1], upstream * tl.load(multiplier).to(tl.float64) / total, F)
+
+
+@triton.jit
 def store_losses(out, losses, rows, exists, total, OUT: tl.constexpr):
     """Stores losses, their sum, or, from the only program, the reduced loss."""
     if OUT == "rows":

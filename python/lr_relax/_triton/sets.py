@@ -9,7 +9,14 @@ import triton.language as tl
 
 from lr_relax._triton.classes import weights_of_columns, without_infinity
 from lr_relax._triton.log_odds import binary_view, relaxed_loss
-from lr_relax._triton.rows import row_numbers, row_offsets, store_losses, tile_offsets, total_weight
+from lr_relax._triton.rows import (
+    gradient_scale,
+    row_numbers,
+    row_offsets,
+    store_losses,
+    tile_offsets,
+    total_weight,
+)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_counts"])
@@ -20,6 +27,7 @@ def set_kernel(
     numbers,
     weight,
     counts,
+    multiplier,
     out,
     parameter: tl.float64,
     upstream: tl.float64,
@@ -118,7 +126,7 @@ def set_kernel(
     store_losses(out, loss, rows, exists, total, OUT)
 
     if grad is not None:
-        excess = tl.where(is_all, 0.0, excess * row_weight * tl.full([1], upstream / total, F))
+        excess = tl.where(is_all, 0.0, excess * row_weight * gradient_scale(upstream, multiplier, total, F))
         # Where every class of the set has underflowed, the projection divides the set evenly.
         nothing = own == 0
         up = tl.where(excess == 0, 0.0, excess / others)[:, None]

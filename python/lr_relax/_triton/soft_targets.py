@@ -14,7 +14,7 @@ import triton.language as tl
 from lr_relax._triton.classes import weights_of_columns, without_infinity
 from lr_relax._triton.distributions import load_target
 from lr_relax._triton.log_odds import ln_1p
-from lr_relax._triton.rows import row_offsets, store_losses, tile_offsets
+from lr_relax._triton.rows import gradient_scale, row_offsets, store_losses, tile_offsets
 
 
 @triton.jit
@@ -53,6 +53,7 @@ def soft_target_kernel(
     grad,
     target,
     weight,
+    multiplier,
     out,
     parameter: tl.float64,
     upstream: tl.float64,
@@ -176,7 +177,7 @@ def soft_target_kernel(
     store_losses(out, tl.where(valid, value, float("nan")), rows, exists, divisor, OUT)
 
     if grad is not None:
-        scale = tl.full([1], upstream / divisor, F)
+        scale = gradient_scale(upstream, multiplier, divisor, F)
         to = row_offsets(rows, inner, grad_outer, grad_inner, FLAT)
         if SINGLE:
             g = soft_gradient(
