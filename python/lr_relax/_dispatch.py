@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from lr_relax import _formulas, _fused, _native, _operators
+from lr_relax import _formulas, _fused, _native, _operators, _triton
 from lr_relax._arguments import broadcasts, check
 from lr_relax._options import Options
 
@@ -24,9 +24,13 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
             return _formulas.loss(input, target, options)
     if not is_native:
         check(input, target, options)
-        if _is_compiled(input) and not _wants_gradient(options.parameter):
+        has_kernel = input.is_cpu or _triton.supports(input, options)
+        if not has_kernel or _wants_gradient(options.parameter):
+            return _formulas.loss(input, target, options)
+        if _is_compiled(input):
             return _operators.loss(input, target, options)
-        return _formulas.loss(input, target, options)
+        if input.is_cpu or not _is_eager(input):
+            return _formulas.loss(input, target, options)
     if input.requires_grad and torch.is_grad_enabled():
         if options.inplace is True and (input.is_leaf or (input._is_view() and _is_leaf(input._base))):
             raise ValueError(
@@ -34,7 +38,7 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
                 "or a view of one, whose values the gradient would replace."
             )
         return _fused.apply(input, target, options)  # type: ignore[no-any-return, no-untyped-call]
-    return _native.loss(input, target, options, None)[0]
+    return (_native.loss if is_native else _fused.compute)(input, target, options, None)[0]
 
 
 def uniform_penalty(input: Tensor, target: Tensor, options: Options) -> Tensor:
@@ -84,24 +88,27 @@ def _wants_gradient(parameter: Any) -> bool:
 
 
 def _is_compiled(input: Tensor) -> bool:
-    """Whether to call the kernel as an operator: in graphs with CPU tensors, except for transforms."""
+    """Whether to call a kernel as an operator: in compiled and exported graphs, except for transforms."""
     return (
         torch.compiler.is_compiling()
         and (type(input) in _TENSORS or torch.compiler.is_exporting())  # in export, inputs have other types
-        and input.is_cpu
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
 
 
-def runs_natively(input: Any) -> bool:
-    """Whether to call the kernel: for a plain CPU tensor, if nothing traces the call."""
+def _is_eager(input: Any) -> bool:
+    """Whether this is a plain tensor, and nothing traces the call."""
     return (
         type(input) in _TENSORS
-        and input.is_cpu
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._get_tracing_state() is None
     )
+
+
+def runs_natively(input: Any) -> bool:
+    """Whether to call the kernel for the CPU."""
+    return _is_eager(input) and input.is_cpu

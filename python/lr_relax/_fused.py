@@ -6,27 +6,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lr_relax import _formulas, _native
+from lr_relax import _formulas, _native, _triton
 from lr_relax._options import Options
 
 
+def compute(
+    input: Tensor, target: Tensor, options: Options, upstream: float | Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The loss, and its gradient times `upstream`, with the kernel for the device."""
+    if input.is_cpu:
+        return _native.loss(input, target, options, upstream)  # type: ignore[arg-type]
+    return _triton.loss(input, target, options, upstream)
+
+
 class _Loss(torch.autograd.Function):
-    """Computes loss and gradient in one native call; backward returns the stored gradient.
+    """Computes loss and gradient in one call; backward returns the stored gradient.
 
     The classic form of a Function (ctx in forward) is the fastest that torch offers from Python. It cannot be
-    traced; calls that trace use the formulas.
+    traced.
     """
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor, options: Options) -> Tensor:
-        loss, grad = _native.loss(input, target, options, 1.0)
+        loss, grad = (_native.loss if input.is_cpu else compute)(input, target, options, 1.0)
         if grad is None:  # it overwrote the input: torch must notice if another operator saved that
             torch.autograd.graph.increment_version(input)
             grad = input.detach()
         # Only a second derivative, or the loss scale of float16, needs the arguments again. Otherwise they
         # may change, as after `F.cross_entropy`, so only hooks (checkpoints, offloading) get them to save.
         if _top_hooks(True) is None:
-            ctx.arguments = input, target, options, input._version + target._version + _version(options)
+            version = input._version + target._version + _version(options)
+            ctx.arguments = input, target, options, version
             ctx.save_for_backward(grad)
         else:
             ctx.arguments = None, None, options, None
@@ -41,7 +51,7 @@ class _Loss(torch.autograd.Function):
             input, target, options = _again(ctx.arguments, saved)
             loss = _formulas.loss(input, target, options)
             return torch.autograd.grad(loss, input, upstream, create_graph=True)[0], None, None
-        if keeps or _native.scalar(upstream) != 1.0:
+        if keeps or not grad.is_cpu or _native.scalar(upstream) != 1.0:
             dim = ctx.arguments[2].dim
             grad = scaled(grad, upstream, dim, keeps, lambda: _again(ctx.arguments, saved))
         if not keeps:
@@ -57,19 +67,22 @@ def scaled(
     arguments: Callable[[], tuple[Tensor, Tensor, Options]],
 ) -> Tensor:
     """The stored gradient times the upstream. `arguments` are those of the loss, for float16."""
-    scale = _native.scalar(upstream)
-    if scale is None:  # one number per row, or a batch of upstreams (is_grads_batched)
+    is_batched = _is_batched(upstream)
+    if upstream.dim() > 0 or is_batched:  # one number per row, or a batch of upstreams (is_grads_batched)
         upstream = upstream.unsqueeze(dim) if upstream.dim() > 0 else upstream
-        owned = not keeps and not _is_batched(upstream)
-        return grad.mul_(upstream) if owned else grad * upstream
+        return grad * upstream if keeps or is_batched else grad.mul_(upstream)
     if keeps:  # another backward will use the same gradient
-        return grad * scale
-    if scale != 1.0 and grad.dtype == torch.float16:
+        return grad * upstream
+    # On another device, the host does not know the number, and does not wait for it.
+    scale = float(upstream) if grad.is_cpu else upstream
+    if grad.is_cpu and scale == 1.0:
+        return grad
+    if grad.dtype == torch.float16:
         # The scale must enter before rounding: small gradients of the mean would be 0 already.
-        again = _native.loss(*arguments(), scale)[1]
+        again = compute(*arguments(), scale)[1]
         assert again is not None
         return again
-    return grad if scale == 1.0 else grad.mul_(scale)
+    return grad.mul_(scale) if grad.is_cpu else _triton.scale(grad, upstream)
 
 
 def _version(options: Options) -> int:

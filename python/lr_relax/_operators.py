@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lr_relax import _native
-from lr_relax._fused import keeps_graph, scaled
+from lr_relax._fused import compute, keeps_graph, scaled
 from lr_relax._options import Options
 
 _LIBRARY = torch.library.Library("lr_relax", "DEF")  # type: ignore[no-untyped-call]
@@ -23,7 +22,7 @@ for _schema in (
     f"loss(Tensor input, Tensor target, {_ARGUMENTS}, bool wants_gradient) -> (Tensor, Tensor)",
     f"gradient(Tensor memory, Tensor upstream, Tensor input, Tensor target, {_ARGUMENTS}) -> Tensor",
 ):
-    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
+    _LIBRARY.define(_schema, tags=torch.Tag.cudagraph_unsafe)  # type: ignore[no-untyped-call]
 
 
 def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
@@ -72,7 +71,7 @@ def _to_options(
 
 def _loss(input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *arguments, wants_gradient = arguments  # type: ignore[assignment]
-    loss, grad = _native.loss(input, target, _to_options(*arguments), 1.0 if wants_gradient else None)
+    loss, grad = compute(input, target, _to_options(*arguments), 1.0 if wants_gradient else None)
     return loss, input.new_empty(0) if grad is None else grad.contiguous().as_strided((0,), (1,))
 
 
@@ -88,7 +87,7 @@ def _gradient(memory: Tensor, upstream: Tensor, input: Tensor, target: Tensor, *
     options, storage = _to_options(*arguments), memory.untyped_storage()
     grad: Tensor | None
     if storage.nbytes() < input.numel() * input.element_size():  # hooks on saved tensors copied nothing
-        grad = _native.loss(input, target, options, 1.0)[1]
+        grad = compute(input, target, options, 1.0)[1]
         assert grad is not None
         grad = grad.contiguous()
     else:
@@ -115,8 +114,9 @@ def _backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return grad, *[None] * (len(arguments) + 2)
 
 
-_LIBRARY.impl("loss", _loss, "CPU")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("gradient", _gradient, "CPU")  # type: ignore[no-untyped-call]
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("loss", _loss, _device)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl("gradient", _gradient, _device)  # type: ignore[no-untyped-call]
 torch.library.register_fake("lr_relax::loss", _loss_fake, lib=_LIBRARY)
 torch.library.register_fake("lr_relax::gradient", _gradient_fake, lib=_LIBRARY)
 torch.library.register_autograd("lr_relax::loss", _backward, setup_context=_save, lib=_LIBRARY)

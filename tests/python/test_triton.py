@@ -38,6 +38,12 @@ def test_interpreted_kernels_agree_with_those_of_the_cpu() -> None:
 
 
 @NEEDS_TRITON
+def test_losses_of_tensors_on_a_gpu_call_the_kernels() -> None:
+    out = output_of(str(ROOT / "tests" / "python" / "triton_device.py"), TRITON_INTERPRET="1")
+    assert int(out.split()[0]) == 54, out
+
+
+@NEEDS_TRITON
 def test_compiled_kernels_spill_no_registers_and_read_scores_once(tmp_path: Path) -> None:
     script = str(ROOT / "misc" / "benchmarks" / "triton_variants.py")
     out = output_of(script, "--quick", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
