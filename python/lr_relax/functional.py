@@ -81,7 +81,7 @@ def label_relaxation_loss(
         inplace: Whether to write the gradient over `input`, which saves its memory. The logits are lost:
             autograd raises an error if another operator needs them, and there is no second derivative. Not
             possible for leaves, float16, and tensors that share memory. Has no effect if no gradient is
-            computed or no kernel is used (other devices, tracing).
+            computed, in compiled graphs, and where no kernel is used.
         uniform_penalty: A factor b. Outside the set, ``b * (1 - alpha - p[target]) * KL(u || p)`` is added,
             where u is the smoothed target: ``1 - alpha`` for the class, ``alpha / (C - 1)`` for each other
             class. For class indices and alpha > 0 only. An option of the paper's TensorFlow code; it has no
@@ -98,7 +98,7 @@ def label_relaxation_loss(
         TypeError: If an argument has a wrong type or is not on the device of `input`.
         IndexError: If a class index is out of range. The message names the first one.
 
-        Values in tensors are checked on the CPU, unless the call is traced.
+        Values in tensors are checked on the CPU, except under `torch.func`.
 
     Source: Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021, eq. 5-7; sets as in
     Lienen & Hüllermeier, "Mitigating Label Noise through Data Ambiguation", AAAI 2024.
@@ -206,7 +206,7 @@ def binary_label_relaxation_loss(
         ValueError: If `alpha`, `reduction` or a shape is wrong, or if `target` holds another number.
         TypeError: If an argument has a wrong type or is not on the device of `input`.
 
-        The numbers in `target` are checked on the CPU, unless the call is traced. Elsewhere, the loss of
+        The numbers in `target` are checked on the CPU, except under `torch.func`. Elsewhere, the loss of
         another number than 0 and 1 is NaN.
 
     Source: Lienen & Hüllermeier, AAAI 2021, eq. 5-7, for two classes.
