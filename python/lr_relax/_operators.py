@@ -13,16 +13,12 @@ from torch import Tensor
 from lr_relax._fused import compute, keeps_graph, scaled
 from lr_relax._options import Options
 
-_LIBRARY = torch.library.Library("lr_relax", "DEF")  # type: ignore[no-untyped-call]
 _ARGUMENTS = (
     "str name, float parameter, Tensor? alphas, str reduction, int dim, int ignore_index, Tensor? weight, "
     "bool from_logits, Tensor? target_b, float? share, Tensor? shares"
 )
-for _schema in (
-    f"loss(Tensor input, Tensor target, {_ARGUMENTS}, bool wants_gradient) -> (Tensor, Tensor)",
-    f"gradient(Tensor memory, Tensor upstream, Tensor input, Tensor target, {_ARGUMENTS}) -> Tensor",
-):
-    _LIBRARY.define(_schema, tags=torch.Tag.cudagraph_unsafe)  # type: ignore[no-untyped-call]
+_LOSS = f"(Tensor input, Tensor target, {_ARGUMENTS}, bool wants_gradient) -> (Tensor, Tensor)"
+_GRADIENT = f"(Tensor memory, Tensor upstream, Tensor input, Tensor target, {_ARGUMENTS}) -> Tensor"
 
 
 def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
@@ -114,9 +110,12 @@ def _backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return grad, *[None] * (len(arguments) + 2)
 
 
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("loss", _loss, _device)  # type: ignore[no-untyped-call]
-    _LIBRARY.impl("gradient", _gradient, _device)  # type: ignore[no-untyped-call]
-torch.library.register_fake("lr_relax::loss", _loss_fake, lib=_LIBRARY)
-torch.library.register_fake("lr_relax::gradient", _gradient_fake, lib=_LIBRARY)
-torch.library.register_autograd("lr_relax::loss", _backward, setup_context=_save, lib=_LIBRARY)
+if not hasattr(torch.ops.lr_relax, "loss"):  # where this module is imported again, they are still there
+    for _name, _schema, _compute, _fake in (
+        ("lr_relax::loss", _LOSS, _loss, _loss_fake),
+        ("lr_relax::gradient", _GRADIENT, _gradient, _gradient_fake),
+    ):
+        torch.library.define(_name, _schema, tags=torch.Tag.cudagraph_unsafe)
+        torch.library.impl(_name, ("cpu", "cuda"), _compute)
+        torch.library.register_fake(_name, _fake)
+    torch.library.register_autograd("lr_relax::loss", _backward, setup_context=_save)

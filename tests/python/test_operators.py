@@ -1,5 +1,6 @@
 """Compiled and exported graphs, which call the kernels as operators of PyTorch."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -142,6 +143,12 @@ def test_transforms_are_compiled_with_the_formulas() -> None:
     z = logits().detach()
     compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(z), compute(z))
+
+
+def test_the_package_may_be_imported_again() -> None:
+    importlib.reload(_operators)
+    compiled = torch.compile(CASES["class"], fullgraph=True, backend="aot_eager")
+    assert compiled(logits()).equal(CASES["class"](logits()))
 
 
 def test_exported_programs_call_the_operator() -> None:
