@@ -4,7 +4,6 @@ One file per idea, as in src/kernels/losses: what is exact there is exact here, 
 float32.
 """
 
-import functools
 import importlib.util
 
 import torch
@@ -13,10 +12,7 @@ from torch import Tensor
 from lr_relax._options import SOFT, Options
 
 
-@functools.cache
-def is_available() -> bool:
-    """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+IS_AVAILABLE = importlib.util.find_spec("triton") is not None
 
 
 def supports(input: Tensor, options: Options) -> bool:
@@ -27,7 +23,7 @@ def supports(input: Tensor, options: Options) -> bool:
     """
     is_known = options.loss in ("label_relaxation", "dual_focal", *SOFT) and options.from_logits
     is_exotic = torch.version.hip is not None and input.dtype == torch.float64
-    return is_known and input.is_cuda and not is_exotic and is_available()
+    return is_known and input.is_cuda and not is_exotic and IS_AVAILABLE
 
 
 def loss(

@@ -1,6 +1,6 @@
 """How often confidence intervals of calibration errors hold the error of the population.
 
-    nice python misc/benchmarks/coverage.py [--quick] [--record FILE]
+    nice python misc/benchmarks/interval_coverage.py [--quick] [--record FILE]
 
 Each case draws samples from a population of known calibration error. The confidences are the highest
 probabilities of normal logits, and a prediction is correct with the probability of the true model. The
