@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lr_relax._options import SOFT, Options
 
-
 IS_AVAILABLE = importlib.util.find_spec("triton") is not None
 
 
