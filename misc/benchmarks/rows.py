@@ -86,7 +86,7 @@ def step(loss: Loss) -> Contender:
 
 def compiled(loss: Loss) -> Contender:
     """A compiled loss, forward and backward; compiled by the first call."""
-    return step(torch.compile(loss, fullgraph=True))
+    return step(torch.compile(loss, fullgraph=True, dynamic=False))
 
 
 def first_target(loss: Loss) -> Loss:
