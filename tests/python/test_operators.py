@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from lr_relax import LabelRelaxationLoss, _operators, functional
+from lr_relax import LabelRelaxationLoss, _operators, _triton, functional
 from lr_relax._options import Options
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 N, C = 6, 5
@@ -81,6 +82,23 @@ def test_the_graph_holds_the_operator_alone(name: str) -> None:
 
     torch.compile(CASES[name], fullgraph=True, backend=backend)(logits())
     assert torch.ops.lr_relax.loss in [getattr(op, "overloadpacket", op) for op in graphs[0]]
+
+
+@pytest.mark.skipif(not _triton.IS_AVAILABLE, reason="needs Triton, which comes with torch on Linux")
+def test_graphs_of_cuda_tensors_hold_the_operator() -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(str(graph.graph))
+        return graph
+
+    with FakeTensorMode():
+        z, y = torch.empty(N, C, device="cuda", requires_grad=True), torch.empty(N, device="cuda").long()
+        for loss in (functional.label_relaxation_loss, functional.focal_loss):
+            value = torch.compile(loss, fullgraph=True, backend=backend)(z, y)
+            assert value.device.type == "cuda"
+            assert value.requires_grad
+            assert "torch.ops.lr_relax.loss" in graphs[-1]
 
 
 def test_inductor_and_dynamic_shapes() -> None:
