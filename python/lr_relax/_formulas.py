@@ -393,7 +393,8 @@ class _Sloped(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return None, None, None, None, None
-        tensors, slopes = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        saved = ctx.saved_tensors  # may be unpacked once, under checkpoints
+        tensors, slopes = saved[:5], saved[5:]
         if torch.is_grad_enabled():  # the slopes must have derivatives themselves
             inputs = [n if t is None else t for t, n in zip(tensors, ctx.numbers, strict=True)]
             slopes = _Sloped.forward(*inputs)[1:]

@@ -70,18 +70,18 @@ def scaled(
     is_batched = _is_batched(upstream)
     if upstream.dim() > 0 or is_batched:  # one number per row, or a batch of upstreams (is_grads_batched)
         upstream = upstream.unsqueeze(dim) if upstream.dim() > 0 else upstream
-        return grad * upstream if keeps or is_batched else grad.mul_(upstream)
-    if keeps:  # another backward will use the same gradient
-        return grad * upstream
+        return (grad * upstream).to(grad.dtype) if keeps or is_batched else grad.mul_(upstream)
     # On another device, the host does not know the number, and does not wait for it.
     scale = float(upstream) if grad.is_cpu else upstream
     if grad.is_cpu and scale == 1.0:
-        return grad
+        return grad.clone() if keeps else grad
     if grad.dtype == torch.float16:
         # The scale must enter before rounding: small gradients of the mean would be 0 already.
         again = compute(*arguments(), scale)[1]
         assert again is not None
         return again
+    if keeps:  # another backward will use the same gradient
+        return grad * upstream
     return grad.mul_(scale) if grad.is_cpu else _triton.scale(grad, upstream)
 
 

@@ -1,15 +1,18 @@
 """The kernels as operators of PyTorch, which compiled and exported graphs call.
 
 `lr_relax::loss` also computes the gradient, and returns an empty tensor that owns its memory. From that,
-`lr_relax::gradient` makes the gradient in `backward`. Nothing is copied, and for the compiler no tensor is
-written twice or returned by two operators.
+`lr_relax::gradient` makes the gradient in `backward`, without copying it. The memory is handed out once. A
+compiler merges equal operators, so that two gradients may ask for the same memory, and hooks on saved tensors
+may replace the tensor: then the gradient is computed again.
 """
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lr_relax import _formulas
 from lr_relax._fused import compute, keeps_graph, scaled
 from lr_relax._options import Options
 
@@ -19,6 +22,10 @@ _ARGUMENTS = (
 )
 _LOSS = f"(Tensor input, Tensor target, {_ARGUMENTS}, bool wants_gradient) -> (Tensor, Tensor)"
 _GRADIENT = f"(Tensor memory, Tensor upstream, Tensor input, Tensor target, {_ARGUMENTS}) -> Tensor"
+
+
+_unused: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+"""The memory of gradients that has not been handed out."""
 
 
 def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
@@ -68,7 +75,11 @@ def _to_options(
 def _loss(input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *arguments, wants_gradient = arguments  # type: ignore[assignment]
     loss, grad = compute(input, target, _to_options(*arguments), 1.0 if wants_gradient else None)
-    return loss, input.new_empty(0) if grad is None else grad.contiguous().as_strided((0,), (1,))
+    if grad is None:
+        return loss, input.new_empty(0)
+    grad = grad.contiguous()
+    _unused.add(grad.untyped_storage())
+    return loss, grad.as_strided((0,), (1,))
 
 
 def _loss_fake(input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -80,15 +91,17 @@ def _loss_fake(input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, 
 
 
 def _gradient(memory: Tensor, upstream: Tensor, input: Tensor, target: Tensor, *arguments: Any) -> Tensor:
-    options, storage = _to_options(*arguments), memory.untyped_storage()
+    options, storage, keeps = _to_options(*arguments), memory.untyped_storage(), keeps_graph()
     grad: Tensor | None
-    if storage.nbytes() < input.numel() * input.element_size():  # hooks on saved tensors copied nothing
+    if storage in _unused:
+        grad = input.new_empty(0).set_(storage, 0, input.shape)  # type: ignore[call-overload]
+        if not keeps:
+            _unused.discard(storage)
+    else:
         grad = compute(input, target, options, 1.0)[1]
         assert grad is not None
         grad = grad.contiguous()
-    else:
-        grad = input.new_empty(0).set_(storage, 0, input.shape)  # type: ignore[call-overload]
-    return scaled(grad, upstream, options.dim, keeps_graph(), lambda: (input, target, options))
+    return scaled(grad, upstream, options.dim, keeps, lambda: (input, target, options))
 
 
 def _gradient_fake(memory: Tensor, upstream: Tensor, input: Tensor, *others: Any) -> Tensor:
@@ -106,7 +119,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     memory, input, target, *tensors = ctx.saved_tensors
     arguments = [x if x is not None else y for x, y in zip(tensors, ctx.arguments, strict=True)]
-    grad: Tensor = torch.ops.lr_relax.gradient(memory, upstream, input, target, *arguments)
+    if torch.is_grad_enabled():  # create_graph: the gradient must have a gradient itself
+        loss = _formulas.loss(input, target, _to_options(*arguments))
+        (grad,) = torch.autograd.grad(loss, input, upstream, create_graph=True)
+        return grad, *[None] * (len(arguments) + 2)
+    grad = torch.ops.lr_relax.gradient(memory, upstream, input, target, *arguments)
     return grad, *[None] * (len(arguments) + 2)
 
 

@@ -23,7 +23,7 @@ PYTHON = {
     "losses": ["functional", "_arguments", "_options"],
     "functional": ["_dispatch", "_arguments", "_options"],
     "_dispatch": ["_operators", "_fused", "_native", "_triton", "_formulas", "_arguments", "_options"],
-    "_operators": ["_fused", "_options"],
+    "_operators": ["_fused", "_formulas", "_options"],
     "_fused": ["_native", "_triton", "_formulas", "_options"],
     "metrics": ["_native", "metrics", "plots", "_arguments", "_dispatch", "_warnings"],
     "_arguments": ["_native", "_options", "_warnings"],

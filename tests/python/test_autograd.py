@@ -144,6 +144,27 @@ def test_a_checkpoint_keeps_no_logits() -> None:
     loss.backward()
 
 
+def test_a_checkpoint_of_an_alpha_with_gradient() -> None:
+    z, alpha = logits().requires_grad_(), torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+
+    def compute(z: Tensor) -> Tensor:
+        return label_relaxation_loss(z, TARGET, alpha)
+
+    expected = torch.autograd.grad(compute(z), (z, alpha))
+    got = torch.autograd.grad(checkpoint(compute, z, use_reentrant=False), (z, alpha))
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_retained_graph_in_float16_enters_the_scale_before_rounding() -> None:
+    z, y = torch.full((20_000, 2), -14.0).half(), torch.zeros(20_000, dtype=torch.int64)
+    z[:, 0] = 0.0
+    loss = label_relaxation_loss(z.requires_grad_(), y, 0.0)
+    (kept,) = torch.autograd.grad(65536 * loss, z, retain_graph=True)
+    (freed,) = torch.autograd.grad(65536 * loss, z)
+    assert kept.equal(freed)
+    assert kept.count_nonzero() == 40_000
+
+
 def test_backward_frees_the_input() -> None:
     leaf = logits().requires_grad_()
     z = 2 * leaf

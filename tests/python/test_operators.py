@@ -123,14 +123,51 @@ def test_a_retained_graph_keeps_its_gradient() -> None:
     assert torch.autograd.grad(2 * loss, z)[0].equal(2 * expected)
 
 
-def test_hooks_may_copy_what_is_saved() -> None:
+def test_equal_losses_in_a_graph_have_gradients_of_their_own() -> None:
+    """A compiler computes the loss once, but each gradient is scaled by another upstream."""
+
+    def compute(z: Tensor) -> Tensor:
+        return 2 * CASES["class"](z) + 3 * CASES["class"](z)
+
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(loss_and_gradient(compiled, logits()), loss_and_gradient(compute, logits()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_of_rows_in_half_precision(dtype: torch.dtype) -> None:
+    z, upstream = logits(dtype), torch.linspace(0.1, 1, N)
+    loss = torch.compile(lambda z: CASES["focal"](2 * z, reduction="none"), fullgraph=True)(z)
+    (first,) = torch.autograd.grad(loss, z, upstream, retain_graph=True)
+    (expected,) = torch.autograd.grad(CASES["focal"](2 * z, reduction="none"), z, upstream)
+    torch.testing.assert_close(first, expected)
+
+
+def test_hooks_may_replace_what_is_saved() -> None:
+    z, pool, used = logits(), torch.zeros(1000), [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        start, used[0] = used[0], used[0] + tensor.numel()
+        return pool[start : used[0]].view(tensor.shape).copy_(tensor)
+
+    compiled = torch.compile(CASES["class"], fullgraph=True, backend="aot_eager")
+    (expected,) = torch.autograd.grad(CASES["class"](z), z)
+    for replace in (torch.clone, pack):
+        with torch.autograd.graph.saved_tensors_hooks(replace, lambda tensor: tensor):
+            loss = compiled(z)
+        assert torch.autograd.grad(loss, z)[0].equal(expected)
+
+
+def test_second_derivatives_without_a_compiled_backward() -> None:
     z = logits()
-    with (
-        torch.autograd.graph.save_on_cpu(),
-        torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda x: x),
-    ):
-        loss = torch.compile(CASES["class"], fullgraph=True, backend="aot_eager")(z)
-    assert torch.autograd.grad(loss, z)[0].equal(torch.autograd.grad(CASES["class"](z), z)[0])
+
+    def penalty(compute: Callable[[Tensor], Tensor]) -> Tensor:
+        (grad,) = torch.autograd.grad(compute(z), z, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), z)[0]
+
+    compiled = torch.compile(CASES["class"], fullgraph=True, backend="eager")
+    torch.testing.assert_close(penalty(compiled), penalty(CASES["class"]))
 
 
 def test_layouts() -> None:
