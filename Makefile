@@ -63,7 +63,8 @@ $(TCH)/.built: $(VENV)/.installed Cargo.toml Cargo.lock build.rs $(SOURCES) $(sh
 
 # The Python code is the same on both builds: what only exercises that code runs in `make test` alone.
 TCH_TESTS := tests/python tests/replication/test_rust.py $(addprefix --ignore=tests/python/, \
-	study test_docs.py test_docstrings.py test_integrations.py test_plots.py)
+	study test_docs.py test_docstrings.py test_integrations.py test_plots.py test_triton.py test_formulas.py \
+	test_distributed.py metrics/test_device.py)
 
 test-tch: build $(TCH)/.built  ## Test the crate with tch, and the package on its build with pyo3-tch
 	cargo test --quiet --no-default-features --features tch --lib --test tensors
