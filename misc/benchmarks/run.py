@@ -68,7 +68,8 @@ def measure_time(row: Row, seconds: float, min_rounds: int) -> Samples:
     inputs = inputs_of(row)
     calls = {name: partial(contender, *inputs) for name, contender in row.contenders.items()}
     loops = dict.fromkeys(calls, 1)
-    for name, call in calls.items():  # warms up as well
+    for name, call in calls.items():
+        sample(call, 3)  # a compiled function compiles in its first calls
         while sample(call, loops[name]) * loops[name] < SAMPLE_SECONDS * 1e3:
             loops[name] *= 2
     samples: Samples = {name: [] for name in calls}

@@ -270,7 +270,8 @@ def main() -> None:
         record = RECORDS / f"triton-variants-{datetime.now(timezone.utc):%Y-%m-%d-%H%M}.json"
     if record is not None:
         versions = {"torch": torch.__version__, "triton": triton.__version__}
-        record.write_text(json.dumps({**versions, "variants": results}, indent=1) + "\n")
+        lines = ",\n".join(map(json.dumps, results))
+        record.write_text(f'{json.dumps(versions)[:-1]}, "variants": [\n{lines}\n]}}\n')
     sys.exit(bool(failed))
 
 

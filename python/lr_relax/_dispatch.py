@@ -25,11 +25,10 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
     if not is_native:
         check(input, target, options)
         has_kernel = input.is_cpu or _triton.supports(input, options)
-        if not has_kernel or _wants_gradient(options.parameter):
-            return _formulas.loss(input, target, options)
-        if _is_compiled(input):
+        has_kernel = has_kernel and not _wants_gradient(options.parameter)
+        if has_kernel and _is_compiled(input):
             return _operators.loss(input, target, options)
-        if input.is_cpu or not _is_eager(input):
+        if not has_kernel or input.is_cpu or not _is_eager(input):
             return _formulas.loss(input, target, options)
     if input.requires_grad and torch.is_grad_enabled():
         if options.inplace is True and (input.is_leaf or (input._is_view() and _is_leaf(input._base))):
@@ -38,7 +37,7 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
                 "or a view of one, whose values the gradient would replace."
             )
         return _fused.apply(input, target, options)  # type: ignore[no-any-return, no-untyped-call]
-    return (_native.loss if is_native else _fused.compute)(input, target, options, None)[0]
+    return _fused.compute(input, target, options, None)[0]
 
 
 def uniform_penalty(input: Tensor, target: Tensor, options: Options) -> Tensor:

@@ -28,7 +28,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor, options: Options) -> Tensor:
-        loss, grad = (_native.loss if input.is_cpu else compute)(input, target, options, 1.0)
+        loss, grad = compute(input, target, options, 1.0)
         if grad is None:  # it overwrote the input: torch must notice if another operator saved that
             torch.autograd.graph.increment_version(input)
             grad = input.detach()

@@ -23,7 +23,6 @@ _ARGUMENTS = (
 _LOSS = f"(Tensor input, Tensor target, {_ARGUMENTS}, bool wants_gradient) -> (Tensor, Tensor)"
 _GRADIENT = f"(Tensor memory, Tensor upstream, Tensor input, Tensor target, {_ARGUMENTS}) -> Tensor"
 
-
 _unused: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 """The memory of gradients that has not been handed out."""
 
@@ -98,7 +97,7 @@ def _gradient(memory: Tensor, upstream: Tensor, input: Tensor, target: Tensor, *
         if not keeps:
             _unused.discard(storage)
     else:
-        grad = compute(input, target, options, 1.0)[1]
+        grad, keeps = compute(input, target, options, 1.0)[1], False
         assert grad is not None
         grad = grad.contiguous()
     return scaled(grad, upstream, options.dim, keeps, lambda: (input, target, options))
@@ -122,8 +121,8 @@ def _backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # create_graph: the gradient must have a gradient itself
         loss = _formulas.loss(input, target, _to_options(*arguments))
         (grad,) = torch.autograd.grad(loss, input, upstream, create_graph=True)
-        return grad, *[None] * (len(arguments) + 2)
-    grad = torch.ops.lr_relax.gradient(memory, upstream, input, target, *arguments)
+    else:
+        grad = torch.ops.lr_relax.gradient(memory, upstream, input, target, *arguments)
     return grad, *[None] * (len(arguments) + 2)
 
 

@@ -6,24 +6,11 @@ TRITON_INTERPRET=1 python tests/python/triton_device.py
 from collections.abc import Callable
 
 import torch
+from loss_cases import CASES, C, N, Y
 from lr_relax import _operators, _triton, functional
 from lr_relax._options import Options
 from torch import Tensor
 
-Y = torch.tensor([0, 1, 4, 2, -100, 3])
-OTHER = torch.tensor([1, 1, 0, 3, 2, 2])
-SETS = torch.eye(5, dtype=torch.bool)[OTHER] | torch.eye(5, dtype=torch.bool)[2]
-SHARES = torch.randn(6, 5).softmax(1)
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "class": lambda z, **options: functional.label_relaxation_loss(z, Y, **options),
-    "set": lambda z, **options: functional.label_relaxation_loss(z, SETS, **options),
-    "distribution": lambda z, **options: functional.label_relaxation_loss(z, SHARES, **options),
-    "mixture": lambda z, **options: functional.mixup_label_relaxation_loss(z, Y, OTHER, 0.3, **options),
-    "smoothing": lambda z, **options: functional.cross_entropy_loss(z, Y, 0.1, **options),
-    "focal": lambda z, **options: functional.focal_loss(z, Y, **options),
-    "dual focal": lambda z, **options: functional.dual_focal_loss(z, Y, **options),
-    "penalty": lambda z, **options: functional.confidence_penalty_loss(z, Y, **options),
-}
 calls = 0
 
 
@@ -40,12 +27,12 @@ def results(loss: Callable[[Tensor], Tensor], z: Tensor) -> list[Tensor]:
 
 def compare(name: str, dtype: torch.dtype, reduction: str, as_operator: bool) -> None:
     def loss(z: Tensor) -> Tensor:
-        return LOSSES[name](z, reduction=reduction)
+        return CASES[name](z, reduction=reduction)
 
     def operator(z: Tensor) -> Tensor:
         return _operators.loss(z, Y, Options("label_relaxation", 0.1, reduction, -1, -100, None))  # type: ignore
 
-    z = 3 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    z = 3 * torch.randn(N, C, generator=torch.Generator().manual_seed(0))
     expected = results(loss, z.to(dtype).float())
     before = calls
     claim(True)
@@ -77,7 +64,7 @@ def counted(*arguments: object) -> object:
 if __name__ == "__main__":
     LAUNCH, _triton.loss = _triton.loss, counted  # type: ignore[assignment]
     cases = 0
-    for name in LOSSES:
+    for name in CASES.keys() - {"binary"}:  # which has no kernel
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for reduction in ("mean", "none"):
                 compare(name, dtype, reduction, False)
@@ -87,7 +74,7 @@ if __name__ == "__main__":
         compare("class", dtype, "none", True)
     # In place, with a retained graph, and a second derivative.
     claim(True)
-    leaf = torch.randn(6, 5, requires_grad=True)
+    leaf = torch.randn(N, C, requires_grad=True)
     value = functional.label_relaxation_loss(leaf, Y)
     (kept,) = torch.autograd.grad(value, leaf, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(value, leaf, torch.tensor(2.0))[0], 2 * kept)

@@ -13,6 +13,7 @@ the loop.
 import triton
 import triton.language as tl
 
+from lr_relax._triton.exponentials import without_infinity
 from lr_relax._triton.log_odds import binary_view, focal_loss, relaxed_loss
 from lr_relax._triton.rows import (
     class_weights,
@@ -23,13 +24,8 @@ from lr_relax._triton.rows import (
     store_losses,
     tile_offsets,
     total_weight,
+    weights_of_columns,
 )
-
-
-@triton.jit
-def without_infinity(top):
-    """The maximum of no or only impossible classes becomes 0, so that their exponentials are 0."""
-    return tl.where(top == -float("inf"), 0.0, top)
 
 
 @triton.jit
@@ -78,15 +74,6 @@ def class_gradient(x, e, weights, a, b, c, LOSS: tl.constexpr):
         return e * (a + b * tl.maximum(x, -1000.0))  # where p is 0, so is p ln p
     else:
         return e * a
-
-
-@triton.jit
-def weights_of_columns(weight, columns, n_classes, F: tl.constexpr):
-    """The weights of a block of classes, 0 past the end."""
-    if weight is None:
-        return tl.where(columns < n_classes, tl.full(columns.shape, 1.0, F), 0.0)
-    else:
-        return tl.load(weight + columns, mask=columns < n_classes, other=0.0).to(F)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_counts"])

@@ -12,7 +12,7 @@ each round.
 import triton
 import triton.language as tl
 
-from lr_relax._triton.classes import weights_of_columns, without_infinity
+from lr_relax._triton.exponentials import add_exponentials, without_infinity
 from lr_relax._triton.rows import (
     gradient_scale,
     row_numbers,
@@ -20,6 +20,7 @@ from lr_relax._triton.rows import (
     store_losses,
     tile_offsets,
     total_weight,
+    weights_of_columns,
 )
 
 
@@ -127,11 +128,7 @@ def distribution_kernel(
             if weight is not None:
                 weights = weights_of_columns(weight, block, n_classes, F)[None, :]
                 weighted += tl.sum(tl.reshape(t * weights, [ROWS, LANES, LANE]), 2)
-            z = tl.reshape(z, [ROWS, LANES, LANE])
-            higher = tl.maximum(maxima, tl.max(z, 2))
-            shift = without_infinity(higher)
-            wholes = wholes * tl.exp(maxima - shift) + tl.sum(tl.exp(z - shift[:, :, None]), 2)
-            maxima = higher
+            maxima, wholes = add_exponentials(maxima, wholes, tl.reshape(z, [ROWS, LANES, LANE]))
         top = without_infinity(tl.max(maxima, 1))
         whole = tl.sum(wholes * tl.exp(maxima - top[:, None]), 1)
         faults = tl.sum(negatives, 1)

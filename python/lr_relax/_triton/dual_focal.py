@@ -8,7 +8,7 @@ or without p_j if there is no such class. A row that fits a block is read once, 
 import triton
 import triton.language as tl
 
-from lr_relax._triton.classes import without_infinity
+from lr_relax._triton.exponentials import without_infinity
 from lr_relax._triton.log_odds import binary_view
 from lr_relax._triton.rows import (
     class_weights,

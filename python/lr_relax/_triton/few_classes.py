@@ -11,9 +11,8 @@ import triton.language as tl
 from lr_relax._triton.classes import (
     class_coefficients,
     class_gradient,
-    weights_of_columns,
-    without_infinity,
 )
+from lr_relax._triton.exponentials import without_infinity
 from lr_relax._triton.rows import (
     class_weights,
     gradient_scale,
@@ -21,6 +20,7 @@ from lr_relax._triton.rows import (
     row_numbers,
     store_losses,
     total_weight,
+    weights_of_columns,
 )
 
 

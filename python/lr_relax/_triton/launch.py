@@ -44,15 +44,12 @@ def _cdiv(n: int, size: int) -> int:
 
 
 def _power_of_2(n: int) -> int:
-    """The smallest that is at least `n`. By comparisons, because the size may be a symbol in a trace."""
-    power = 2
-    while power < n:
-        power *= 2
-    return power
+    """The smallest, from 2 on, that is at least `n`."""
+    return max(1 << (n - 1).bit_length(), 2)
 
 
 def _fewer(rows: int, n_rows: int) -> int:
-    """A power of 2 that is not twice as large as `n_rows`, with one comparison if there are many."""
+    """The given power of 2, or a smaller one that is not twice as large as `n_rows`."""
     while rows > 1 and rows // 2 >= n_rows:
         rows //= 2
     return rows
@@ -143,7 +140,7 @@ def scale(grad: Tensor, upstream: Tensor) -> Tensor:
 
 
 def _check_in_place(input: Tensor, dense: Tensor | None) -> None:
-    """Raise what the kernel for the CPU raises."""
+    """Raise what the kernel for the CPU raises, also for parts of one storage that do not overlap."""
     if input.dtype == torch.float16:
         raise TypeError(
             "Expected argument `inplace` to be False for torch.float16, "
@@ -180,10 +177,7 @@ def _numbers(numbers: Any, rows: Tensor) -> tuple[Tensor | None, float, int]:
 
 def run(kernel: Any, n_programs: int, warps: int, arguments: dict[str, Any]) -> None:
     """Launches a kernel with those of the arguments that it takes."""
-    used = {name: arguments[name] for name in kernel.arg_names}
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # inside of a triton_op
-        kernel = torch.library.wrap_triton(kernel)
-    kernel[(n_programs,)](**used, num_warps=warps)
+    kernel[(n_programs,)](**{name: arguments[name] for name in kernel.arg_names}, num_warps=warps)
 
 
 def _launch(

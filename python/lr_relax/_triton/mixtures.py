@@ -8,7 +8,7 @@ class.
 import triton
 import triton.language as tl
 
-from lr_relax._triton.classes import without_infinity
+from lr_relax._triton.exponentials import add_exponentials, without_infinity
 from lr_relax._triton.log_odds import binary_view, ln_add, relaxed_loss
 from lr_relax._triton.rows import (
     class_weights,
@@ -143,11 +143,7 @@ def mixture_kernel(
             pointers = input + tile_offsets(offsets, block, input_class)
             z = tl.load(pointers, mask=in_row, other=-infinity, eviction_policy="evict_last").to(F)
             z = tl.where((block[None, :] == a_column) | (block[None, :] == b_column), -infinity, z)
-            z = tl.reshape(z, [ROWS, LANES, LANE])
-            raised = tl.maximum(maxima, tl.max(z, 2))
-            shift = without_infinity(raised)
-            sums = sums * tl.exp(maxima - shift) + tl.sum(tl.exp(z - shift[:, :, None]), 2)
-            maxima = raised
+            maxima, sums = add_exponentials(maxima, sums, tl.reshape(z, [ROWS, LANES, LANE]))
         highest = tl.max(maxima, 1)
         top = without_infinity(highest)
         others = tl.sum(sums * tl.exp(maxima - top[:, None]), 1)

@@ -49,6 +49,15 @@ def class_weights(weight, y, mask, F: tl.constexpr):
 
 
 @triton.jit
+def weights_of_columns(weight, columns, n_classes, F: tl.constexpr):
+    """The weights of a block of classes, 0 past the end."""
+    if weight is None:
+        return tl.where(columns < n_classes, tl.full(columns.shape, 1.0, F), 0.0)
+    else:
+        return tl.load(weight + columns, mask=columns < n_classes, other=0.0).to(F)
+
+
+@triton.jit
 def weight_of_classes(target, weight, start, end, n_classes, ignore_index, BLOCK: tl.constexpr):
     """The sum of the weights of the rows from `start` to `end`, which are at most BLOCK."""
     rows = start + tl.arange(0, BLOCK).to(tl.int64)

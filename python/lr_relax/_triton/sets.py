@@ -7,7 +7,7 @@ other classes, is relative to its own maximum, because either may be far below t
 import triton
 import triton.language as tl
 
-from lr_relax._triton.classes import weights_of_columns, without_infinity
+from lr_relax._triton.exponentials import add_exponentials, without_infinity
 from lr_relax._triton.log_odds import binary_view, relaxed_loss
 from lr_relax._triton.rows import (
     gradient_scale,
@@ -16,6 +16,7 @@ from lr_relax._triton.rows import (
     store_losses,
     tile_offsets,
     total_weight,
+    weights_of_columns,
 )
 
 
@@ -98,14 +99,8 @@ def set_kernel(
             sizes += tl.sum(tl.reshape(t.to(tl.int32), [ROWS, LANES, LANE]), 2)
             inside = tl.reshape(tl.where(t, z, -infinity), [ROWS, LANES, LANE])
             outside = tl.reshape(tl.where(t, -infinity, z), [ROWS, LANES, LANE])
-            raised = tl.maximum(inner_tops, tl.max(inside, 2))
-            shift = without_infinity(raised)
-            owns = owns * tl.exp(inner_tops - shift) + tl.sum(tl.exp(inside - shift[:, :, None]), 2)
-            inner_tops = raised
-            raised = tl.maximum(outer_tops, tl.max(outside, 2))
-            shift = without_infinity(raised)
-            rest = rest * tl.exp(outer_tops - shift) + tl.sum(tl.exp(outside - shift[:, :, None]), 2)
-            outer_tops = raised
+            inner_tops, owns = add_exponentials(inner_tops, owns, inside)
+            outer_tops, rest = add_exponentials(outer_tops, rest, outside)
         inner_top = without_infinity(tl.max(inner_tops, 1))
         outer_top = without_infinity(tl.max(outer_tops, 1))
         own = tl.sum(owns * tl.exp(inner_tops - inner_top[:, None]), 1)

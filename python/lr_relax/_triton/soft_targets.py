@@ -11,10 +11,10 @@ classes have p_k <= 1/2. A row that fits a block is read once, a longer one thre
 import triton
 import triton.language as tl
 
-from lr_relax._triton.classes import weights_of_columns, without_infinity
 from lr_relax._triton.distributions import load_target
+from lr_relax._triton.exponentials import without_infinity
 from lr_relax._triton.log_odds import ln_1p
-from lr_relax._triton.rows import gradient_scale, row_offsets, store_losses, tile_offsets
+from lr_relax._triton.rows import gradient_scale, row_offsets, store_losses, tile_offsets, weights_of_columns
 
 
 @triton.jit
