@@ -23,10 +23,11 @@ from lr_relax import _native  # noqa: E402
 
 _native.connect(torch)  # before it is used
 
-from lr_relax import functional, losses  # noqa: E402
+from lr_relax import functional, linear, losses  # noqa: E402
 from lr_relax._native import empty_cache  # noqa: E402
 from lr_relax.ambiguation import RobustDataAmbiguationLoss  # noqa: E402
 from lr_relax.functional import *  # noqa: E402, F403
+from lr_relax.linear import *  # noqa: E402, F403
 from lr_relax.losses import *  # noqa: E402, F403
 
 __version__ = importlib.metadata.version("lr-relax")
@@ -34,3 +35,4 @@ __version__ = importlib.metadata.version("lr-relax")
 __all__ = ["RobustDataAmbiguationLoss", "__version__", "empty_cache"]
 __all__ += functional.__all__
 __all__ += losses.__all__
+__all__ += linear.__all__

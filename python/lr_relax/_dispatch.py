@@ -19,16 +19,16 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
     is_native = runs_natively(input)
     if type(options.parameter) is not float or options.lam is not None:
         options = _broadcast(options, input)
-        if is_native and _wants_gradient(options.parameter):  # of alpha, which the kernel does not compute
+        if is_native and wants_gradient(options.parameter):  # of alpha, which the kernel does not compute
             _native.check_loss(input, target, options)
             return _formulas.loss(input, target, options)
     if not is_native:
         check(input, target, options)
         has_kernel = input.is_cpu or _triton.supports(input, options)
-        has_kernel = has_kernel and not _wants_gradient(options.parameter)
-        if has_kernel and _is_compiled(input):
+        has_kernel = has_kernel and not wants_gradient(options.parameter)
+        if has_kernel and is_compiled(input):
             return _operators.loss(input, target, options)
-        if not has_kernel or input.is_cpu or not _is_eager(input):
+        if not has_kernel or input.is_cpu or not is_eager(input):
             return _formulas.loss(input, target, options)
     if input.requires_grad and torch.is_grad_enabled():
         if options.inplace is True and (input.is_leaf or (input._is_view() and _is_leaf(input._base))):
@@ -38,6 +38,23 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
             )
         return _fused.apply(input, target, options)  # type: ignore[no-any-return, no-untyped-call]
     return _fused.compute(input, target, options, None)[0]
+
+
+def with_gradient(
+    input: Tensor, target: Tensor, options: Options, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The loss and, if wanted, its gradient, outside of autograd. The arguments have been checked."""
+    if input.is_cpu or _triton.supports(input, options):
+        in_place = options.inplace and wanted and input.dtype != torch.float16
+        options = options._replace(inplace=in_place)
+        loss, grad = _fused.compute(input, target, options, 1.0 if wanted else None)
+        return loss, input if in_place else grad
+    if not wanted:
+        return _formulas.loss(input, target, options), None
+    with torch.enable_grad():
+        input = input.detach().requires_grad_()
+        loss = _formulas.loss(input, target, options)
+    return loss.detach(), torch.autograd.grad(loss.sum(), input)[0]
 
 
 def uniform_penalty(input: Tensor, target: Tensor, options: Options) -> Tensor:
@@ -82,11 +99,11 @@ def _is_leaf(base: Tensor | None) -> bool:
     return base is not None and base.is_leaf and base.requires_grad
 
 
-def _wants_gradient(parameter: Any) -> bool:
+def wants_gradient(parameter: Any) -> bool:
     return isinstance(parameter, Tensor) and parameter.requires_grad and torch.is_grad_enabled()
 
 
-def _is_compiled(input: Tensor) -> bool:
+def is_compiled(input: Tensor) -> bool:
     """Whether to call a kernel as an operator: in compiled and exported graphs, except for transforms."""
     return (
         torch.compiler.is_compiling()
@@ -96,7 +113,7 @@ def _is_compiled(input: Tensor) -> bool:
     )
 
 
-def _is_eager(input: Any) -> bool:
+def is_eager(input: Any) -> bool:
     """Whether this is a plain tensor, and nothing traces the call."""
     return (
         type(input) in _TENSORS
@@ -110,4 +127,4 @@ def _is_eager(input: Any) -> bool:
 
 def runs_natively(input: Any) -> bool:
     """Whether to call the kernel for the CPU."""
-    return _is_eager(input) and input.is_cpu
+    return is_eager(input) and input.is_cpu

@@ -102,7 +102,7 @@ def _of_classes(scores: Tensor, y: Tensor, options: Options) -> tuple[Tensor, Te
     losses = _OF_CLASSES[options.loss](_Classes(scores, y, ignored, ln_p, ce, weight), parameter)
     if weight is None:
         return losses, ~ignored
-    factor = weight[y.masked_fill(ignored, 0)].masked_fill(ignored, 0.0)
+    factor = _weights_of_classes(y, ignored, weight)
     return losses if options.loss == "cross_entropy" else losses * factor, factor
 
 
@@ -123,7 +123,7 @@ def _of_sets(scores: Tensor, sets: Tensor, options: Options) -> tuple[Tensor, Te
     losses = _label_relaxation(-ln_p.masked_fill(ignored.squeeze(-1), 0.0), alpha)
     if weight is None:
         return losses, None
-    factor = (weight * sets).sum(-1) / sets.sum(-1)
+    factor = _weights_of_sets(sets, weight)
     return losses * factor, factor
 
 
@@ -133,10 +133,7 @@ def _of_mixtures(scores: Tensor, a: Tensor, b: Tensor, options: Options) -> tupl
     y = y.masked_fill(ignored, 0)
     ln_p = _counted(scores, ignored).log_softmax(-1).gather(-1, y)
     alpha, weight, lam = _parameter(options, scores), _weight(options, scores), options.lam
-    assert lam is not None
-    share = lam.detach().to(ln_p.dtype) if isinstance(lam, Tensor) else ln_p.new_full(a.shape, lam)
-    share = share.masked_fill(a == b, 1.0)
-    target = torch.stack((share, 1 - share), -1).masked_fill(ignored, 0.0)
+    target = _shares(a, b, lam, ln_p.dtype).masked_fill(ignored, 0.0)
     losses = _relaxation_of(_of_two_classes, ln_p, alpha, target)
     if weight is None:
         return losses, ~ignored
@@ -160,6 +157,41 @@ def _of_distributions(scores: Tensor, target: Tensor, options: Options) -> tuple
     return losses * factor, factor
 
 
+def row_weights(target: Tensor, options: Options, dtype: torch.dtype) -> Tensor | None:
+    """The weights of the rows by whose sum "mean" divides, (...); None if all are 1."""
+    weight, b = options.weight, options.target_b
+    if weight is None or (target.is_floating_point() and options.loss != "label_relaxation"):
+        return None
+    weight = weight.detach().to(dtype)
+    if target.dtype == torch.bool:
+        return _weights_of_sets(target, weight)
+    if target.is_floating_point():
+        target = target.to(dtype)
+        return (weight * target).sum(-1) / target.sum(-1)
+    ignored = target == options.ignore_index
+    if b is None:
+        return _weights_of_classes(target.long(), ignored, weight)
+    ignored |= b == options.ignore_index
+    y = torch.stack((target, b), -1).long().masked_fill(ignored.unsqueeze(-1), 0)
+    return (weight[y] * _shares(target, b, options.lam, dtype)).sum(-1).masked_fill(ignored, 0.0)
+
+
+def _weights_of_classes(y: Tensor, ignored: Tensor, weight: Tensor) -> Tensor:
+    return weight[y.masked_fill(ignored, 0)].masked_fill(ignored, 0.0)
+
+
+def _weights_of_sets(sets: Tensor, weight: Tensor) -> Tensor:
+    return (weight * sets).sum(-1) / sets.sum(-1)
+
+
+def _shares(a: Tensor, b: Tensor, lam: float | Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The shares of the two classes of a mixture, (..., 2)."""
+    is_tensor = isinstance(lam, Tensor)
+    share = lam.detach().to(dtype) if is_tensor else torch.full_like(a, lam, dtype=dtype)  # type: ignore
+    share = share.masked_fill(a == b, 1.0)
+    return torch.stack((share, 1 - share), -1)
+
+
 def _of_events(input: Tensor, target: Tensor, options: Options) -> Tensor:
     is_one = target == 1
     wrong = ~is_one & (target != 0)  # on the CPU, such a target has been refused
@@ -180,7 +212,7 @@ def _label_relaxation(ce: Tensor, alpha: _Number) -> Tensor:
     """The loss of a class, or of a set, whose probability is e^-ce."""
     if isinstance(alpha, float) and alpha == 0:
         return ce.clamp_min(0.0)
-    return _relaxation_of(_of_one_class, ce, alpha)
+    return _relaxation_of(of_one_class, ce, alpha)
 
 
 def _relaxation_of(
@@ -192,7 +224,7 @@ def _relaxation_of(
     return _with_slope(formula, x, alpha, target, *p)
 
 
-def _of_one_class(ce: Tensor, alpha: _Number) -> _WithSlopes:
+def of_one_class(ce: Tensor, alpha: _Number) -> _WithSlopes:
     """Lienen & Hüllermeier (2021), eq. 7: ``(1 - a) ln((1 - a) / p) + a ln(a / (1 - p))``, 0 if p >= 1 - a.
 
     With u = ln((1 - a) / p), ``(1 - p) / a`` is ``1 + (1 - a) / a (1 - e^-u)``: nothing cancels where both
@@ -266,7 +298,7 @@ def _cross_entropy(rows: _Classes, label_smoothing: float) -> Tensor:
     return smoothed if label_smoothing == 1 else (1 - label_smoothing) * losses + smoothed
 
 
-def _focal(ce: Tensor, gamma: float) -> _WithSlopes:
+def focal(ce: Tensor, gamma: float) -> _WithSlopes:
     """Lin et al. (2017), eq. 4: ``-(1 - p)^g ln p``."""
     q = (-torch.expm1(-ce)).clamp_min(torch.finfo(ce.dtype).tiny)
     power = q ** (gamma - 1)
@@ -323,7 +355,7 @@ def _of_soft_targets(
 
 
 def _soft_focal(ln_p: Tensor, gamma: float, target: Tensor) -> _WithSlopes:
-    values, slopes = _focal(-ln_p, gamma)
+    values, slopes = focal(-ln_p, gamma)
     return (target * values.masked_fill(target == 0, 0.0)).sum(-1), -target * slopes
 
 
@@ -344,7 +376,7 @@ _OF_CLASSES: dict[str, Callable[[_Classes, Any], Tensor]] = {
     "label_relaxation": lambda rows, alpha: _label_relaxation(rows.ce, alpha),
     "uniform_penalty": _uniform_penalty,
     "cross_entropy": _cross_entropy,
-    "focal": lambda rows, gamma: rows.ce if gamma == 0 else _with_slope(_focal, rows.ce, gamma),
+    "focal": lambda rows, gamma: rows.ce if gamma == 0 else _with_slope(focal, rows.ce, gamma),
     "dual_focal": _dual_focal,
     "confidence_penalty": _confidence_penalty,
 }

@@ -67,10 +67,10 @@ def scaled(
     arguments: Callable[[], tuple[Tensor, Tensor, Options]],
 ) -> Tensor:
     """The stored gradient times the upstream. `arguments` are those of the loss, for float16."""
-    is_batched = _is_batched(upstream)
-    if upstream.dim() > 0 or is_batched:  # one number per row, or a batch of upstreams (is_grads_batched)
+    batched = is_batched(upstream)
+    if upstream.dim() > 0 or batched:  # one number per row, or a batch of upstreams (is_grads_batched)
         upstream = upstream.unsqueeze(dim) if upstream.dim() > 0 else upstream
-        return (grad * upstream).to(grad.dtype) if keeps or is_batched else grad.mul_(upstream)
+        return (grad * upstream).to(grad.dtype) if keeps or batched else grad.mul_(upstream)
     # On another device, the host does not know the number, and does not wait for it.
     scale = float(upstream) if grad.is_cpu else upstream
     if grad.is_cpu and scale == 1.0:
@@ -107,7 +107,7 @@ def _again(arguments: Any, saved: Any) -> tuple[Tensor, Tensor, Options]:
     return input, target, options
 
 
-def _is_batched(upstream: Tensor) -> bool:
+def is_batched(upstream: Tensor) -> bool:
     """Whether a tensor stands for several: with `is_grads_batched`, or under `torch.func.vmap`."""
     functorch = torch._C._functorch
     batched: bool = functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream)

@@ -16,12 +16,12 @@ from lr_relax import _formulas
 from lr_relax._fused import compute, keeps_graph, scaled
 from lr_relax._options import Options
 
-_ARGUMENTS = (
+ARGUMENTS = (
     "str name, float parameter, Tensor? alphas, str reduction, int dim, int ignore_index, Tensor? weight, "
     "bool from_logits, Tensor? target_b, float? share, Tensor? shares"
 )
-_LOSS = f"(Tensor input, Tensor target, {_ARGUMENTS}, bool wants_gradient) -> (Tensor, Tensor)"
-_GRADIENT = f"(Tensor memory, Tensor upstream, Tensor input, Tensor target, {_ARGUMENTS}) -> Tensor"
+_LOSS = f"(Tensor input, Tensor target, {ARGUMENTS}, bool wants_gradient) -> (Tensor, Tensor)"
+_GRADIENT = f"(Tensor memory, Tensor upstream, Tensor input, Tensor target, {ARGUMENTS}) -> Tensor"
 
 _unused: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 """The memory of gradients that has not been handed out."""
@@ -30,11 +30,11 @@ _unused: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """The loss, by the operator."""
     wants_gradient = input.requires_grad and torch.is_grad_enabled()
-    result: Tensor = torch.ops.lr_relax.loss(input, target, *_to_arguments(options), wants_gradient)[0]
+    result: Tensor = torch.ops.lr_relax.loss(input, target, *to_arguments(options), wants_gradient)[0]
     return result
 
 
-def _to_arguments(options: Options) -> tuple[Any, ...]:
+def to_arguments(options: Options) -> tuple[Any, ...]:
     parameter, lam = options.parameter, options.lam
     alphas = parameter if isinstance(parameter, Tensor) else None
     shares = lam if isinstance(lam, Tensor) else None
@@ -53,7 +53,7 @@ def _to_arguments(options: Options) -> tuple[Any, ...]:
     )
 
 
-def _to_options(
+def to_options(
     name: str,
     parameter: float,
     alphas: Tensor | None,
@@ -73,7 +73,7 @@ def _to_options(
 
 def _loss(input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *arguments, wants_gradient = arguments  # type: ignore[assignment]
-    loss, grad = compute(input, target, _to_options(*arguments), 1.0 if wants_gradient else None)
+    loss, grad = compute(input, target, to_options(*arguments), 1.0 if wants_gradient else None)
     if grad is None:
         return loss, input.new_empty(0)
     grad = grad.contiguous()
@@ -82,7 +82,7 @@ def _loss(input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tenso
 
 
 def _loss_fake(input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    options = _to_options(*arguments[:-1])
+    options = to_options(*arguments[:-1])
     is_half = input.dtype in (torch.float16, torch.bfloat16)
     dtype, dim = torch.float32 if is_half else input.dtype, options.dim % input.dim()
     rows = input.shape[:dim] + input.shape[dim + 1 :] if options.reduction == "none" else ()
@@ -90,7 +90,7 @@ def _loss_fake(input: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, 
 
 
 def _gradient(memory: Tensor, upstream: Tensor, input: Tensor, target: Tensor, *arguments: Any) -> Tensor:
-    options, storage, keeps = _to_options(*arguments), memory.untyped_storage(), keeps_graph()
+    options, storage, keeps = to_options(*arguments), memory.untyped_storage(), keeps_graph()
     grad: Tensor | None
     if storage in _unused:
         grad = input.new_empty(0).set_(storage, 0, input.shape)  # type: ignore[call-overload]
@@ -119,7 +119,7 @@ def _backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     memory, input, target, *tensors = ctx.saved_tensors
     arguments = [x if x is not None else y for x, y in zip(tensors, ctx.arguments, strict=True)]
     if torch.is_grad_enabled():  # create_graph: the gradient must have a gradient itself
-        loss = _formulas.loss(input, target, _to_options(*arguments))
+        loss = _formulas.loss(input, target, to_options(*arguments))
         (grad,) = torch.autograd.grad(loss, input, upstream, create_graph=True)
     else:
         grad = torch.ops.lr_relax.gradient(memory, upstream, input, target, *arguments)

@@ -16,7 +16,7 @@ from lr_relax._arguments import (
 from lr_relax._dispatch import runs_natively
 from lr_relax._options import Options, Reduction
 from lr_relax.functional import label_relaxation_loss
-from lr_relax.losses import _Loss
+from lr_relax.losses import LossModule
 
 __all__ = ["RobustDataAmbiguationLoss", "ambiguous_target", "cosine_threshold"]
 
@@ -84,7 +84,7 @@ def cosine_threshold(epoch: float, epochs: int, start: float = 0.75, end: float 
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-class RobustDataAmbiguationLoss(_Loss):
+class RobustDataAmbiguationLoss(LossModule):
     """Label relaxation of the set of the label and all confidently predicted classes.
 
     The target is the set of the label and all classes with a probability above `threshold`, see

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-class _Loss(nn.Module):
+class LossModule(nn.Module):
     """Stores the arguments of a loss function under their names."""
 
     weight: Tensor | None
@@ -64,7 +64,7 @@ class _Loss(nn.Module):
         return ", ".join(shown)
 
 
-class LabelRelaxationLoss(_Loss):
+class LabelRelaxationLoss(LossModule):
     """The divergence of the prediction from the set of distributions with ``p[target] >= 1 - alpha``.
 
     Classifiers trained with it are calibrated without scaling their probabilities afterward. See
@@ -111,7 +111,7 @@ class LabelRelaxationLoss(_Loss):
         return label_relaxation_loss(input, target, **self._options())
 
 
-class MixupLabelRelaxationLoss(_Loss):
+class MixupLabelRelaxationLoss(LossModule):
     """Label relaxation of inputs that are mixtures of two classes, without a dense target.
 
     See `lr_relax.functional.mixup_label_relaxation_loss` for the formula, the arguments and their ranges.
@@ -156,7 +156,7 @@ class MixupLabelRelaxationLoss(_Loss):
         return mixup_label_relaxation_loss(logits, target_a, target_b, lam, **self._options())
 
 
-class BinaryLabelRelaxationLoss(_Loss):
+class BinaryLabelRelaxationLoss(LossModule):
     """Label relaxation of one logit for each event, as for several labels or two classes.
 
     In place of `nn.BCEWithLogitsLoss`. See `lr_relax.functional.binary_label_relaxation_loss` for the
@@ -198,7 +198,7 @@ class BinaryLabelRelaxationLoss(_Loss):
         return binary_label_relaxation_loss(input, target, **self._options())
 
 
-class CrossEntropyLoss(_Loss):
+class CrossEntropyLoss(LossModule):
     """Cross-entropy with label smoothing, in one pass over the logits.
 
     Equivalent to `nn.CrossEntropyLoss(weight, ignore_index=..., reduction=..., label_smoothing=...)`, with
@@ -238,7 +238,7 @@ class CrossEntropyLoss(_Loss):
         return cross_entropy_loss(input, target, **self._options())
 
 
-class FocalLoss(_Loss):
+class FocalLoss(LossModule):
     """The focal loss: cross-entropy that discounts rows whose class is predicted with confidence.
 
     See `lr_relax.functional.focal_loss` for the formula, the arguments and their ranges, and
@@ -276,7 +276,7 @@ class FocalLoss(_Loss):
         return focal_loss(input, target, **self._options())
 
 
-class DualFocalLoss(_Loss):
+class DualFocalLoss(LossModule):
     """The dual focal loss: the focal loss with the class next below the target in probability.
 
     See `lr_relax.functional.dual_focal_loss` for the formula, the arguments and their ranges, and
@@ -314,7 +314,7 @@ class DualFocalLoss(_Loss):
         return dual_focal_loss(input, target, **self._options())
 
 
-class ConfidencePenaltyLoss(_Loss):
+class ConfidencePenaltyLoss(LossModule):
     """Cross-entropy minus `beta` times the entropy of the prediction.
 
     See `lr_relax.functional.confidence_penalty_loss` for the formula, the arguments and their ranges, and

@@ -126,7 +126,7 @@ def test_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As graphs of other devices are, where no kernel is called."""
     torch.compiler.reset()
     monkeypatch.setattr(_dispatch, "runs_natively", lambda input: False)
-    monkeypatch.setattr(_dispatch, "_is_compiled", lambda input: False)
+    monkeypatch.setattr(_dispatch, "is_compiled", lambda input: False)
     loss = losses(6, 5)[name]
     z = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     value, expected = torch.compile(loss, fullgraph=True, backend="aot_eager")(z), loss(z)

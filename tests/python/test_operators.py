@@ -196,7 +196,7 @@ def test_operators_pass_the_checks_of_pytorch(name: str, monkeypatch: pytest.Mon
     calls = []
 
     def record(input: Tensor, target: Tensor, options: Options) -> Tensor:
-        calls.append((input.detach().requires_grad_(), target, *_operators._to_arguments(options)))
+        calls.append((input.detach().requires_grad_(), target, *_operators.to_arguments(options)))
         return input
 
     monkeypatch.setattr(functional._dispatch, "loss", record)

@@ -1,0 +1,92 @@
+"""The loss of a linear layer as an autograd function, and the choice of what computes it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lr_relax import _dispatch
+from lr_relax._fused import is_batched, keeps_graph
+from lr_relax._options import Options
+from lr_relax.linear import _operators, _whole
+from lr_relax.linear._chunks import Gradients, Head, Wanted, chunks
+
+Compute: TypeAlias = Callable[[Head, Tensor, Options, Wanted, Tensor | None], tuple[Tensor, Gradients]]
+"""The loss, and the gradients that are wanted; those of the losses of rows times the last argument."""
+Whole: TypeAlias = Callable[[Head, Tensor, Options], Tensor]
+"""The same loss by operators that autograd knows."""
+
+
+def loss(head: Head, target: Tensor, options: Options, chunk_size: int | None) -> Tensor:
+    """The loss of arguments that have been checked."""
+    tensors = [x for x in head if x is not None]
+    if not _dispatch.wants_gradient(options.parameter):  # of alpha, which takes all logits
+        if all(_dispatch.is_eager(x) for x in tensors):
+            compute = partial(chunks, kernel=_dispatch.with_gradient, chunk_size=chunk_size)
+            return apply(head, target, options, compute, _whole.loss)
+        if all(_dispatch.is_compiled(x) for x in tensors):
+            return _operators.loss(head, target, options, chunk_size)
+    return _whole.loss(head, target, options)
+
+
+def apply(head: Head, target: Tensor, options: Options, compute: Compute, whole: Whole) -> Tensor:
+    """The loss that `compute` gives, with its gradients; `whole` is for gradients of gradients."""
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in head):
+        return _Loss.apply(*head, target, options, compute, whole)  # type: ignore[no-any-return, no-untyped-call]
+    return compute(head, target, options, (False, False, False), None)[0]
+
+
+class _Loss(torch.autograd.Function):
+    """Computes the gradients with the loss. For "none", which needs the upstream, backward starts again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        options: Options,
+        compute: Compute,
+        whole: Whole,
+    ) -> Tensor:
+        head, wanted = Head(input, weight, bias), tuple(ctx.needs_input_grad[:3])
+        ctx.options, ctx.compute, ctx.whole, ctx.wanted = options, compute, whole, wanted
+        ctx.save_for_backward(*head, target)
+        if options.reduction == "none":
+            wanted = (False, False, False)
+        loss, ctx.gradients = compute(head, target, options, wanted, None)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        *head, target = ctx.saved_tensors
+        head, options, wanted = Head(*head), ctx.options, ctx.wanted
+        if torch.is_grad_enabled() or is_batched(upstream):
+            return *_whole.gradients(head, target, options, wanted, upstream, ctx.whole), *[None] * 4
+        if options.reduction == "none":
+            _, gradients = ctx.compute(head, target, options, wanted, upstream)
+            return *scaled(gradients, head, None, False), *[None] * 4
+        gradients, keeps = ctx.gradients, keeps_graph()
+        if not keeps:
+            ctx.gradients = None  # as torch frees saved tensors
+        return *scaled(gradients, head, upstream, keeps), *[None] * 4
+
+
+def scaled(gradients: Gradients, head: Head, upstream: Tensor | None, keeps: bool) -> list[Tensor | None]:
+    """The gradients times the upstream, in the types of what they belong to."""
+    scale: float | Tensor = gradients.factor
+    if upstream is not None:  # on the CPU a number: 1 needs no product
+        scale = scale * (float(upstream) if upstream.is_cpu else upstream)
+    results: list[Tensor | None] = []
+    for grad, x in zip(gradients[:3], head, strict=True):
+        if grad is not None and x is not None:
+            if not isinstance(scale, float) or scale != 1.0:
+                grad = grad * scale if keeps else grad.mul_(scale)
+            elif keeps:
+                grad = grad.clone()
+            grad = grad.to(x.dtype)
+        results.append(grad)
+    return results

@@ -1,0 +1,223 @@
+"""A linear layer and a loss of its logits, chunk by chunk over the rows: the logits are never whole.
+
+For each chunk X of rows: logits ``X W'``, in place their gradient G, and the products ``G W`` and ``G' X``
+for the gradients of input and weight. Rows without a gradient are left out of the products: those that are
+ignored of all three, those inside their credal set of the last two.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lr_relax import _formulas
+from lr_relax._options import Options
+
+Kernel: TypeAlias = Callable[[Tensor, Tensor, Options, bool], tuple[Tensor, Tensor | None]]
+"""The losses of logits and, if the last argument is true, their gradients, which may overwrite the logits."""
+
+
+class Head(NamedTuple):
+    """A linear layer with a batch of input."""
+
+    input: Tensor
+    """(N, d)."""
+    weight: Tensor
+    """(C, d)."""
+    bias: Tensor | None
+    """(C,)."""
+
+
+class Gradients(NamedTuple):
+    """The gradients of what is wanted in a `Head`."""
+
+    input: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    factor: float
+    """By which they are still to be multiplied: float16 would lose small numbers."""
+
+
+Wanted: TypeAlias = tuple[bool, bool, bool]
+
+
+def chunk_size_of(head: Head) -> int:
+    """The rows in a chunk: as many as fit 32 MiB, but enough for a fast matrix product."""
+    row = head.weight.shape[0] * head.input.element_size()
+    return max((32 if head.input.is_cpu else 256) * 2**20 // max(row, 1), 256 if head.input.is_cpu else 1024)
+
+
+@torch.no_grad()
+def chunks(
+    head: Head,
+    target: Tensor,
+    options: Options,
+    wanted: Wanted,
+    upstream: Tensor | None,
+    kernel: Kernel,
+    chunk_size: int | None,
+) -> tuple[Tensor, Gradients]:
+    """The loss, and the gradients that are wanted.
+
+    Args:
+        head, target, options: Flat: (N, d), (N,) or (N, C).
+        upstream: For "none", the gradient of the loss of each row, (N,).
+    """
+    n_rows, dtype = head.input.shape[0], single(head.input.dtype)
+    counted = _counted(target, options)
+    n_counted = n_rows if counted is None else len(counted)
+    total = _total(target, options, n_counted)
+    scale = 1.0 if options.reduction != "mean" else 1 / total if total else float("nan")
+    if upstream is not None and counted is not None:
+        upstream = upstream[counted]
+
+    losses = head.input.new_zeros(n_rows, dtype=dtype)
+    sums = _Sums(head, wanted, scale)
+    size = min(chunk_size or chunk_size_of(head), max(n_counted, 1))
+    logits = head.input.new_empty(size, head.weight.shape[0])
+    for start in range(0, n_counted, size):
+        chunk: slice | Tensor = slice(start, min(start + size, n_counted))
+        factors = None if upstream is None else upstream[chunk]
+        if counted is not None:
+            chunk = counted[chunk]
+        x = head.input[chunk]
+        z = _linear(x, head, logits[: len(x)])
+        losses[chunk], grad = kernel(z, target[chunk], _of_rows(options, chunk), any(wanted))
+        if grad is not None:
+            sums.add(chunk, x, grad, factors, _with_gradient(grad, target[chunk], options))
+    if options.reduction == "none":
+        return losses, sums.gradients()
+    loss = losses.sum(dtype=double(losses)).mul_(scale).to(dtype)
+    return loss, sums.gradients()
+
+
+def _linear(x: Tensor, head: Head, into: Tensor) -> Tensor:
+    if head.bias is None:
+        return torch.mm(x, head.weight.t(), out=into)
+    return torch.addmm(head.bias, x, head.weight.t(), out=into)
+
+
+class _Sums:
+    """The gradients, summed over chunks; of half-precision weights in float32."""
+
+    def __init__(self, head: Head, wanted: Wanted, scale: float) -> None:
+        self._head = head
+        self._scale, self._factor = (1.0, scale) if head.input.dtype == torch.float16 else (scale, 1.0)
+        input, weight, bias = wanted
+        self._input = torch.zeros_like(head.input, memory_format=torch.contiguous_format) if input else None
+        dtype = single(head.weight.dtype)
+        self._weight = torch.zeros_like(head.weight, dtype=dtype) if weight else None
+        self._bias = head.weight.new_zeros(head.weight.shape[0], dtype=dtype) if bias else None
+
+    def add(
+        self, chunk: slice | Tensor, x: Tensor, grad: Tensor, factors: Tensor | None, active: Tensor | None
+    ) -> None:
+        """Adds what a chunk contributes, with a factor for each row; `active` says which rows count."""
+        if active is not None:
+            order = _compact(grad, active)
+            grad, x = grad[: len(order)], x[order]
+            factors = None if factors is None else factors[order]
+            if isinstance(chunk, slice):
+                order += chunk.start
+                chunk = order
+            else:
+                chunk = chunk[order]
+        if self._input is not None:
+            self._add_to_input(self._input, chunk, grad, factors)
+        if self._weight is not None or self._bias is not None:
+            ones = x.new_ones(len(x)) if factors is None else factors.to(x.dtype)
+            if self._weight is not None:
+                self._add_to_weight(self._weight, grad, x if factors is None else x * ones.unsqueeze(1))
+            if self._bias is not None:
+                self._bias.add_(torch.mv(grad.t(), ones), alpha=self._scale)
+
+    def _add_to_input(self, sum: Tensor, chunk: slice | Tensor, grad: Tensor, factors: Tensor | None) -> None:
+        into = sum[chunk] if isinstance(chunk, slice) else sum.new_empty(len(grad), sum.shape[1])
+        torch.addmm(into, grad, self._head.weight, beta=0, alpha=self._scale, out=into)
+        if factors is not None:
+            into.mul_(factors.unsqueeze(1))
+        if not isinstance(chunk, slice):
+            sum[chunk] = into
+
+    def _add_to_weight(self, sum: Tensor, grad: Tensor, x: Tensor) -> None:
+        if sum.dtype == x.dtype:
+            sum.addmm_(grad.t(), x, alpha=self._scale)
+            return
+        for start in range(0, len(sum), BLOCK):  # of classes: the product in half precision is never whole
+            part = slice(start, start + BLOCK)
+            sum[part].add_(torch.mm(grad[:, part].t(), x), alpha=self._scale)
+
+    def gradients(self) -> Gradients:
+        dtype = self._head.weight.dtype
+        if dtype == torch.float16:  # rounded after the last factor
+            dtype = torch.float32
+        weight, bias = self._weight, self._bias
+        return Gradients(
+            self._input,
+            None if weight is None else weight.to(dtype),
+            None if bias is None else bias.to(dtype),
+            self._factor,
+        )
+
+
+BLOCK = 8192
+
+
+def _with_gradient(grad: Tensor, target: Tensor, options: Options) -> Tensor | None:
+    """Marks the rows with a gradient; None if all may have one."""
+    if options.loss != "label_relaxation":
+        return None
+    if target.dim() == 1 and options.target_b is None:  # where the gradient is 0, so is that of the class
+        return grad.gather(1, target.long().unsqueeze(1)).squeeze(1) != 0
+    return grad.amax(1) != 0  # its sum is 0
+
+
+def _compact(rows: Tensor, active: Tensor) -> Tensor:
+    """Moves the rows that are active to the front, as few as possible. Returns which rows lie there."""
+    n_active = int(active.sum())
+    order = torch.arange(n_active, device=rows.device)
+    holes = (~active[:n_active]).nonzero().squeeze(1)
+    tails = n_active + active[n_active:].nonzero().squeeze(1)
+    order[holes] = tails
+    for start in range(0, len(holes), 16):  # copies of few rows at a time
+        rows[holes[start : start + 16]] = rows[tails[start : start + 16]]
+    return order
+
+
+def _counted(target: Tensor, options: Options) -> Tensor | None:
+    """The indices of the rows that are not ignored; None if none is."""
+    if target.dim() > 1:
+        return None
+    counted = target != options.ignore_index
+    if options.target_b is not None:
+        counted &= options.target_b != options.ignore_index
+    return None if counted.all() else counted.nonzero().squeeze(1)
+
+
+def _of_rows(options: Options, chunk: slice | Tensor) -> Options:
+    """The options of a chunk, without a mean."""
+    parameter, target_b, lam = options.parameter, options.target_b, options.lam
+    return options._replace(
+        reduction="none",
+        inplace=True,
+        parameter=parameter[chunk] if isinstance(parameter, Tensor) and parameter.dim() else parameter,
+        target_b=None if target_b is None else target_b[chunk],
+        lam=lam[chunk] if isinstance(lam, Tensor) and lam.dim() else lam,
+    )
+
+
+def _total(target: Tensor, options: Options, n_counted: int) -> float:
+    """What "mean" divides by."""
+    if options.weight is None or options.reduction != "mean":
+        return n_counted
+    weights = _formulas.row_weights(target, options, double(target))
+    return n_counted if weights is None else float(weights.sum())
+
+
+def single(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def double(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64  # which that device lacks

@@ -1,0 +1,327 @@
+"""The losses of a linear layer as functions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lr_relax import _dispatch, _native
+from lr_relax._arguments import FLOATS, broadcasts, check
+from lr_relax._options import Options, Reduction
+from lr_relax.linear import _autograd, _parallel
+from lr_relax.linear._chunks import Head
+
+__all__ = [
+    "linear_confidence_penalty_loss",
+    "linear_cross_entropy_loss",
+    "linear_focal_loss",
+    "linear_label_relaxation_loss",
+    "linear_mixup_label_relaxation_loss",
+]
+
+
+def linear_label_relaxation_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    alpha: float | Tensor = 0.1,
+    reduction: Reduction = "mean",
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+    process_group: Any = None,
+) -> Tensor:
+    r"""Label relaxation of the logits of a linear layer, without ever holding all of them.
+
+    Equivalent to::
+
+        label_relaxation_loss(F.linear(input, linear_weight, linear_bias), target, alpha, reduction)
+
+    The rows are taken chunk by chunk: the logits of a chunk become their gradient in place, and are gone
+    after the products that add it to the gradients of `input`, `linear_weight` and `linear_bias`. Rows that
+    are ignored take part in no product, rows inside their set in no product of the gradients.
+
+    Args:
+        input: The input of the linear layer, (..., d); float16, bfloat16, float32 or float64. Under autocast
+            it is cast as for `F.linear`.
+        linear_weight: (C, d), C >= 2, of the type of `input`.
+        target: Class indices (...), sets or distributions (..., C), as in `label_relaxation_loss`.
+        alpha, reduction, weight, ignore_index: As in `label_relaxation_loss`. If `alpha` requires a gradient,
+            all logits are computed at once.
+        linear_bias: (C,).
+        chunk_size: The rows in a chunk. By default so many that their logits take 32 MiB (256 MiB on a GPU),
+            but at least 256 (1024), which matrix products need to be fast.
+        process_group: For class indices, a group of `torch.distributed` whose processes each hold some of the
+            classes: `linear_weight` and `linear_bias` are the slice of this process, in the order of the
+            ranks; `input`, `target` and `weight` are the same in all of them. Every process gets the loss,
+            the gradient of `input`, and that of its slice. Of a `DTensor`, pass ``to_local()`` and the group
+            of its mesh.
+
+    Returns:
+        The loss, as `label_relaxation_loss` gives it. The gradients are computed with it, in float32 or
+        better where they are sums over rows; for "none", in `backward`, which computes the logits again. For
+        what chunks cannot do, as transforms of `torch.func` and gradients of gradients, all logits are
+        computed.
+
+    Raises:
+        ValueError, TypeError, IndexError: As `label_relaxation_loss`, before anything is computed.
+
+    Source: Lienen & Hüllermeier, AAAI 2021, eq. 5-7; the arguments are those of `F.linear_cross_entropy`.
+
+    >>> x, w = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    >>> linear_label_relaxation_loss(x, w, torch.tensor([0, 0]), reduction="none")
+    tensor([0.0018, 0.0000])
+    """
+    options = Options("label_relaxation", alpha, reduction, -1, ignore_index, weight)
+    return _loss(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
+
+
+def linear_mixup_label_relaxation_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target_a: Tensor,
+    target_b: Tensor,
+    lam: float | Tensor,
+    alpha: float | Tensor = 0.1,
+    reduction: Reduction = "mean",
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+) -> Tensor:
+    r"""Label relaxation of mixtures of two classes, of the logits of a linear layer.
+
+    Equivalent to, without ever holding all logits::
+
+        logits = F.linear(input, linear_weight, linear_bias)
+        mixup_label_relaxation_loss(logits, target_a, target_b, lam, alpha, reduction)
+
+    Args:
+        target_a, target_b, lam: As in `mixup_label_relaxation_loss`.
+        input, linear_weight, alpha, reduction, linear_bias, weight, ignore_index, chunk_size: As in
+            `linear_label_relaxation_loss`, as are the result and the errors.
+
+    Source: as `mixup_label_relaxation_loss`.
+
+    >>> x, a, b = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0]), torch.tensor([1])
+    >>> linear_mixup_label_relaxation_loss(x, torch.eye(3), a, b, lam=0.5)
+    tensor(0.3816)
+    """
+    for name, value in (("target_b", target_b), ("lam", lam)):
+        if value is None:
+            raise TypeError(f"Expected argument `{name}` to be given, but got None.")
+    options = Options(
+        "label_relaxation", alpha, reduction, -1, ignore_index, weight, target_b=target_b, lam=lam
+    )
+    return _loss(input, linear_weight, linear_bias, target_a, options, chunk_size, None)
+
+
+def linear_cross_entropy_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+    process_group: Any = None,
+) -> Tensor:
+    r"""Cross-entropy with label smoothing of the logits of a linear layer.
+
+    Equivalent to, without ever holding all logits::
+
+        cross_entropy_loss(F.linear(input, linear_weight, linear_bias), target, label_smoothing, reduction)
+
+    Args:
+        target, label_smoothing: As in `cross_entropy_loss`.
+        input, linear_weight, reduction, linear_bias, weight, ignore_index, chunk_size, process_group: As in
+            `linear_label_relaxation_loss`, as are the result and the errors.
+
+    Source: as `cross_entropy_loss`.
+
+    >>> linear_cross_entropy_loss(torch.tensor([[2.0, 0.0]]), torch.eye(2), torch.tensor([0]), 0.1)
+    tensor(0.2269)
+    """
+    options = Options("cross_entropy", label_smoothing, reduction, -1, ignore_index, weight)
+    return _loss(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
+
+
+def linear_focal_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    reduction: Reduction = "mean",
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+    process_group: Any = None,
+) -> Tensor:
+    r"""The focal loss of the logits of a linear layer.
+
+    Equivalent to, without ever holding all logits::
+
+        focal_loss(F.linear(input, linear_weight, linear_bias), target, gamma, reduction)
+
+    Args:
+        target, gamma: As in `focal_loss`.
+        input, linear_weight, reduction, linear_bias, weight, ignore_index, chunk_size, process_group: As in
+            `linear_label_relaxation_loss`, as are the result and the errors.
+
+    Source: as `focal_loss`.
+
+    >>> linear_focal_loss(torch.tensor([[0.0, 0.0]]), torch.eye(2), torch.tensor([0]))
+    tensor(0.1733)
+    """
+    options = Options("focal", gamma, reduction, -1, ignore_index, weight)
+    return _loss(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
+
+
+def linear_confidence_penalty_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    beta: float = 0.1,
+    reduction: Reduction = "mean",
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    chunk_size: int | None = None,
+    process_group: Any = None,
+) -> Tensor:
+    r"""Cross-entropy minus `beta` times the entropy of the prediction, of the logits of a linear layer.
+
+    Equivalent to, without ever holding all logits::
+
+        confidence_penalty_loss(F.linear(input, linear_weight, linear_bias), target, beta, reduction)
+
+    Args:
+        target, beta: As in `confidence_penalty_loss`.
+        input, linear_weight, reduction, linear_bias, weight, ignore_index, chunk_size, process_group: As in
+            `linear_label_relaxation_loss`, as are the result and the errors.
+
+    Source: as `confidence_penalty_loss`.
+
+    >>> linear_confidence_penalty_loss(torch.tensor([[0.0, 0.0]]), torch.eye(2), torch.tensor([0]))
+    tensor(0.6238)
+    """
+    options = Options("confidence_penalty", beta, reduction, -1, ignore_index, weight)
+    return _loss(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
+
+
+def _loss(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    options: Options,
+    chunk_size: int | None,
+    process_group: Any,
+) -> Tensor:
+    input, weight, bias = _cast(input, weight, bias)
+    _check_layer(input, weight, bias)
+    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+        raise ValueError(
+            f"Expected argument `chunk_size` to be an integer of at least 1, but got {chunk_size!r}."
+        )
+    group = None if process_group is None else _parallel.Group(process_group, weight)
+    n_classes = weight.shape[0] if group is None else group.n_classes
+    options = _check_loss(input, n_classes, target, options)
+    rows = input.shape[:-1]
+    head = Head(input.reshape(-1, input.shape[-1]), weight, bias)
+    is_dense = target.dim() == input.dim()
+    target = target.reshape(-1, n_classes) if is_dense else target.reshape(-1)
+    if group is None:
+        losses = _autograd.loss(head, target, options, chunk_size)
+    else:
+        compute = group.compute(target, options, chunk_size)
+        losses = _autograd.apply(head, target, options, compute, _parallel.whole)
+    return losses.reshape(rows) if options.reduction == "none" else losses
+
+
+def _cast(*tensors: Any) -> Any:
+    """The tensors of the linear layer in the type of autocast, as `F.linear` does it."""
+    input = tensors[0]
+    if not isinstance(input, Tensor) or not torch.is_autocast_enabled(input.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(input.device.type)
+    casts = (torch.float16, torch.bfloat16, torch.float32)
+    return [x.to(dtype) if isinstance(x, Tensor) and x.dtype in casts else x for x in tensors]
+
+
+def _check_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    tensors = {"input": input, "linear_weight": weight}
+    if bias is not None:
+        tensors["linear_bias"] = bias
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(x).__name__}.")
+        if x.dtype not in FLOATS:
+            raise TypeError(f"Expected argument `{name}` to be of a floating-point type, but got {x.dtype}.")
+        if x.dtype != input.dtype or x.device != input.device:
+            raise TypeError(
+                f"Expected argument `{name}` to be of type {input.dtype} on {input.device}, as `input` is, "
+                f"but got {x.dtype} on {x.device}."
+            )
+    shape = tuple(weight.shape)
+    if len(shape) != 2 or shape[0] < 1:
+        raise ValueError(f"Expected argument `linear_weight` to have shape (C, d), but got {shape}.")
+    if input.dim() < 1 or input.shape[-1] != shape[1]:
+        raise ValueError(
+            f"Expected argument `input` to have shape (..., {shape[1]}), for a `linear_weight` of shape "
+            f"{shape}, but got {tuple(input.shape)}."
+        )
+    if bias is not None and tuple(bias.shape) != shape[:1]:
+        raise ValueError(
+            f"Expected argument `linear_bias` to have shape ({shape[0]},), a number for each class, "
+            f"but got {tuple(bias.shape)}."
+        )
+
+
+def _check_loss(input: Tensor, n_classes: int, target: Tensor, options: Options) -> Options:
+    """Raise what the loss of the logits would raise. The options, with numbers for each flat row."""
+    rows = tuple(input.shape[:-1])
+    named = [("target" if options.target_b is None else "target_a", target), ("target_b", options.target_b)]
+    for name, x in named[: 1 if options.target_b is None else 2]:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(x).__name__}.")
+        is_dense = x.dtype == torch.bool or x.is_floating_point()
+        expected = (*rows, n_classes) if is_dense and options.target_b is None else rows
+        if tuple(x.shape) != expected:
+            raise ValueError(
+                f"Expected argument `{name}` of type {x.dtype} to have shape {expected}, for an `input` of "
+                f"shape {tuple(input.shape)} and {n_classes} classes, but got {tuple(x.shape)}."
+            )
+    # Logits of the right shape that take no memory: their values are not read.
+    logits = input.detach().new_empty(1).expand(*rows, n_classes)
+    options = options._replace(
+        parameter=_broadcast(options.parameter, rows), lam=_broadcast(options.lam, rows)
+    )
+    if _dispatch.runs_natively(input):
+        _native.check_loss(logits, target, options)
+    else:
+        check(logits, target, options)
+    return options._replace(
+        parameter=_flat(options.parameter),
+        lam=_flat(options.lam),
+        target_b=_flat(options.target_b),
+    )
+
+
+def _broadcast(numbers: Any, rows: tuple[int, ...]) -> Any:
+    if isinstance(numbers, Tensor) and numbers.dim() > 0 and broadcasts(numbers.shape, rows):
+        return numbers.broadcast_to(rows)
+    return numbers
+
+
+def _flat(numbers: Any) -> Any:
+    return numbers.reshape(-1) if isinstance(numbers, Tensor) and numbers.dim() > 0 else numbers
