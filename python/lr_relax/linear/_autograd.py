@@ -24,7 +24,7 @@ def loss(head: Head, target: Tensor, options: Options, chunk_size: int | None) -
     tensors = [x for x in head if x is not None]
     if not _dispatch.wants_gradient(options.parameter):  # of alpha, which takes all logits
         if all(_dispatch.is_eager(x) for x in tensors):
-            compute = partial(chunks, kernel=_dispatch.with_gradient, chunk_size=chunk_size)
+            compute = partial(chunks, chunk_size=chunk_size)
             return apply(head, target, options, compute, _whole.loss)
         if all(_dispatch.is_compiled(x) for x in tensors):
             return _operators.loss(head, target, options, chunk_size)

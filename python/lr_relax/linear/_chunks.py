@@ -11,11 +11,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from lr_relax import _formulas
+from lr_relax import _dispatch, _formulas
 from lr_relax._options import Options
-
-Kernel: TypeAlias = Callable[[Tensor, Tensor, Options, bool], tuple[Tensor, Tensor | None]]
-"""The losses of logits and, if the last argument is true, their gradients, which may overwrite the logits."""
 
 
 class Head(NamedTuple):
@@ -40,6 +37,18 @@ class Gradients(NamedTuple):
 
 
 Wanted: TypeAlias = tuple[bool, bool, bool]
+OfLogits: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
+"""The losses of rows, the gradients of their logits, and which rows have one; None if all may have."""
+
+
+def of_logits(logits: Tensor, target: Tensor, options: Options, wants_gradient: bool) -> OfLogits:
+    """Computes what a chunk needs; the gradient may overwrite the logits."""
+    losses, grad = _dispatch.with_gradient(logits, target, options, wants_gradient)
+    if grad is None or options.loss != "label_relaxation":
+        return losses, grad, None
+    if target.dim() == 1 and options.target_b is None:  # where the gradient is 0, so is that of the class
+        return losses, grad, grad.gather(1, target.long().unsqueeze(1)).squeeze(1) != 0
+    return losses, grad, grad.amax(1) != 0  # the sum of a row is 0
 
 
 def chunk_size_of(head: Head) -> int:
@@ -55,8 +64,8 @@ def chunks(
     options: Options,
     wanted: Wanted,
     upstream: Tensor | None,
-    kernel: Kernel,
     chunk_size: int | None,
+    of_logits: Callable[[Tensor, Tensor, Options, bool], OfLogits] = of_logits,
 ) -> tuple[Tensor, Gradients]:
     """The loss, and the gradients that are wanted.
 
@@ -64,6 +73,19 @@ def chunks(
         head, target, options: Flat: (N, d), (N,) or (N, C).
         upstream: For "none", the gradient of the loss of each row, (N,).
     """
+    with torch.autocast(head.input.device.type, enabled=False):  # which would cast in every product
+        return _chunks(head, target, options, wanted, upstream, chunk_size, of_logits)
+
+
+def _chunks(
+    head: Head,
+    target: Tensor,
+    options: Options,
+    wanted: Wanted,
+    upstream: Tensor | None,
+    chunk_size: int | None,
+    of_logits: Callable[[Tensor, Tensor, Options, bool], OfLogits],
+) -> tuple[Tensor, Gradients]:
     n_rows, dtype = head.input.shape[0], single(head.input.dtype)
     counted = _counted(target, options)
     n_counted = n_rows if counted is None else len(counted)
@@ -83,9 +105,9 @@ def chunks(
             chunk = counted[chunk]
         x = head.input[chunk]
         z = _linear(x, head, logits[: len(x)])
-        losses[chunk], grad = kernel(z, target[chunk], _of_rows(options, chunk), any(wanted))
+        losses[chunk], grad, active = of_logits(z, target[chunk], _of_rows(options, chunk), any(wanted))
         if grad is not None:
-            sums.add(chunk, x, grad, factors, _with_gradient(grad, target[chunk], options))
+            sums.add(chunk, x, grad, factors, active)
     if options.reduction == "none":
         return losses, sums.gradients()
     loss = losses.sum(dtype=double(losses)).mul_(scale).to(dtype)
@@ -162,15 +184,6 @@ class _Sums:
 
 
 BLOCK = 8192
-
-
-def _with_gradient(grad: Tensor, target: Tensor, options: Options) -> Tensor | None:
-    """Marks the rows with a gradient; None if all may have one."""
-    if options.loss != "label_relaxation":
-        return None
-    if target.dim() == 1 and options.target_b is None:  # where the gradient is 0, so is that of the class
-        return grad.gather(1, target.long().unsqueeze(1)).squeeze(1) != 0
-    return grad.amax(1) != 0  # its sum is 0
 
 
 def _compact(rows: Tensor, active: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lr_relax import _dispatch
 from lr_relax._operators import ARGUMENTS, to_arguments, to_options
 from lr_relax._options import Options
 from lr_relax.linear import _whole
@@ -30,14 +29,13 @@ def _loss(*arguments: Any) -> tuple[Tensor, ...]:
     head, target, options, chunk_size, wanted = _unpack(arguments)
     if options.reduction == "none":  # the gradients need the upstream
         wanted = (False, False, False)
-    kernel = _dispatch.with_gradient
-    loss, gradients = chunks(head, target, options, wanted, None, kernel, chunk_size)
+    loss, gradients = chunks(head, target, options, wanted, None, chunk_size)
     return loss, *_packed(gradients, head)
 
 
 def _gradients(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     head, target, options, chunk_size, wanted = _unpack(arguments)
-    gradients = chunks(head, target, options, wanted, upstream, _dispatch.with_gradient, chunk_size)[1]
+    gradients = chunks(head, target, options, wanted, upstream, chunk_size)[1]
     return _packed(gradients, head)
 
 

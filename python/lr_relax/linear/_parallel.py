@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lr_relax import _formulas
 from lr_relax._options import Options
-from lr_relax.linear._chunks import Gradients, Head, Wanted, chunks, double, single
+from lr_relax.linear._chunks import Gradients, Head, OfLogits, Wanted, chunks, double, single
 
 
 class Group:
@@ -51,7 +51,7 @@ class Group:
         def computed(
             head: Head, target: Tensor, options: Options, wanted: Wanted, upstream: Tensor | None
         ) -> tuple[Tensor, Gradients]:
-            loss, gradients = chunks(head, target, options, wanted, upstream, self._kernel, chunk_size)
+            loss, gradients = chunks(head, target, options, wanted, upstream, chunk_size, self._of_logits)
             if gradients.input is not None:
                 whole = gradients.input.to(torch.promote_types(gradients.input.dtype, torch.float32))
                 self.sum(whole)
@@ -60,9 +60,7 @@ class Group:
 
         return computed
 
-    def _kernel(
-        self, logits: Tensor, target: Tensor, options: Options, wanted: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def _of_logits(self, logits: Tensor, target: Tensor, options: Options, wants_gradient: bool) -> OfLogits:
         """The losses of rows, the same in every process, and the gradient of this process's logits."""
         y, n = target.long() - self.first, logits.shape[1]
         is_own, own = (y >= 0) & (y < n), y.clamp(0, n - 1).unsqueeze(1)
@@ -80,9 +78,11 @@ class Group:
         self.sum(sums)
         loss, coefficients = _of_sums(sums, target, options, self.n_classes)
         loss = loss.masked_fill(top.squeeze(1) == math.inf, math.nan).to(single(logits.dtype))
-        if not wanted:
-            return loss, None
-        return loss, logits.copy_(_gradient(z, e, sums, own, is_own, coefficients, options, self.first))
+        if not wants_gradient:
+            return loss, None, None
+        logits.copy_(_gradient(z, e, sums, own, is_own, coefficients, options, self.first))
+        active = coefficients.target != 0 if options.loss == "label_relaxation" else None
+        return loss, logits, active
 
 
 def whole(*_: Any) -> Tensor:
