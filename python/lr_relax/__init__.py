@@ -29,10 +29,11 @@ from lr_relax.ambiguation import RobustDataAmbiguationLoss  # noqa: E402
 from lr_relax.functional import *  # noqa: E402, F403
 from lr_relax.linear import *  # noqa: E402, F403
 from lr_relax.losses import *  # noqa: E402, F403
+from lr_relax.topk import TopK  # noqa: E402
 
 __version__ = importlib.metadata.version("lr-relax")
 
-__all__ = ["RobustDataAmbiguationLoss", "__version__", "empty_cache"]
+__all__ = ["RobustDataAmbiguationLoss", "TopK", "__version__", "empty_cache"]
 __all__ += functional.__all__
 __all__ += losses.__all__
 __all__ += linear.__all__

@@ -64,7 +64,7 @@ def check_number(name: str, expected: str, in_range: Callable[[float], bool], nu
         raise error(f"Expected argument `{name}` to be {expected}, but got {number!r}.")
 
 
-def class_dim(input: Tensor, target: Tensor, dim: int | None) -> int:
+def class_dim(input: Tensor, target: object, dim: int | None) -> int:
     """The dimension of the classes: `dim` or, if it is None, the last one. Refuses what might be dimension 1.
 
     Many calls come from code for `nn.CrossEntropyLoss`, which has the classes in dimension 1.

@@ -13,7 +13,9 @@ from lr_relax._arguments import (
     check_number,
     class_dim,
 )
+from lr_relax._chunked.loss import loss_of_topk
 from lr_relax._options import Options, Reduction
+from lr_relax.topk import TopK
 
 __all__ = [
     "binary_label_relaxation_loss",
@@ -31,7 +33,7 @@ __all__ = [
 @also_logits
 def label_relaxation_loss(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | TopK,
     alpha: float | Tensor = 0.1,
     reduction: Reduction = "mean",
     *,
@@ -109,12 +111,14 @@ def label_relaxation_loss(
     dim = class_dim(input, target, dim)
     options = Options("label_relaxation", alpha, reduction, dim, ignore_index, weight, from_logits, inplace)
     if type(uniform_penalty) in (float, int) and uniform_penalty == 0:
-        return _dispatch.loss(input, target, options)
+        return _loss(input, target, options)
     check_number(
         "uniform_penalty", "a finite number of at least 0", lambda x: 0 <= x < math.inf, uniform_penalty
     )
     if inplace:
         raise ValueError("Expected argument `inplace` to be False with a `uniform_penalty`.")
+    if isinstance(target, TopK):
+        raise TypeError("Expected argument `target` to hold class indices with a `uniform_penalty`.")
     loss = _dispatch.loss(input, target, options)
     return loss + uniform_penalty * _dispatch.uniform_penalty(input, target, options)
 
@@ -238,7 +242,7 @@ def binary_label_relaxation_loss(
 
 def cross_entropy_loss(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | TopK,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     *,
@@ -271,12 +275,12 @@ def cross_entropy_loss(
     """
     dim = class_dim(input, target, dim)
     options = Options("cross_entropy", label_smoothing, reduction, dim, ignore_index, weight, inplace=inplace)
-    return _dispatch.loss(input, target, options)
+    return _loss(input, target, options)
 
 
 def focal_loss(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | TopK,
     gamma: float = 2.0,
     reduction: Reduction = "mean",
     *,
@@ -309,7 +313,7 @@ def focal_loss(
     """
     dim = class_dim(input, target, dim)
     options = Options("focal", gamma, reduction, dim, ignore_index, weight, inplace=inplace)
-    return _dispatch.loss(input, target, options)
+    return _loss(input, target, options)
 
 
 def dual_focal_loss(
@@ -353,7 +357,7 @@ def dual_focal_loss(
 
 def confidence_penalty_loss(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | TopK,
     beta: float = 0.1,
     reduction: Reduction = "mean",
     *,
@@ -384,7 +388,7 @@ def confidence_penalty_loss(
     """
     dim = class_dim(input, target, dim)
     options = Options("confidence_penalty", beta, reduction, dim, ignore_index, weight, inplace=inplace)
-    return _dispatch.loss(input, target, options)
+    return _loss(input, target, options)
 
 
 def credal_projection(
@@ -468,3 +472,9 @@ def in_credal_set(
             with suppress(TypeError, RuntimeError):
                 input = input.double()
     return _dispatch.loss(input, target, options) == 0
+
+
+def _loss(input: Tensor, target: Tensor | TopK, options: Options) -> Tensor:
+    if isinstance(target, TopK):
+        return loss_of_topk(input, target, options)
+    return _dispatch.loss(input, target, options)

@@ -2,14 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lr_relax import _dispatch, _native
-from lr_relax._arguments import FLOATS, broadcasts, check
+from lr_relax._chunked.loss import loss_of_layer
 from lr_relax._options import Options, Reduction
-from lr_relax.linear import _autograd, _parallel
-from lr_relax.linear._chunks import Head
+from lr_relax.topk import TopK
 
 __all__ = [
     "linear_confidence_penalty_loss",
@@ -23,7 +20,7 @@ __all__ = [
 def linear_label_relaxation_loss(
     input: Tensor,
     linear_weight: Tensor,
-    target: Tensor,
+    target: Tensor | TopK,
     alpha: float | Tensor = 0.1,
     reduction: Reduction = "mean",
     *,
@@ -75,7 +72,7 @@ def linear_label_relaxation_loss(
     tensor([0.0018, 0.0000])
     """
     options = Options("label_relaxation", alpha, reduction, -1, ignore_index, weight)
-    return _loss(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
+    return loss_of_layer(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
 
 
 def linear_mixup_label_relaxation_loss(
@@ -116,13 +113,13 @@ def linear_mixup_label_relaxation_loss(
     options = Options(
         "label_relaxation", alpha, reduction, -1, ignore_index, weight, target_b=target_b, lam=lam
     )
-    return _loss(input, linear_weight, linear_bias, target_a, options, chunk_size, None)
+    return loss_of_layer(input, linear_weight, linear_bias, target_a, options, chunk_size, None)
 
 
 def linear_cross_entropy_loss(
     input: Tensor,
     linear_weight: Tensor,
-    target: Tensor,
+    target: Tensor | TopK,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     *,
@@ -149,13 +146,13 @@ def linear_cross_entropy_loss(
     tensor(0.2269)
     """
     options = Options("cross_entropy", label_smoothing, reduction, -1, ignore_index, weight)
-    return _loss(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
+    return loss_of_layer(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
 
 
 def linear_focal_loss(
     input: Tensor,
     linear_weight: Tensor,
-    target: Tensor,
+    target: Tensor | TopK,
     gamma: float = 2.0,
     reduction: Reduction = "mean",
     *,
@@ -182,13 +179,13 @@ def linear_focal_loss(
     tensor(0.1733)
     """
     options = Options("focal", gamma, reduction, -1, ignore_index, weight)
-    return _loss(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
+    return loss_of_layer(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
 
 
 def linear_confidence_penalty_loss(
     input: Tensor,
     linear_weight: Tensor,
-    target: Tensor,
+    target: Tensor | TopK,
     beta: float = 0.1,
     reduction: Reduction = "mean",
     *,
@@ -215,113 +212,4 @@ def linear_confidence_penalty_loss(
     tensor(0.6238)
     """
     options = Options("confidence_penalty", beta, reduction, -1, ignore_index, weight)
-    return _loss(input, linear_weight, linear_bias, target, options, chunk_size, process_group)
-
-
-def _loss(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    options: Options,
-    chunk_size: int | None,
-    process_group: Any,
-) -> Tensor:
-    input, weight, bias = _cast(input, weight, bias)
-    _check_layer(input, weight, bias)
-    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-        raise ValueError(
-            f"Expected argument `chunk_size` to be an integer of at least 1, but got {chunk_size!r}."
-        )
-    group = None if process_group is None else _parallel.Group(process_group, weight)
-    n_classes = weight.shape[0] if group is None else group.n_classes
-    options = _check_loss(input, n_classes, target, options)
-    rows = input.shape[:-1]
-    head = Head(input.reshape(-1, input.shape[-1]), weight, bias)
-    is_dense = target.dim() == input.dim()
-    target = target.reshape(-1, n_classes) if is_dense else target.reshape(-1)
-    if group is None:
-        losses = _autograd.loss(head, target, options, chunk_size)
-    else:
-        compute = group.compute(target, options, chunk_size)
-        losses = _autograd.apply(head, target, options, compute, _parallel.whole)
-    return losses.reshape(rows) if options.reduction == "none" else losses
-
-
-def _cast(*tensors: Any) -> Any:
-    """The tensors of the linear layer in the type of autocast, as `F.linear` does it."""
-    input = tensors[0]
-    if not isinstance(input, Tensor) or not torch.is_autocast_enabled(input.device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(input.device.type)
-    casts = (torch.float16, torch.bfloat16, torch.float32)
-    return [x.to(dtype) if isinstance(x, Tensor) and x.dtype in casts else x for x in tensors]
-
-
-def _check_layer(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    tensors = {"input": input, "linear_weight": weight}
-    if bias is not None:
-        tensors["linear_bias"] = bias
-    for name, x in tensors.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(x).__name__}.")
-        if x.dtype not in FLOATS:
-            raise TypeError(f"Expected argument `{name}` to be of a floating-point type, but got {x.dtype}.")
-        if x.dtype != input.dtype or x.device != input.device:
-            raise TypeError(
-                f"Expected argument `{name}` to be of type {input.dtype} on {input.device}, as `input` is, "
-                f"but got {x.dtype} on {x.device}."
-            )
-    shape = tuple(weight.shape)
-    if len(shape) != 2 or shape[0] < 1:
-        raise ValueError(f"Expected argument `linear_weight` to have shape (C, d), but got {shape}.")
-    if input.dim() < 1 or input.shape[-1] != shape[1]:
-        raise ValueError(
-            f"Expected argument `input` to have shape (..., {shape[1]}), for a `linear_weight` of shape "
-            f"{shape}, but got {tuple(input.shape)}."
-        )
-    if bias is not None and tuple(bias.shape) != shape[:1]:
-        raise ValueError(
-            f"Expected argument `linear_bias` to have shape ({shape[0]},), a number for each class, "
-            f"but got {tuple(bias.shape)}."
-        )
-
-
-def _check_loss(input: Tensor, n_classes: int, target: Tensor, options: Options) -> Options:
-    """Raise what the loss of the logits would raise. The options, with numbers for each flat row."""
-    rows = tuple(input.shape[:-1])
-    named = [("target" if options.target_b is None else "target_a", target), ("target_b", options.target_b)]
-    for name, x in named[: 1 if options.target_b is None else 2]:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(x).__name__}.")
-        is_dense = x.dtype == torch.bool or x.is_floating_point()
-        expected = (*rows, n_classes) if is_dense and options.target_b is None else rows
-        if tuple(x.shape) != expected:
-            raise ValueError(
-                f"Expected argument `{name}` of type {x.dtype} to have shape {expected}, for an `input` of "
-                f"shape {tuple(input.shape)} and {n_classes} classes, but got {tuple(x.shape)}."
-            )
-    # Logits of the right shape that take no memory: their values are not read.
-    logits = input.detach().new_empty(1).expand(*rows, n_classes)
-    options = options._replace(
-        parameter=_broadcast(options.parameter, rows), lam=_broadcast(options.lam, rows)
-    )
-    if _dispatch.runs_natively(input):
-        _native.check_loss(logits, target, options)
-    else:
-        check(logits, target, options)
-    return options._replace(
-        parameter=_flat(options.parameter),
-        lam=_flat(options.lam),
-        target_b=_flat(options.target_b),
-    )
-
-
-def _broadcast(numbers: Any, rows: tuple[int, ...]) -> Any:
-    if isinstance(numbers, Tensor) and numbers.dim() > 0 and broadcasts(numbers.shape, rows):
-        return numbers.broadcast_to(rows)
-    return numbers
-
-
-def _flat(numbers: Any) -> Any:
-    return numbers.reshape(-1) if isinstance(numbers, Tensor) and numbers.dim() > 0 else numbers
+    return loss_of_layer(input, linear_weight, linear_bias, target, options, chunk_size, process_group)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from head_cases import CASES, C, Case, D, N, Y, layer
 from lr_relax import LinearLabelRelaxationLoss, linear_label_relaxation_loss
+from lr_relax._chunked import autograd
 from lr_relax._operators import to_arguments
 from lr_relax._options import Options
-from lr_relax.linear import _autograd
 from torch import Tensor
 from torch.library import opcheck
 
@@ -91,7 +91,7 @@ def test_operators_pass_the_checks_of_pytorch(case: Case, monkeypatch: pytest.Mo
         calls.append((*leaves, target, *to_arguments(options), chunk_size, [True, True, True]))
         return head.input.sum(1) if options.reduction == "none" else head.input.sum()
 
-    monkeypatch.setattr(_autograd, "loss", record)
+    monkeypatch.setattr(autograd, "loss", record)
     loss_of(case)(*layer(torch.float32))
     loss_of(case, reduction="none")(*layer(torch.float32))
     for arguments in calls:

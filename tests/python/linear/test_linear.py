@@ -20,7 +20,7 @@ from lr_relax import (
     linear_cross_entropy_loss,
     linear_label_relaxation_loss,
 )
-from lr_relax.linear import _chunks
+from lr_relax._chunked import chunks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -148,13 +148,13 @@ class Products(TorchDispatchMode):
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> Products:
     """The mode below the choice of what computes, which takes modes for transforms."""
-    mode, chunks = Products(), _chunks._chunks
+    mode, loop = Products(), chunks._chunks
 
     def recorded(*arguments: Any) -> Any:
         with mode:
-            return chunks(*arguments)
+            return loop(*arguments)
 
-    monkeypatch.setattr(_chunks, "_chunks", recorded)
+    monkeypatch.setattr(chunks, "_chunks", recorded)
     return mode
 
 
@@ -174,8 +174,8 @@ def test_rows_without_a_gradient_take_part_in_no_product(products: Products) -> 
 def test_skipped_rows_change_the_order_of_sums_only(target: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     head = layer()
     skipping = results(linear_label_relaxation_loss(*head[:2], target, 0.4, chunk_size=8), head[:2], ONE)
-    add = _chunks._Sums.add
-    monkeypatch.setattr(_chunks._Sums, "add", lambda self, *arguments: add(self, *arguments[:-1], None))
+    add = chunks._Sums.add
+    monkeypatch.setattr(chunks._Sums, "add", lambda self, *arguments: add(self, *arguments[:-1], None))
     whole = results(linear_label_relaxation_loss(*head[:2], target, 0.4, chunk_size=8), head[:2], ONE)
     assert skipping[0].equal(whole[0])
     for got, right in zip(skipping, whole, strict=True):
@@ -345,7 +345,7 @@ def test_modules_take_a_tied_weight() -> None:
 def test_errors_come_before_anything_is_computed(
     change: dict[str, Any], error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_chunks, "_chunks", None)
+    monkeypatch.setattr(chunks, "_chunks", None)
     arguments = {"input": torch.zeros(N, D), "linear_weight": torch.zeros(C, D), "target": Y, **change}
     with pytest.raises(error, match=message):
         linear_label_relaxation_loss(**arguments)

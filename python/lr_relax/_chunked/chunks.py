@@ -1,26 +1,29 @@
-"""A linear layer and a loss of its logits, chunk by chunk over the rows: the logits are never whole.
+"""The loop over chunks of rows: neither the logits of a linear layer nor a dense target are ever whole.
 
 For each chunk X of rows: logits ``X W'``, in place their gradient G, and the products ``G W`` and ``G' X``
 for the gradients of input and weight. Rows without a gradient are left out of the products: those that are
-ignored of all three, those inside their credal set of the last two.
+ignored of all three, those inside their credal set of the last two. Without a layer, X holds the logits.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lr_relax import _dispatch, _formulas
 from lr_relax._options import Options
+from lr_relax.topk import TopK
+
+Target: TypeAlias = Tensor | TopK
 
 
 class Head(NamedTuple):
-    """A linear layer with a batch of input."""
+    """A linear layer with a batch of input; without a weight, the input holds the logits."""
 
     input: Tensor
     """(N, d)."""
-    weight: Tensor
+    weight: Tensor | None
     """(C, d)."""
     bias: Tensor | None
     """(C,)."""
@@ -41,8 +44,11 @@ OfLogits: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 """The losses of rows, the gradients of their logits, and which rows have one; None if all may have."""
 
 
-def of_logits(logits: Tensor, target: Tensor, options: Options, wants_gradient: bool) -> OfLogits:
+def of_logits(logits: Tensor, target: Target, options: Options, wants_gradient: bool) -> OfLogits:
     """Computes what a chunk needs; the gradient may overwrite the logits."""
+    if isinstance(target, TopK):
+        target = target.dense(logits.shape[1], single(logits.dtype))
+        options = options._replace(ignore_index=-100)  # which distributions do not have
     losses, grad = _dispatch.with_gradient(logits, target, options, wants_gradient)
     if grad is None or options.loss != "label_relaxation":
         return losses, grad, None
@@ -53,19 +59,22 @@ def of_logits(logits: Tensor, target: Tensor, options: Options, wants_gradient: 
 
 def chunk_size_of(head: Head) -> int:
     """The rows in a chunk: as many as fit 32 MiB, but enough for a fast matrix product."""
+    on_cpu = head.input.is_cpu
+    if head.weight is None:  # a dense target that stays in the cache
+        return max((1 if on_cpu else 256) * 2**20 // (4 * max(head.input.shape[1], 1)), 1)
     row = head.weight.shape[0] * head.input.element_size()
-    return max((32 if head.input.is_cpu else 256) * 2**20 // max(row, 1), 256 if head.input.is_cpu else 1024)
+    return max((32 if on_cpu else 256) * 2**20 // max(row, 1), 256 if on_cpu else 1024)
 
 
 @torch.no_grad()
 def chunks(
     head: Head,
-    target: Tensor,
+    target: Target,
     options: Options,
     wanted: Wanted,
     upstream: Tensor | None,
     chunk_size: int | None,
-    of_logits: Callable[[Tensor, Tensor, Options, bool], OfLogits] = of_logits,
+    of_logits: Callable[[Tensor, Any, Options, bool], OfLogits] = of_logits,
 ) -> tuple[Tensor, Gradients]:
     """The loss, and the gradients that are wanted.
 
@@ -79,12 +88,12 @@ def chunks(
 
 def _chunks(
     head: Head,
-    target: Tensor,
+    target: Target,
     options: Options,
     wanted: Wanted,
     upstream: Tensor | None,
     chunk_size: int | None,
-    of_logits: Callable[[Tensor, Tensor, Options, bool], OfLogits],
+    of_logits: Callable[[Tensor, Any, Options, bool], OfLogits],
 ) -> tuple[Tensor, Gradients]:
     n_rows, dtype = head.input.shape[0], single(head.input.dtype)
     counted = _counted(target, options)
@@ -97,14 +106,15 @@ def _chunks(
     losses = head.input.new_zeros(n_rows, dtype=dtype)
     sums = _Sums(head, wanted, scale)
     size = min(chunk_size or chunk_size_of(head), max(n_counted, 1))
-    logits = head.input.new_empty(size, head.weight.shape[0])
+    logits = None if head.weight is None else head.input.new_empty(size, head.weight.shape[0])
+    options = options._replace(inplace=logits is not None)
     for start in range(0, n_counted, size):
         chunk: slice | Tensor = slice(start, min(start + size, n_counted))
         factors = None if upstream is None else upstream[chunk]
         if counted is not None:
             chunk = counted[chunk]
         x = head.input[chunk]
-        z = _linear(x, head, logits[: len(x)])
+        z = x if logits is None else _linear(x, head, logits[: len(x)])
         losses[chunk], grad, active = of_logits(z, target[chunk], _of_rows(options, chunk), any(wanted))
         if grad is not None:
             sums.add(chunk, x, grad, factors, active)
@@ -115,6 +125,7 @@ def _chunks(
 
 
 def _linear(x: Tensor, head: Head, into: Tensor) -> Tensor:
+    assert head.weight is not None
     if head.bias is None:
         return torch.mm(x, head.weight.t(), out=into)
     return torch.addmm(head.bias, x, head.weight.t(), out=into)
@@ -128,15 +139,15 @@ class _Sums:
         self._scale, self._factor = (1.0, scale) if head.input.dtype == torch.float16 else (scale, 1.0)
         input, weight, bias = wanted
         self._input = torch.zeros_like(head.input, memory_format=torch.contiguous_format) if input else None
-        dtype = single(head.weight.dtype)
-        self._weight = torch.zeros_like(head.weight, dtype=dtype) if weight else None
-        self._bias = head.weight.new_zeros(head.weight.shape[0], dtype=dtype) if bias else None
+        dtype = single(head.input.dtype)
+        self._weight = torch.zeros_like(head.weight, dtype=dtype) if weight else None  # type: ignore[arg-type]
+        self._bias = torch.zeros_like(head.bias, dtype=dtype) if bias else None  # type: ignore[arg-type]
 
     def add(
         self, chunk: slice | Tensor, x: Tensor, grad: Tensor, factors: Tensor | None, active: Tensor | None
     ) -> None:
         """Adds what a chunk contributes, with a factor for each row; `active` says which rows count."""
-        if active is not None:
+        if active is not None and self._head.weight is not None:
             order = _compact(grad, active)
             grad, x = grad[: len(order)], x[order]
             factors = None if factors is None else factors[order]
@@ -156,7 +167,10 @@ class _Sums:
 
     def _add_to_input(self, sum: Tensor, chunk: slice | Tensor, grad: Tensor, factors: Tensor | None) -> None:
         into = sum[chunk] if isinstance(chunk, slice) else sum.new_empty(len(grad), sum.shape[1])
-        torch.addmm(into, grad, self._head.weight, beta=0, alpha=self._scale, out=into)
+        if self._head.weight is None:
+            torch.mul(grad, self._scale, out=into)
+        else:
+            torch.addmm(into, grad, self._head.weight, beta=0, alpha=self._scale, out=into)
         if factors is not None:
             into.mul_(factors.unsqueeze(1))
         if not isinstance(chunk, slice):
@@ -171,7 +185,7 @@ class _Sums:
             sum[part].add_(torch.mm(grad[:, part].t(), x), alpha=self._scale)
 
     def gradients(self) -> Gradients:
-        dtype = self._head.weight.dtype
+        dtype = self._head.input.dtype
         if dtype == torch.float16:  # rounded after the last factor
             dtype = torch.float32
         weight, bias = self._weight, self._bias
@@ -198,11 +212,14 @@ def _compact(rows: Tensor, active: Tensor) -> Tensor:
     return order
 
 
-def _counted(target: Tensor, options: Options) -> Tensor | None:
+def _counted(target: Target, options: Options) -> Tensor | None:
     """The indices of the rows that are not ignored; None if none is."""
-    if target.dim() > 1:
+    if isinstance(target, TopK):
+        counted = ~target.ignored(options.ignore_index)
+    elif target.dim() > 1:
         return None
-    counted = target != options.ignore_index
+    else:
+        counted = target != options.ignore_index
     if options.target_b is not None:
         counted &= options.target_b != options.ignore_index
     return None if counted.all() else counted.nonzero().squeeze(1)
@@ -213,18 +230,21 @@ def _of_rows(options: Options, chunk: slice | Tensor) -> Options:
     parameter, target_b, lam = options.parameter, options.target_b, options.lam
     return options._replace(
         reduction="none",
-        inplace=True,
         parameter=parameter[chunk] if isinstance(parameter, Tensor) and parameter.dim() else parameter,
         target_b=None if target_b is None else target_b[chunk],
         lam=lam[chunk] if isinstance(lam, Tensor) and lam.dim() else lam,
     )
 
 
-def _total(target: Tensor, options: Options, n_counted: int) -> float:
+def _total(target: Target, options: Options, n_counted: int) -> float:
     """What "mean" divides by."""
     if options.weight is None or options.reduction != "mean":
         return n_counted
-    weights = _formulas.row_weights(target, options, double(target))
+    dtype = double(options.weight)
+    if isinstance(target, TopK):
+        weights = target.row_weights(options, dtype) if options.loss == "label_relaxation" else None
+    else:
+        weights = _formulas.row_weights(target, options, dtype)
     return n_counted if weights is None else float(weights.sum())
 
 

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lr_relax import _formulas
+from lr_relax._chunked.chunks import Gradients, Head, OfLogits, Target, Wanted, chunks, double, single
 from lr_relax._options import Options
-from lr_relax.linear._chunks import Gradients, Head, OfLogits, Wanted, chunks, double, single
+from lr_relax.topk import TopK
 
 
 class Group:
@@ -38,10 +39,10 @@ class Group:
         dist.all_reduce(x, group=self._group)
 
     def compute(
-        self, target: Tensor, options: Options, chunk_size: int | None
+        self, target: Target, options: Options, chunk_size: int | None
     ) -> Callable[..., tuple[Tensor, Gradients]]:
         """The loss and the gradients of this process's slice, and of the whole input."""
-        if target.dim() > 1 or options.target_b is not None:
+        if isinstance(target, TopK) or target.dim() > 1 or options.target_b is not None:
             raise ValueError("Expected argument `target` to hold class indices with a `process_group`.")
         if isinstance(options.parameter, Tensor):
             raise TypeError(

@@ -8,33 +8,33 @@ import torch
 from torch import Tensor
 
 from lr_relax import _dispatch
+from lr_relax._chunked import operators, whole
+from lr_relax._chunked.chunks import Gradients, Head, Target, Wanted, chunks
 from lr_relax._fused import is_batched, keeps_graph
 from lr_relax._options import Options
-from lr_relax.linear import _operators, _whole
-from lr_relax.linear._chunks import Gradients, Head, Wanted, chunks
 
-Compute: TypeAlias = Callable[[Head, Tensor, Options, Wanted, Tensor | None], tuple[Tensor, Gradients]]
+Compute: TypeAlias = Callable[[Head, Any, Options, Wanted, Tensor | None], tuple[Tensor, Gradients]]
 """The loss, and the gradients that are wanted; those of the losses of rows times the last argument."""
-Whole: TypeAlias = Callable[[Head, Tensor, Options], Tensor]
+Whole: TypeAlias = Callable[[Head, Any, Options], Tensor]
 """The same loss by operators that autograd knows."""
 
 
-def loss(head: Head, target: Tensor, options: Options, chunk_size: int | None) -> Tensor:
+def loss(head: Head, target: Target, options: Options, chunk_size: int | None) -> Tensor:
     """The loss of arguments that have been checked."""
     tensors = [x for x in head if x is not None]
     if not _dispatch.wants_gradient(options.parameter):  # of alpha, which takes all logits
         if all(_dispatch.is_eager(x) for x in tensors):
             compute = partial(chunks, chunk_size=chunk_size)
-            return apply(head, target, options, compute, _whole.loss)
-        if all(_dispatch.is_compiled(x) for x in tensors):
-            return _operators.loss(head, target, options, chunk_size)
-    return _whole.loss(head, target, options)
+            return apply(head, target, options, compute, whole.loss)
+        if isinstance(target, Tensor) and all(_dispatch.is_compiled(x) for x in tensors):
+            return operators.loss(head, target, options, chunk_size)
+    return whole.loss(head, target, options)
 
 
-def apply(head: Head, target: Tensor, options: Options, compute: Compute, whole: Whole) -> Tensor:
-    """The loss that `compute` gives, with its gradients; `whole` is for gradients of gradients."""
+def apply(head: Head, target: Target, options: Options, compute: Compute, of_whole: Whole) -> Tensor:
+    """The loss that `compute` gives, with its gradients; `of_whole` is for gradients of gradients."""
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in head):
-        return _Loss.apply(*head, target, options, compute, whole)  # type: ignore[no-any-return, no-untyped-call]
+        return _Loss.apply(*head, target, options, compute, of_whole)  # type: ignore[no-any-return, no-untyped-call]
     return compute(head, target, options, (False, False, False), None)[0]
 
 
@@ -45,16 +45,17 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any,
         input: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
-        target: Tensor,
+        target: Target,
         options: Options,
         compute: Compute,
-        whole: Whole,
+        of_whole: Whole,
     ) -> Tensor:
         head, wanted = Head(input, weight, bias), tuple(ctx.needs_input_grad[:3])
-        ctx.options, ctx.compute, ctx.whole, ctx.wanted = options, compute, whole, wanted
-        ctx.save_for_backward(*head, target)
+        ctx.arguments, ctx.version = (target, options, wanted), _version(target, options)
+        ctx.compute, ctx.of_whole = compute, of_whole
+        ctx.save_for_backward(*head)
         if options.reduction == "none":
             wanted = (False, False, False)
         loss, ctx.gradients = compute(head, target, options, wanted, None)
@@ -62,20 +63,31 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        *head, target = ctx.saved_tensors
-        head, options, wanted = Head(*head), ctx.options, ctx.wanted
+        head, (target, options, wanted) = Head(*ctx.saved_tensors), ctx.arguments
+        starts_again = torch.is_grad_enabled() or is_batched(upstream) or options.reduction == "none"
+        if starts_again and _version(target, options) != ctx.version:
+            raise RuntimeError(
+                "A tensor that the loss was computed from has been modified by an inplace operation, but is "
+                'needed again: for the gradient of a gradient, or with reduction="none".'
+            )
         if torch.is_grad_enabled() or is_batched(upstream):
-            return *_whole.gradients(head, target, options, wanted, upstream, ctx.whole), *[None] * 4
+            return *whole.gradients(head, target, options, wanted, upstream, ctx.of_whole), *[None] * 4
         if options.reduction == "none":
             _, gradients = ctx.compute(head, target, options, wanted, upstream)
-            return *scaled(gradients, head, None, False), *[None] * 4
+            return *_scaled(gradients, head, None, False), *[None] * 4
         gradients, keeps = ctx.gradients, keeps_graph()
         if not keeps:
             ctx.gradients = None  # as torch frees saved tensors
-        return *scaled(gradients, head, upstream, keeps), *[None] * 4
+        return *_scaled(gradients, head, upstream, keeps), *[None] * 4
 
 
-def scaled(gradients: Gradients, head: Head, upstream: Tensor | None, keeps: bool) -> list[Tensor | None]:
+def _version(target: Target, options: Options) -> int:
+    """The sum of the versions of all tensors of the loss, which grows if one of them is changed."""
+    tensors = [target] if isinstance(target, Tensor) else [target.indices, target.shares]
+    return sum(x._version for x in (*tensors, *options) if isinstance(x, Tensor))
+
+
+def _scaled(gradients: Gradients, head: Head, upstream: Tensor | None, keeps: bool) -> list[Tensor | None]:
     """The gradients times the upstream, in the types of what they belong to."""
     scale: float | Tensor = gradients.factor
     if upstream is not None:  # on the CPU a number: 1 needs no product

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lr_relax._chunked import whole
+from lr_relax._chunked.chunks import Gradients, Head, chunks, single
 from lr_relax._operators import ARGUMENTS, to_arguments, to_options
 from lr_relax._options import Options
-from lr_relax.linear import _whole
-from lr_relax.linear._chunks import Gradients, Head, chunks, single
 
 _HEAD = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target"
 _LOSS = f"({_HEAD}, {ARGUMENTS}, int? chunk_size, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -90,7 +90,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None
     if upstream is None:
         return (None,) * len(arguments)
     if torch.is_grad_enabled():  # create_graph: the gradient must have a gradient itself
-        results = _whole.gradients(head, target, options, wanted, upstream)
+        results = whole.gradients(head, target, options, wanted, upstream)
     elif options.reduction == "none":
         results = torch.ops.lr_relax.linear_gradients(upstream, *arguments)
     else:

@@ -1,0 +1,1 @@
+"""Losses that are computed chunk by chunk over the rows: of linear layers, and of `TopK` targets."""
