@@ -23,7 +23,9 @@ class Row:
     peers: Mapping[str, Contender] = field(default_factory=dict)
     dtype: str = "float32"
     threads: int = 2
+    min_rounds: int = 5
     unit: str = "ms"  # "MiB": peak memory is measured instead of time
+    not_counted: float = 0.0  # the memory of results
     retain_memory: bool = False  # malloc keeps freed memory
 
     @property

@@ -27,6 +27,7 @@ from lr_relax.functional import (
 )
 from torch import Tensor
 
+from heads import HEAD_ROWS
 from metrics import METRIC_ROWS
 from row import Contender, Inputs, Row
 from training import TRAINING_ROWS
@@ -369,4 +370,4 @@ RETAINED_ROWS = [
     replace(row, retain_memory=True) for row in LOSS_ROWS if row.shape == (1024, 32000) and row.unit == "ms"
 ]
 
-ROWS = [*LOSS_ROWS, *COMPILED_ROWS, *RETAINED_ROWS, *METRIC_ROWS, *TRAINING_ROWS]
+ROWS = [*LOSS_ROWS, *HEAD_ROWS, *COMPILED_ROWS, *RETAINED_ROWS, *METRIC_ROWS, *TRAINING_ROWS]

@@ -69,7 +69,7 @@ def measure_time(row: Row, seconds: float, min_rounds: int) -> Samples:
     calls = {name: partial(contender, *inputs) for name, contender in row.contenders.items()}
     loops = dict.fromkeys(calls, 1)
     for name, call in calls.items():
-        sample(call, 3)  # a compiled function compiles in its first calls
+        sample(call, 1)  # a compiled function compiles
         while sample(call, loops[name]) * loops[name] < SAMPLE_SECONDS * 1e3:
             loops[name] *= 2
     samples: Samples = {name: [] for name in calls}
@@ -104,13 +104,13 @@ def peak_extra_memory(row_name: str, contender_name: str) -> list[float]:
     row = row_named(row_name)
     contender = row.contenders[contender_name]
     inputs = inputs_of(row)
-    contender(*(x[:4].detach().requires_grad_(x.requires_grad) for x in inputs))
+    contender(*row.inputs(4, *row.shape[1:]))
     before = status("VmRSS")
     peaks = []
     for _ in range(2):
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         contender(*inputs)
-        peaks.append((status("VmHWM") - before) / 1024)
+        peaks.append((status("VmHWM") - before) / 1024 - row.not_counted)
     return peaks
 
 
@@ -243,7 +243,7 @@ def main() -> None:
     results = []
     for i, row in enumerate(rows, 1):
         print(f"[{i}/{len(rows)}] {row.name}", file=sys.stderr)
-        samples = measure(row, *((0.5, 2) if options.quick else (4, 5)))
+        samples = measure(row, *((0.5, 2) if options.quick else (4, row.min_rounds)))
         if samples is None:
             print("left out: not supported on this system", file=sys.stderr)
         else:

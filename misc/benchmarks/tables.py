@@ -50,6 +50,8 @@ def code(name: str) -> str:
 
 def section(row: BenchRow) -> str:
     """The table in which a row stands."""
+    if row["work"].startswith("Linear"):
+        return "linear"
     if row["unit"] == "MiB":
         return "memory"
     if row["work"].startswith("Training"):

@@ -54,7 +54,7 @@ def with_gradient(
     with torch.enable_grad():
         input = input.detach().requires_grad_()
         loss = _formulas.loss(input, target, options)
-    return loss.detach(), torch.autograd.grad(loss.sum(), input)[0]
+    return loss.detach(), torch.autograd.grad(loss, input, torch.ones_like(loss))[0]
 
 
 def uniform_penalty(input: Tensor, target: Tensor, options: Options) -> Tensor:

@@ -58,12 +58,12 @@ def of_logits(logits: Tensor, target: Target, options: Options, wants_gradient: 
 
 
 def chunk_size_of(head: Head) -> int:
-    """The rows in a chunk: as many as fit 32 MiB, but enough for a fast matrix product."""
+    """The rows in a chunk: as many as fit 24 MiB, but enough for a fast matrix product."""
     on_cpu = head.input.is_cpu
     if head.weight is None:  # a dense target that stays in the cache
         return max((1 if on_cpu else 256) * 2**20 // (4 * max(head.input.shape[1], 1)), 1)
     row = head.weight.shape[0] * head.input.element_size()
-    return max((32 if on_cpu else 256) * 2**20 // max(row, 1), 256 if on_cpu else 1024)
+    return max((24 if on_cpu else 256) * 2**20 // max(row, 1), 224 if on_cpu else 1024)
 
 
 @torch.no_grad()

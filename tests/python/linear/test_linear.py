@@ -16,6 +16,7 @@ from lr_relax import (
     LinearCrossEntropyLoss,
     LinearFocalLoss,
     LinearLabelRelaxationLoss,
+    _fused,
     label_relaxation_loss,
     linear_cross_entropy_loss,
     linear_label_relaxation_loss,
@@ -242,6 +243,19 @@ def test_computes_what_needs_a_gradient_only() -> None:
         assert [t.grad is not None for t in (x, w, b)] == [t.requires_grad for t in (x, w, b)]
     with torch.no_grad():
         assert not linear_label_relaxation_loss(x, w, Y).requires_grad
+
+
+@EACH_CASE
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_other_devices_take_the_formulas(case: Case, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = layer()
+    upstream = torch.rand(N if reduction == "none" else (), dtype=torch.float64)
+    expected = results(of_layer(case, head, reduction=reduction, chunk_size=7), head, upstream)
+    monkeypatch.setattr(Tensor, "is_cpu", property(lambda _: False))
+    monkeypatch.setattr(_fused, "compute", None)
+    got = results(of_layer(case, head, reduction=reduction, chunk_size=7), head, upstream)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_alpha_may_want_a_gradient() -> None:
