@@ -4,4 +4,6 @@ from lr_relax.linear import functional, modules
 from lr_relax.linear.functional import *  # noqa: F403
 from lr_relax.linear.modules import *  # noqa: F403
 
-__all__ = functional.__all__ + modules.__all__
+__all__ = []
+__all__ += functional.__all__
+__all__ += modules.__all__
