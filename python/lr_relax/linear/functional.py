@@ -8,14 +8,6 @@ from lr_relax._chunked.loss import loss_of_layer
 from lr_relax._options import Options, Reduction
 from lr_relax.topk import TopK
 
-__all__ = [
-    "linear_confidence_penalty_loss",
-    "linear_cross_entropy_loss",
-    "linear_focal_loss",
-    "linear_label_relaxation_loss",
-    "linear_mixup_label_relaxation_loss",
-]
-
 
 def linear_label_relaxation_loss(
     input: Tensor,

@@ -15,13 +15,6 @@ from lr_relax.linear.functional import (
 )
 from lr_relax.losses import LossModule
 
-__all__ = [
-    "LinearConfidencePenaltyLoss",
-    "LinearCrossEntropyLoss",
-    "LinearFocalLoss",
-    "LinearLabelRelaxationLoss",
-]
-
 
 class _LinearLoss(LossModule):
     """A loss with its linear layer, `linear`."""
