@@ -22,7 +22,7 @@ LIMITS = {
     "cross-entropy: label smoothing": (30, 4.1, 8.1),
     "cross-entropy: distributions": (25, 4.1, 10.1),
     "focal": (30, 3.1, 6.1),
-    "focal: distributions": (33, 9.1, 20.1),
+    "focal: distributions": (31, 8.1, 18.1),
     "dual focal": (59, 4.1, 8.1),
     "confidence penalty": (31, 4.1, 8.1),
     "confidence penalty: distributions": (37, 4.3, 10.6),
