@@ -199,12 +199,32 @@ def check_public_functions(device: str) -> None:
         )
 
 
+def check_linear_layers(device: str) -> None:
+    """The losses of a linear layer and its gradients are those of the CPU; half of the rows are inside."""
+    import lr_relax
+    import torch
+
+    w, y = torch.randn(50, 8, dtype=torch.float64), torch.randint(50, (64,))
+    x = torch.randn(64, 8, dtype=torch.float64)
+    x[::2], y[::7] = 3 * w[y][::2], -100
+    for name in ("label_relaxation", "cross_entropy", "focal", "confidence_penalty"):
+        loss, found = getattr(lr_relax, f"linear_{name}_loss"), []
+        for place in ("cpu", device):
+            leaves = [t.to(place).requires_grad_() for t in (x, w)]
+            value = loss(*leaves, y.to(place), chunk_size=10)
+            found.append([t.cpu() for t in (value.detach(), *torch.autograd.grad(2 * value, leaves))])
+        torch.testing.assert_close(
+            found[0], found[1], rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
 CHECKS = [
     check_determinism,
     check_no_synchronization,
     check_graph_capture,
     check_large_offsets,
     check_public_functions,
+    check_linear_layers,
 ]
 
 
@@ -360,6 +380,39 @@ def metrics_row(shape: tuple[int, int], dtype_name: str, device: str) -> dict[st
     return {"calls": calls, "bytes": z.numel() * z.element_size()}
 
 
+def linear_row(shape: tuple[int, int], dtype_name: str, device: str) -> dict[str, Any]:
+    """A linear layer of 2,048 inputs with its loss, in chunks and with all logits."""
+    import torch
+    import torch.nn.functional as F
+    from lr_relax import label_relaxation_loss, linear_cross_entropy_loss, linear_label_relaxation_loss
+
+    (n_rows, n_classes), dtype = shape, getattr(torch, dtype_name)
+    width = 2048 if device == "cuda" else 8
+    w = (torch.randn(n_classes, width, device=device) / width**0.5).to(dtype).requires_grad_()
+    y = torch.randint(n_classes, (n_rows,), device=device)
+    x = torch.randn(n_rows, width, device=device, dtype=dtype)
+    inside = x.clone()
+    inside[::2] = 30 * w.detach()[y][::2]
+
+    def backward(loss: Callable[..., Any], x: Any) -> Call:
+        leaf = x.requires_grad_()
+
+        def call() -> None:
+            leaf.grad = w.grad = None
+            loss(leaf, w, y).backward()
+
+        return call
+
+    calls: dict[str, Call] = {
+        "LR in chunks": backward(linear_label_relaxation_loss, x),
+        "cross-entropy in chunks": backward(linear_cross_entropy_loss, x),
+        "LR in chunks, half inside": backward(linear_label_relaxation_loss, inside),
+        "F.linear + our LR": backward(lambda x, w, y: label_relaxation_loss(F.linear(x, w), y), x),
+        "F.linear + F.cross_entropy": backward(lambda x, w, y: F.cross_entropy(F.linear(x, w), y), x),
+    }
+    return {"calls": calls, "bytes": n_rows * n_classes * x.element_size()}
+
+
 Make = Callable[[tuple[int, int], str, str], dict[str, Any]]
 MANY_CLASSES = {
     ("kernel", "clone"): 1 / 0.85,
@@ -377,6 +430,7 @@ ROWS: list[tuple[Make, tuple[int, int], str, dict[tuple[str, str], float]]] = [
     (losses_row, (65_536, 1000), "bfloat16", {("kernel", "clone"): 1 / 0.85}),
     (metrics_row, (1_000_000, 10), "float32", {("ECE of logits", "torch.softmax"): 1.5}),
     (metrics_row, (100_000, 1000), "float32", {("ECE of logits", "torch.softmax"): 1.5}),
+    (linear_row, (8192, 131_072), "bfloat16", {("LR in chunks", "F.linear + our LR"): 1.05}),
     (other_losses_row, (4096, 32_000), "bfloat16", {}),
     (other_losses_row, (65_536, 1000), "bfloat16", {}),
     (other_losses_row, (4096, 131_072), "bfloat16", {}),
