@@ -17,7 +17,10 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/targets.md", "docs/metrics.md", "docs/integrations.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", *(f"docs/{x}.md" for x in ("targets", "metrics", "integrations", "language_model"))],
+)
 def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
