@@ -203,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.1], help="of smoothing and relaxation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--windows", type=int, help="of each split of the text; default: all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", help="file for reliability diagrams of the first seed")
