@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lr_relax
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,10 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", *(f"docs/{x}.md" for x in ("targets", "metrics", "integrations", "language_model"))],
+    [
+        "README.md",
+        *(f"docs/{x}.md" for x in ("targets", "linear", "metrics", "integrations", "language_model")),
+    ],
 )
 def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -45,6 +49,10 @@ def test_tables_are_rendered_from_the_records() -> None:
     command = [sys.executable, str(ROOT / "misc" / "benchmarks" / "tables.py"), "--check"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {lr_relax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_readme_is_short() -> None:
