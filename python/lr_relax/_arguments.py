@@ -53,7 +53,7 @@ def check_hyperparameters(loss: str, parameter: object, reduction: object) -> No
 def check_number(name: str, expected: str, in_range: Callable[[float], bool], number: object) -> None:
     error: type[Exception] | None
     try:
-        if isinstance(number, str | Tensor):
+        if isinstance(number, str | bool | Tensor):
             raise TypeError
         error = None if in_range(float(number)) else ValueError  # type: ignore[arg-type]
     except OverflowError:

@@ -18,7 +18,7 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """The loss that `options` describes."""
     is_native = runs_natively(input)
     if type(options.parameter) is not float or options.lam is not None:
-        options = _broadcast(options, input)
+        options = broadcast(options, input)
         if is_native and wants_gradient(options.parameter):  # of alpha, which the kernel does not compute
             _native.check_loss(input, target, options)
             return _formulas.loss(input, target, options)
@@ -64,12 +64,12 @@ def uniform_penalty(input: Tensor, target: Tensor, options: Options) -> Tensor:
             "Expected argument `target` to hold class indices with a `uniform_penalty`, "
             f"but got {target.dtype}."
         )
-    return _formulas.loss(input, target, _broadcast(options, input)._replace(loss="uniform_penalty"))
+    return _formulas.loss(input, target, broadcast(options, input)._replace(loss="uniform_penalty"))
 
 
 def projection(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """The projection of each row onto its set."""
-    options = _broadcast(options, input)
+    options = broadcast(options, input)
     if runs_natively(input):
         _native.check_loss(input, target, options)
     else:
@@ -77,7 +77,7 @@ def projection(input: Tensor, target: Tensor, options: Options) -> Tensor:
     return _formulas.projection(input, target, options)
 
 
-def _broadcast(options: Options, input: Any) -> Options:
+def broadcast(options: Options, input: Any) -> Options:
     """The options with numbers per row broadcast to the rows, where that is possible."""
     return options._replace(
         parameter=_broadcast_to_rows(options.parameter, input, options.dim),

@@ -49,8 +49,9 @@ def projection(input: Tensor, target: Tensor, options: Options) -> Tensor:
             own = _last(target, options.dim)
             free = own.all(-1)
         else:
-            free = target == options.ignore_index
-            y = target.long().masked_fill(free, 0)
+            y = target.long()
+            free = y == options.ignore_index
+            y = y.masked_fill(free, 0)
             own = torch.arange(p.shape[-1], device=p.device) == y.unsqueeze(-1)
         shares, others = (_ln_sum(ln_p, mask)[1].masked_fill(~mask, 0.0) for mask in (own, ~own))
         inside = (p.masked_fill(own, 0.0).sum(-1, keepdim=True) <= alpha).squeeze(-1) | free

@@ -108,7 +108,7 @@ def label_relaxation_loss(
     >>> label_relaxation_loss(torch.tensor([[2.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 0]), reduction="none")
     tensor([0.0018, 0.0000])
     """
-    dim = class_dim(input, target, dim)
+    dim = _class_dim(input, target, dim)
     options = Options("label_relaxation", alpha, reduction, dim, ignore_index, weight, from_logits, inplace)
     if type(uniform_penalty) in (float, int) and uniform_penalty == 0:
         return _loss(input, target, options)
@@ -118,7 +118,9 @@ def label_relaxation_loss(
     if inplace:
         raise ValueError("Expected argument `inplace` to be False with a `uniform_penalty`.")
     if isinstance(target, TopK):
-        raise TypeError("Expected argument `target` to hold class indices with a `uniform_penalty`.")
+        raise TypeError(
+            "Expected argument `target` to be class indices with a `uniform_penalty`, but got TopK."
+        )
     loss = _dispatch.loss(input, target, options)
     return loss + uniform_penalty * _dispatch.uniform_penalty(input, target, options)
 
@@ -273,7 +275,7 @@ def cross_entropy_loss(
     >>> cross_entropy_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 0.1)
     tensor(0.2269)
     """
-    dim = class_dim(input, target, dim)
+    dim = _class_dim(input, target, dim)
     options = Options("cross_entropy", label_smoothing, reduction, dim, ignore_index, weight, inplace=inplace)
     return _loss(input, target, options)
 
@@ -311,7 +313,7 @@ def focal_loss(
     >>> focal_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     tensor(0.1733)
     """
-    dim = class_dim(input, target, dim)
+    dim = _class_dim(input, target, dim)
     options = Options("focal", gamma, reduction, dim, ignore_index, weight, inplace=inplace)
     return _loss(input, target, options)
 
@@ -386,7 +388,7 @@ def confidence_penalty_loss(
     >>> confidence_penalty_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     tensor(0.6238)
     """
-    dim = class_dim(input, target, dim)
+    dim = _class_dim(input, target, dim)
     options = Options("confidence_penalty", beta, reduction, dim, ignore_index, weight, inplace=inplace)
     return _loss(input, target, options)
 
@@ -478,3 +480,7 @@ def _loss(input: Tensor, target: Tensor | TopK, options: Options) -> Tensor:
     if isinstance(target, TopK):
         return loss_of_topk(input, target, options)
     return _dispatch.loss(input, target, options)
+
+
+def _class_dim(input: Tensor, target: Tensor | TopK, dim: int | None) -> int:
+    return class_dim(input, target.indices[..., 0] if isinstance(target, TopK) else target, dim)

@@ -15,6 +15,7 @@ from lr_relax.functional import (
     label_relaxation_loss,
     mixup_label_relaxation_loss,
 )
+from lr_relax.topk import TopK
 
 __all__ = [
     "BinaryLabelRelaxationLoss",
@@ -54,7 +55,7 @@ class LossModule(nn.Module):
     def extra_repr(self) -> str:
         """The arguments that `print(module)` shows: hyperparameter, reduction, and what is not a default."""
         defaults = {"weight": None, "pos_weight": None, "dim": None, "ignore_index": -100}
-        defaults |= {"from_logits": True, "inplace": False}
+        defaults |= {"from_logits": True, "inplace": False, "chunk_size": None}
         shown = []
         for name, value in self._options().items():
             if isinstance(value, Tensor):
@@ -72,7 +73,8 @@ class LabelRelaxationLoss(LossModule):
 
     Shape:
         input: (..., C), logits with the classes in dimension `dim`.
-        target: (...), class indices in [0, C); or (..., C), sets (bool) or distributions (floating-point).
+        target: (...), class indices in [0, C); (..., C), sets (bool) or distributions (floating-point); or a
+            `TopK`.
         output: scalar, or (...) for ``reduction="none"``.
 
     Source: Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021, eq. 5-7.
@@ -106,7 +108,7 @@ class LabelRelaxationLoss(LossModule):
         )
 
     @also_logits
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor | TopK) -> Tensor:
         """The loss of `input`, (..., C), for `target`: classes, (...); sets or distributions, (..., C)."""
         return label_relaxation_loss(input, target, **self._options())
 
@@ -233,7 +235,7 @@ class CrossEntropyLoss(LossModule):
             inplace=inplace,
         )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor | TopK) -> Tensor:
         """The loss of `input`, (..., C), for `target`: class indices, (...), or distributions, (..., C)."""
         return cross_entropy_loss(input, target, **self._options())
 
@@ -271,7 +273,7 @@ class FocalLoss(LossModule):
             inplace=inplace,
         )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor | TopK) -> Tensor:
         """The loss of `input`, (..., C), for `target`: class indices, (...), or distributions, (..., C)."""
         return focal_loss(input, target, **self._options())
 
@@ -348,6 +350,6 @@ class ConfidencePenaltyLoss(LossModule):
             inplace=inplace,
         )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor | TopK) -> Tensor:
         """The loss of `input`, (..., C), for `target`: class indices, (...), or distributions, (..., C)."""
         return confidence_penalty_loss(input, target, **self._options())

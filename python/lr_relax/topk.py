@@ -57,22 +57,26 @@ class TopK:
             )
         if rest not in ("uniform", None):
             raise ValueError(f"Expected argument `rest` to be 'uniform' or None, but got {rest!r}.")
-        self.indices, self.shares, self.rest = indices, shares.detach(), rest
+        self.indices, self.shares, self.rest = indices.long(), shares.detach(), rest
 
     def __repr__(self) -> str:
         return f"TopK(shape={tuple(self.indices.shape)}, rest={self.rest!r})"
 
     def __getitem__(self, rows: Any) -> "TopK":
+        """The target of some rows: the index may not reach the last dimension."""
+        dims = rows if isinstance(rows, tuple) else (rows,)
+        if len(dims) >= self.indices.dim() and Ellipsis not in dims:
+            raise IndexError(f"Expected an index of rows, of at most {self.indices.dim() - 1} dimensions.")
         return TopK(self.indices[rows], self.shares[rows], self.rest)
 
-    def flat(self) -> "TopK":
-        """With one dimension of rows."""
-        k = self.indices.shape[-1]
-        return TopK(self.indices.reshape(-1, k), self.shares.reshape(-1, k), self.rest)
+    def to(self, *arguments: Any, **options: Any) -> "TopK":
+        """On another device, as `torch.Tensor.to`; a type applies to the shares."""
+        shares = self.shares.to(*arguments, **options)
+        return TopK(self.indices.to(shares.device), shares, self.rest)
 
     def dense(self, n_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """The distributions, (..., C)."""
-        shares, indices = self.shares.to(dtype), self.indices.long()
+        shares, indices = self.shares.to(dtype), self.indices
         others = self._others(shares, n_classes)
         return others.expand(*shares.shape[:-1], n_classes).scatter(-1, indices, shares)
 
@@ -87,10 +91,11 @@ class TopK:
         """The expected weight of a class, (...); 0 of rows that are ignored."""
         assert options.weight is not None
         weight, ignored = options.weight.detach().to(dtype), self.ignored(options.ignore_index)
-        shares, named = self.shares.to(dtype), weight[self.indices.clamp_min(0).long()]
-        others = self._others(shares, len(weight)).squeeze(-1) * (weight.sum() - named.sum(-1))
-        weights = ((named * shares).sum(-1) + others) / (shares.sum(-1) if self.rest is None else 1.0)
-        return weights.masked_fill(ignored, 0.0)
+        shares, named = self.shares.to(dtype), weight[self.indices.clamp_min(0)]
+        each = self._others(shares, len(weight)).squeeze(-1)
+        others = each * (weight.sum() - named.sum(-1))
+        total = shares.sum(-1) + each * (len(weight) - shares.shape[-1])  # as dense targets are divided by
+        return (((named * shares).sum(-1) + others) / total).masked_fill(ignored, 0.0)
 
     def filled(self, ignored: Tensor) -> "TopK":
         """With some distribution in rows that are ignored."""
@@ -120,10 +125,12 @@ class TopK:
                 f"Expected argument `target` to name at most {n_classes} classes of a row, "
                 f"but got {self.indices.shape[-1]}."
             )
-        if not self.indices.is_cpu or torch.compiler.is_compiling():
+        is_plain = type(self.indices) in (Tensor, torch.nn.Parameter) and self.indices.is_cpu
+        is_plain = is_plain and not torch._C._are_functorch_transforms_active()
+        if not is_plain or torch.compiler.is_compiling():  # as elsewhere, the values are not read
             return
         counted = ~self.ignored(ignore_index)
-        indices, shares = self.indices[counted].long(), self.shares[counted].double()
+        indices, shares = self.indices[counted], self.shares[counted].double()
         wrong = (indices < 0) | (indices >= n_classes)
         if wrong.any():
             raise IndexError(
@@ -133,13 +140,15 @@ class TopK:
         ordered = indices.sort(-1).values
         if (ordered[..., 1:] == ordered[..., :-1]).any():
             raise ValueError("Expected argument `target` to name different classes in each row.")
+        if not (shares >= 0).all():
+            raise ValueError("Expected argument `target` to have shares of at least 0, and no NaN.")
         total, tolerance = shares.sum(-1), 5e-3
         least = 1 - tolerance if self.rest is None or self.indices.shape[-1] == n_classes else 0.0
-        wrong = ~((shares >= 0).all(-1) & (total >= least) & (total <= 1 + tolerance))
+        wrong = (total < least) | (total > 1 + tolerance)
         if wrong.any():
             remedy = " Pass rest='uniform', or divide the shares by their sum." if least else ""
             raise ValueError(
-                "Expected argument `target` to have non-negative shares that sum to "
+                "Expected argument `target` to have shares that sum to "
                 f"{'1' if least else 'at most 1'} in each row, but got the sum {float(total[wrong][0]):.4g}."
                 f"{remedy}"
             )

@@ -22,7 +22,7 @@ Whole: TypeAlias = Callable[[Head, Any, Options], Tensor]
 def loss(head: Head, target: Target, options: Options, chunk_size: int | None) -> Tensor:
     """The loss of arguments that have been checked."""
     tensors = [x for x in head if x is not None]
-    if not _dispatch.wants_gradient(options.parameter):  # of alpha, which takes all logits
+    if not _dispatch.wants_gradient(options.parameter) and not head.input.is_meta:  # of alpha: all logits
         if all(_dispatch.is_eager(x) for x in tensors):
             compute = partial(chunks, chunk_size=chunk_size)
             return apply(head, target, options, compute, whole.loss)

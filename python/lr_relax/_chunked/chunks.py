@@ -5,6 +5,7 @@ for the gradients of input and weight. Rows without a gradient are left out of t
 ignored of all three, those inside their credal set of the last two. Without a layer, X holds the logits.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -35,8 +36,8 @@ class Gradients(NamedTuple):
     input: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
-    factor: float
-    """By which they are still to be multiplied: float16 would lose small numbers."""
+    factor: float | Tensor
+    """By which they are still to be multiplied. In half precision, they are in float32 until then."""
 
 
 Wanted: TypeAlias = tuple[bool, bool, bool]
@@ -52,9 +53,9 @@ def of_logits(logits: Tensor, target: Target, options: Options, wants_gradient: 
     losses, grad = _dispatch.with_gradient(logits, target, options, wants_gradient)
     if grad is None or options.loss != "label_relaxation":
         return losses, grad, None
-    if target.dim() == 1 and options.target_b is None:  # where the gradient is 0, so is that of the class
-        return losses, grad, grad.gather(1, target.long().unsqueeze(1)).squeeze(1) != 0
-    return losses, grad, grad.amax(1) != 0  # the sum of a row is 0
+    if target.dim() == 1 and options.target_b is None:  # the class of a row has its largest gradient
+        return losses, grad, grad.gather(1, target.unsqueeze(1)).squeeze(1) != 0
+    return losses, grad, (grad.amax(1) != 0) | (grad.amin(1) != 0)
 
 
 def chunk_size_of(head: Head) -> int:
@@ -98,13 +99,19 @@ def _chunks(
     n_rows, dtype = head.input.shape[0], single(head.input.dtype)
     counted = _counted(target, options)
     n_counted = n_rows if counted is None else len(counted)
-    total = _total(target, options, n_counted)
-    scale = 1.0 if options.reduction != "mean" else 1 / total if total else float("nan")
-    if upstream is not None and counted is not None:
-        upstream = upstream[counted]
+    total = _total(target, options, n_counted) if options.reduction == "mean" else 1.0
+    scale = 1 / total if total else math.nan
+    options, unit = _in_range(options, head.input.dtype)
+    top: float | Tensor = 1.0
+    if upstream is not None:
+        upstream = upstream if counted is None else upstream[counted]
+        if dtype != head.input.dtype and n_counted:  # products in half precision: no larger than 1
+            top = upstream.abs().amax()
+            top = torch.where(top > 0, top, 1.0)
+            upstream = upstream / top
 
     losses = head.input.new_zeros(n_rows, dtype=dtype)
-    sums = _Sums(head, wanted, scale)
+    sums = _Sums(head, wanted, scale * unit if n_counted else 1.0)
     size = min(chunk_size or chunk_size_of(head), max(n_counted, 1))
     logits = None if head.weight is None else head.input.new_empty(size, head.weight.shape[0])
     options = options._replace(inplace=logits is not None)
@@ -116,12 +123,24 @@ def _chunks(
         x = head.input[chunk]
         z = x if logits is None else _linear(x, head, logits[: len(x)])
         losses[chunk], grad, active = of_logits(z, target[chunk], _of_rows(options, chunk), any(wanted))
-        if grad is not None:
-            sums.add(chunk, x, grad, factors, active)
+        if grad is not None:  # all rows count if the scale is NaN
+            sums.add(chunk, x, grad, factors, active if total else None)
+    gradients = sums.gradients()
+    gradients = gradients._replace(factor=gradients.factor * top)
     if options.reduction == "none":
-        return losses, sums.gradients()
-    loss = losses.sum(dtype=double(losses)).mul_(scale).to(dtype)
-    return loss, sums.gradients()
+        return losses.mul_(unit), gradients
+    return losses.sum(dtype=double(losses)).mul_(scale * unit).to(dtype), gradients
+
+
+def _in_range(options: Options, dtype: torch.dtype) -> tuple[Options, float]:
+    """Options whose class weights are at most 1 for float16, and the power of 2 that they were divided by."""
+    if dtype != torch.float16 or options.weight is None:
+        return options, 1.0
+    top = float(options.weight.abs().amax())
+    if not 0 < top < math.inf:
+        return options, 1.0
+    unit = 2.0 ** math.ceil(math.log2(top))
+    return options._replace(weight=options.weight.double() / unit), unit
 
 
 def _linear(x: Tensor, head: Head, into: Tensor) -> Tensor:
@@ -131,17 +150,22 @@ def _linear(x: Tensor, head: Head, into: Tensor) -> Tensor:
     return torch.addmm(head.bias, x, head.weight.t(), out=into)
 
 
+BLOCK = 8192  # classes: the gradient of a weight in half precision is never whole
+
+
 class _Sums:
-    """The gradients, summed over chunks; of half-precision weights in float32."""
+    """The gradients. In half precision the products are rounded, but their sums are in float32."""
 
     def __init__(self, head: Head, wanted: Wanted, scale: float) -> None:
-        self._head = head
-        self._scale, self._factor = (1.0, scale) if head.input.dtype == torch.float16 else (scale, 1.0)
-        input, weight, bias = wanted
-        self._input = torch.zeros_like(head.input, memory_format=torch.contiguous_format) if input else None
-        dtype = single(head.input.dtype)
-        self._weight = torch.zeros_like(head.weight, dtype=dtype) if weight else None  # type: ignore[arg-type]
-        self._bias = torch.zeros_like(head.bias, dtype=dtype) if bias else None  # type: ignore[arg-type]
+        self._head, dtype = head, single(head.input.dtype)
+        self._is_half = dtype != head.input.dtype
+        self._scale, self._factor = (1.0, scale) if self._is_half else (scale, 1.0)
+        self._input, self._weight, self._bias = (
+            torch.zeros_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+            if wants and x is not None
+            else None
+            for x, wants in zip(head, wanted, strict=True)
+        )
 
     def add(
         self, chunk: slice | Tensor, x: Tensor, grad: Tensor, factors: Tensor | None, active: Tensor | None
@@ -151,53 +175,38 @@ class _Sums:
             order = _compact(grad, active)
             grad, x = grad[: len(order)], x[order]
             factors = None if factors is None else factors[order]
-            if isinstance(chunk, slice):
-                order += chunk.start
-                chunk = order
-            else:
-                chunk = chunk[order]
+            chunk = order + chunk.start if isinstance(chunk, slice) else chunk[order]
+        if len(x) == 0:
+            return
         if self._input is not None:
-            self._add_to_input(self._input, chunk, grad, factors)
-        if self._weight is not None or self._bias is not None:
-            ones = x.new_ones(len(x)) if factors is None else factors.to(x.dtype)
-            if self._weight is not None:
-                self._add_to_weight(self._weight, grad, x if factors is None else x * ones.unsqueeze(1))
-            if self._bias is not None:
-                self._bias.add_(torch.mv(grad.t(), ones), alpha=self._scale)
+            product = self._of_input(grad).to(self._input.dtype)
+            self._input[chunk] = product if factors is None else product * factors.unsqueeze(1)
+        ones = x.new_ones(len(x)) if factors is None else factors.to(x.dtype)
+        if self._weight is not None:
+            self._add_to_weight(self._weight, grad, x if factors is None else x * ones.unsqueeze(1))
+        if self._bias is not None:
+            self._add(self._bias, torch.addmv, grad.t(), ones)
 
-    def _add_to_input(self, sum: Tensor, chunk: slice | Tensor, grad: Tensor, factors: Tensor | None) -> None:
-        into = sum[chunk] if isinstance(chunk, slice) else sum.new_empty(len(grad), sum.shape[1])
+    def _of_input(self, grad: Tensor) -> Tensor:
         if self._head.weight is None:
-            torch.mul(grad, self._scale, out=into)
-        else:
-            torch.addmm(into, grad, self._head.weight, beta=0, alpha=self._scale, out=into)
-        if factors is not None:
-            into.mul_(factors.unsqueeze(1))
-        if not isinstance(chunk, slice):
-            sum[chunk] = into
+            return grad * self._scale
+        return torch.addmm(grad.new_zeros(()), grad, self._head.weight, beta=0, alpha=self._scale)
 
     def _add_to_weight(self, sum: Tensor, grad: Tensor, x: Tensor) -> None:
-        if sum.dtype == x.dtype:
+        if not self._is_half:
             sum.addmm_(grad.t(), x, alpha=self._scale)
             return
-        for start in range(0, len(sum), BLOCK):  # of classes: the product in half precision is never whole
+        for start in range(0, len(sum), BLOCK):
             part = slice(start, start + BLOCK)
-            sum[part].add_(torch.mm(grad[:, part].t(), x), alpha=self._scale)
+            self._add(sum[part], torch.addmm, grad[:, part].t(), x)
+
+    def _add(self, sum: Tensor, product: Callable[..., Tensor], a: Tensor, b: Tensor) -> None:
+        """Adds a product with a sum over rows: a mean in half precision cannot overflow, a sum can."""
+        n = a.shape[1] if self._is_half else 1
+        sum.add_(product(a.new_zeros(()), a, b, beta=0, alpha=1 / n), alpha=n * self._scale)
 
     def gradients(self) -> Gradients:
-        dtype = self._head.input.dtype
-        if dtype == torch.float16:  # rounded after the last factor
-            dtype = torch.float32
-        weight, bias = self._weight, self._bias
-        return Gradients(
-            self._input,
-            None if weight is None else weight.to(dtype),
-            None if bias is None else bias.to(dtype),
-            self._factor,
-        )
-
-
-BLOCK = 8192
+        return Gradients(self._input, self._weight, self._bias, self._factor)
 
 
 def _compact(rows: Tensor, active: Tensor) -> Tensor:
@@ -238,14 +247,23 @@ def _of_rows(options: Options, chunk: slice | Tensor) -> Options:
 
 def _total(target: Target, options: Options, n_counted: int) -> float:
     """What "mean" divides by."""
-    if options.weight is None or options.reduction != "mean":
+    if options.weight is None or (options.loss != "label_relaxation" and not _is_of_classes(target)):
         return n_counted
-    dtype = double(options.weight)
+    dtype, n_classes = double(options.weight), len(options.weight)
     if isinstance(target, TopK):
-        weights = target.row_weights(options, dtype) if options.loss == "label_relaxation" else None
-    else:
-        weights = _formulas.row_weights(target, options, dtype)
-    return n_counted if weights is None else float(weights.sum())
+        return float(target.row_weights(options, dtype).sum())
+    total, size = 0.0, len(target)
+    if target.dim() > 1:  # 2 MiB of a dense target at a time
+        size = max(2**18 // n_classes, 1)
+    for start in range(0, len(target), max(size, 1)):
+        part = slice(start, start + size)
+        weights = _formulas.row_weights(target[part], _of_rows(options, part), dtype)
+        total += 0.0 if weights is None else float(weights.sum())
+    return total
+
+
+def _is_of_classes(target: Target) -> bool:
+    return isinstance(target, Tensor) and target.dim() == 1
 
 
 def single(dtype: torch.dtype) -> torch.dtype:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lr_relax._chunked import whole
+from lr_relax._chunked.arguments import check_values
 from lr_relax._chunked.chunks import Gradients, Head, chunks, single
 from lr_relax._operators import ARGUMENTS, to_arguments, to_options
 from lr_relax._options import Options
@@ -29,6 +30,8 @@ def _loss(*arguments: Any) -> tuple[Tensor, ...]:
     head, target, options, chunk_size, wanted = _unpack(arguments)
     if options.reduction == "none":  # the gradients need the upstream
         wanted = (False, False, False)
+    if head.input.is_cpu and head.weight is not None:  # before a chunk is computed
+        check_values(head.input, head.weight.shape[0], target, options)
     loss, gradients = chunks(head, target, options, wanted, None, chunk_size)
     return loss, *_packed(gradients, head)
 
@@ -62,16 +65,15 @@ def _packed(gradients: Gradients, head: Head) -> tuple[Tensor, ...]:
     results = []
     for grad in gradients[:3]:
         if grad is None:
-            results.append(head.input.new_empty(0, dtype=_kept(head.input.dtype)))
+            results.append(head.input.new_empty(0, dtype=single(head.input.dtype)))
         else:
-            grad = grad.to(_kept(grad.dtype))
-            results.append(grad if gradients.factor == 1.0 else grad.mul_(gradients.factor))
+            results.append(grad.mul_(gradients.factor))
     return tuple(results)
 
 
 def _fakes(head: Head, wanted: tuple[bool, ...]) -> tuple[Tensor, ...]:
     return tuple(
-        head.input.new_empty(x.shape if wants and x is not None else 0, dtype=_kept(head.input.dtype))
+        head.input.new_empty(x.shape if wants and x is not None else 0, dtype=single(head.input.dtype))
         for x, wants in zip(head, wanted, strict=True)
     )
 
@@ -102,14 +104,8 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None
     return *results, *[None] * (len(arguments) - 3)
 
 
-def _kept(dtype: torch.dtype) -> torch.dtype:
-    """The type of a gradient until it has been multiplied by the upstream."""
-    return torch.float32 if dtype == torch.float16 else dtype
-
-
-if not hasattr(
-    torch.ops.lr_relax, "linear_loss"
-):  # where this module is imported again, they are still there
+# Where this module is imported again, they are still there.
+if not hasattr(torch.ops.lr_relax, "linear_loss"):
     for _name, _schema, _compute, _fake in (
         ("lr_relax::linear_loss", _LOSS, _loss, _loss_fake),
         ("lr_relax::linear_gradients", _GRADIENTS, _gradients, _gradients_fake),

@@ -14,9 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lr_relax import _formulas
-from lr_relax._chunked.chunks import Gradients, Head, OfLogits, Target, Wanted, chunks, double, single
+from lr_relax._chunked.chunks import Gradients, Head, OfLogits, Wanted, chunks, double, single
 from lr_relax._options import Options
-from lr_relax.topk import TopK
 
 
 class Group:
@@ -38,25 +37,15 @@ class Group:
     def sum(self, x: Tensor) -> None:
         dist.all_reduce(x, group=self._group)
 
-    def compute(
-        self, target: Target, options: Options, chunk_size: int | None
-    ) -> Callable[..., tuple[Tensor, Gradients]]:
-        """The loss and the gradients of this process's slice, and of the whole input."""
-        if isinstance(target, TopK) or target.dim() > 1 or options.target_b is not None:
-            raise ValueError("Expected argument `target` to hold class indices with a `process_group`.")
-        if isinstance(options.parameter, Tensor):
-            raise TypeError(
-                "Expected argument `alpha` to be a number with a `process_group`, but got a tensor."
-            )
+    def compute(self, chunk_size: int | None) -> Callable[..., tuple[Tensor, Gradients]]:
+        """Computes the loss and the gradients of this process's slice, and of the whole input."""
 
         def computed(
             head: Head, target: Tensor, options: Options, wanted: Wanted, upstream: Tensor | None
         ) -> tuple[Tensor, Gradients]:
             loss, gradients = chunks(head, target, options, wanted, upstream, chunk_size, self._of_logits)
             if gradients.input is not None:
-                whole = gradients.input.to(torch.promote_types(gradients.input.dtype, torch.float32))
-                self.sum(whole)
-                gradients.input.copy_(whole)
+                self.sum(gradients.input)
             return loss, gradients
 
         return computed
@@ -87,8 +76,11 @@ class Group:
 
 
 def whole(*_: Any) -> Tensor:
-    """Gradients of gradients would need the logits of all processes."""
-    raise RuntimeError("With a `process_group`, the gradient of a loss has no gradient itself.")
+    """Gradients of gradients, and batches of upstreams, would need the logits of all processes."""
+    raise RuntimeError(
+        "With a `process_group`, the gradient of a loss has no gradient itself, "
+        "and takes no batch of upstreams."
+    )
 
 
 class _Coefficients(NamedTuple):

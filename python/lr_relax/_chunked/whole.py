@@ -18,7 +18,7 @@ def loss(head: Head, target: Target, options: Options) -> Tensor:
         return _dispatch.loss(logits, target, options)
     ignored = target.ignored(options.ignore_index)
     dense = target.filled(ignored).dense(logits.shape[-1], torch.promote_types(logits.dtype, torch.float32))
-    logits = logits.masked_fill(ignored.unsqueeze(-1), 0.0)
+    logits = logits.masked_fill(ignored.unsqueeze(-1), 1.0)
     losses = _dispatch.loss(logits, dense, options._replace(reduction="none", ignore_index=-100))
     losses = losses.masked_fill(ignored, 0.0)
     if options.reduction == "none":

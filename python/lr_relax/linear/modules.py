@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lr_relax._arguments import check_hyperparameters
+from lr_relax._chunked.arguments import check_chunk_size
 from lr_relax._options import Reduction
 from lr_relax.linear.functional import (
     linear_confidence_penalty_loss,
@@ -14,6 +15,7 @@ from lr_relax.linear.functional import (
     linear_label_relaxation_loss,
 )
 from lr_relax.losses import LossModule
+from lr_relax.topk import TopK
 
 
 class _LinearLoss(LossModule):
@@ -29,10 +31,23 @@ class _LinearLoss(LossModule):
         dtype: torch.dtype | None,
         **options: Any,
     ) -> None:
+        options["chunk_size"] = check_chunk_size(options["chunk_size"])
+        weight = options["weight"]
+        if n_classes < 2:
+            raise ValueError(f"Expected argument `n_classes` to be at least 2, but got {n_classes}.")
+        if isinstance(weight, Tensor) and tuple(weight.shape) != (n_classes,):
+            raise ValueError(
+                f"Expected argument `weight` to have shape ({n_classes},), a number for each class, "
+                f"but got {tuple(weight.shape)}."
+            )
         super().__init__(**options)
         if linear_weight is None:
             self.linear = nn.Linear(in_features, n_classes, bias, device, dtype)
             return
+        if device is not None or dtype is not None:
+            raise ValueError(
+                "Expected `device` and `dtype` to be left out with a `linear_weight`, which has both."
+            )
         if not isinstance(linear_weight, nn.Parameter):
             raise TypeError(
                 "Expected argument `linear_weight` to be a parameter, "
@@ -49,7 +64,14 @@ class _LinearLoss(LossModule):
             self.linear.bias = nn.Parameter(linear_weight.detach().new_zeros(n_classes))
 
     def _arguments(self) -> dict[str, Any]:
-        return {"linear_bias": self.linear.bias, **self._options()}
+        layer = self.linear
+        if not isinstance(layer, nn.Linear) or layer._forward_pre_hooks or layer._forward_hooks:
+            raise RuntimeError(
+                "Expected the attribute `linear` to be an `nn.Linear` without hooks of its forward pass, as "
+                f"the loss takes its weight and never calls it, but got {type(layer).__name__}. Call the "
+                "function of this loss with the weight, or the plain loss with the logits."
+            )
+        return {"linear_weight": layer.weight, "linear_bias": layer.bias, **self._options()}
 
 
 class LinearLabelRelaxationLoss(_LinearLoss):
@@ -68,10 +90,11 @@ class LinearLabelRelaxationLoss(_LinearLoss):
 
     Attributes:
         linear: The layer, an `nn.Linear`: ``criterion.linear(input)`` gives the logits for predictions.
+            The loss takes its weight and does not call it, so it raises if hooks of the layer would be lost.
 
     Shape:
         input: (..., d).
-        target: (...), class indices; or (..., C), sets (bool) or distributions (floating-point).
+        target: (...), class indices; (..., C), sets (bool) or distributions (floating-point); or a `TopK`.
         output: scalar, or (...) for ``reduction="none"``.
 
     Source: Lienen & Hüllermeier, "From Label Smoothing to Label Relaxation", AAAI 2021, eq. 5-7.
@@ -103,9 +126,9 @@ class LinearLabelRelaxationLoss(_LinearLoss):
         options: dict[str, Any] = {"weight": weight, "ignore_index": ignore_index, "chunk_size": chunk_size}
         super().__init__(*layer, alpha=alpha, reduction=reduction, **options)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor | TopK) -> Tensor:
         """The loss of the layer's logits for `input`, (..., d), and `target`."""
-        return linear_label_relaxation_loss(input, self.linear.weight, target, **self._arguments())
+        return linear_label_relaxation_loss(input, target=target, **self._arguments())
 
 
 class LinearCrossEntropyLoss(_LinearLoss):
@@ -139,9 +162,9 @@ class LinearCrossEntropyLoss(_LinearLoss):
         options: dict[str, Any] = {"weight": weight, "ignore_index": ignore_index, "chunk_size": chunk_size}
         super().__init__(*layer, label_smoothing=label_smoothing, reduction=reduction, **options)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor | TopK) -> Tensor:
         """The loss of the layer's logits for `input`, (..., d), and `target`."""
-        return linear_cross_entropy_loss(input, self.linear.weight, target, **self._arguments())
+        return linear_cross_entropy_loss(input, target=target, **self._arguments())
 
 
 class LinearFocalLoss(_LinearLoss):
@@ -174,9 +197,9 @@ class LinearFocalLoss(_LinearLoss):
         options: dict[str, Any] = {"weight": weight, "ignore_index": ignore_index, "chunk_size": chunk_size}
         super().__init__(*layer, gamma=gamma, reduction=reduction, **options)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor | TopK) -> Tensor:
         """The loss of the layer's logits for `input`, (..., d), and `target`."""
-        return linear_focal_loss(input, self.linear.weight, target, **self._arguments())
+        return linear_focal_loss(input, target=target, **self._arguments())
 
 
 class LinearConfidencePenaltyLoss(_LinearLoss):
@@ -210,6 +233,6 @@ class LinearConfidencePenaltyLoss(_LinearLoss):
         options: dict[str, Any] = {"weight": weight, "ignore_index": ignore_index, "chunk_size": chunk_size}
         super().__init__(*layer, beta=beta, reduction=reduction, **options)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor | TopK) -> Tensor:
         """The loss of the layer's logits for `input`, (..., d), and `target`."""
-        return linear_confidence_penalty_loss(input, self.linear.weight, target, **self._arguments())
+        return linear_confidence_penalty_loss(input, target=target, **self._arguments())

@@ -137,7 +137,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten.mm.out, torch.ops.aten.addmm.out):
+        if func in (torch.ops.aten.mm.out, torch.ops.aten.addmm.default):
             self.rows.append(result.shape[0])
         elif func is torch.ops.aten.addmm_.default:
             self.rows.append(args[1].shape[1])

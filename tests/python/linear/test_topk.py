@@ -167,7 +167,7 @@ INDICES, SHARES = torch.tensor([[0, 2], [1, 3]]), torch.tensor([[0.6, 0.4], [0.9
         (INDICES.clamp(max=0), SHARES, None, ValueError, "different classes"),
         (INDICES, SHARES / 2, None, ValueError, "sum to 1 .* got the sum 0.5. Pass rest='uniform'"),
         (INDICES, SHARES * 2, "uniform", ValueError, "sum to at most 1 .* got the sum 2"),
-        (INDICES, SHARES - 0.5, "uniform", ValueError, "non-negative"),
+        (INDICES, SHARES - 0.5, "uniform", ValueError, "shares of at least 0"),
         (INDICES[:1], SHARES[:1], None, ValueError, r"rows of shape \(2,\)"),
         (torch.arange(6).expand(2, 6), torch.full((2, 6), 1 / 6), None, ValueError, "at most 5 classes"),
     ],
