@@ -70,6 +70,11 @@ def scaled(
     batched = is_batched(upstream)
     if upstream.dim() > 0 or batched:  # one number per row, or a batch of upstreams (is_grads_batched)
         upstream = upstream.unsqueeze(dim) if upstream.dim() > 0 else upstream
+        if grad.dtype == torch.float16:  # as below, but the kernel takes one number for all rows
+            input, target, options = arguments()
+            wide = compute(input.float(), target, options, 1.0)[1]
+            assert wide is not None
+            return (wide * upstream).to(grad.dtype)
         return (grad * upstream).to(grad.dtype) if keeps or batched else grad.mul_(upstream)
     # On another device, the host does not know the number, and does not wait for it.
     scale = float(upstream) if grad.is_cpu else upstream

@@ -165,6 +165,22 @@ def test_a_retained_graph_in_float16_enters_the_scale_before_rounding() -> None:
     assert kept.count_nonzero() == 40_000
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_upstream_for_each_row_in_float16_enters_before_rounding(batched: bool) -> None:
+    z, y = torch.full((2, 20_001), -14.0, dtype=torch.float64), torch.tensor([20_000, 20_000])
+    z[:, -1] = 6.0
+    half, upstream = z.half().requires_grad_(), torch.tensor([65536.0, 1.0])
+    (expected,) = torch.autograd.grad(
+        label_relaxation_loss(z.requires_grad_(), y, 0.0, "none"), z, upstream.double()
+    )
+    loss = label_relaxation_loss(half, y, 0.0, "none")
+    (got,) = torch.autograd.grad(
+        loss, half, upstream.repeat(1 + batched, 1)[() if batched else 0], is_grads_batched=batched
+    )
+    assert expected[0, 0] > 1e-4
+    torch.testing.assert_close(got[0] if batched else got, expected.half(), rtol=1e-3, atol=1e-7)
+
+
 def test_backward_frees_the_input() -> None:
     leaf = logits().requires_grad_()
     z = 2 * leaf
