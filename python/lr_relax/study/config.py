@@ -204,6 +204,8 @@ def hyperparameters(
         key = f"legacy_{key}"
     file = path or f"hyperparams_{'short' if short else _FILES[loss_name]}.json"
     try:
+        if path and not path.is_file():  # a pipe, or a device without an end
+            raise ConfigError("it is not a file")
         rows = json.loads(path.read_text(encoding="utf-8")) if path else load_json(str(file))
         row = rows.get(key) if isinstance(rows, dict) else None
         if not isinstance(row, dict):
@@ -214,6 +216,6 @@ def hyperparameters(
         for name in names.keys() & row.keys():
             raise ConfigError(f"`{name}` cannot be set in a row")
         RunConfig.from_dict({**row, **names})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}, row {key}: {error}") from error
     return row

@@ -44,9 +44,8 @@ def reliability(results: Iterable[Result]) -> Figure:
 def against_alpha(results: Iterable[Result]) -> Figure:
     """Draw accuracy and ECE against alpha: a line per loss, with standard deviations over seeds.
 
-    A point is the mean of the seeds that have its alpha; perhaps only the best alpha of each was tested.
-    Cross-entropy, which has no alpha, is a horizontal line in a band. Settings, and validation and test data,
-    are drawn below each other.
+    A point is the mean of the seeds that have its alpha; perhaps only the best of each was tested. Without an
+    alpha, cross-entropy is a line in a band. Settings, and validation and test data, have rows of their own.
     """
     from matplotlib.figure import Figure
 

@@ -21,10 +21,7 @@ class RunError(Exception):
 
 
 def load_json(name: str) -> Any:
-    """Read a file of misc/ by its name: "hyperparams_lr.json", "published.json".
-
-    The folder misc/ of this package has symbolic links to them, which wheels and source distributions follow.
-    """
+    """Read a file of misc/, to which this package has links that wheels follow, as "published.json"."""
     return json.loads((files(__package__) / "misc" / name).read_text(encoding="utf-8"))
 
 
@@ -32,6 +29,8 @@ def load_json(name: str) -> Any:
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success that file replaces ``path`` in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # left by a process that was killed
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -43,10 +42,9 @@ def replaced(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Create a folder if needed and lock it against other processes; if it is locked, wait or raise.
-
-    The error is BlockingIOError. The lock ends with the process. It works on one machine, and across machines
-    where the file system supports it; Windows has no such locks.
+    """Create a folder if needed and lock it against other processes; if it is locked, wait or raise
+    BlockingIOError. The lock ends with the process. It works across machines where the file system
+    supports it, and not on Windows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if os.name == "nt":
@@ -58,6 +56,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            for left in folder.glob(".*.*.[0-9]*"):  # as above
+                left.unlink(missing_ok=True)
         except BlockingIOError as error:
             raise BlockingIOError(errno.EWOULDBLOCK, "another process is using it", str(folder)) from error
         except OSError:  # not every file system has locks

@@ -59,7 +59,13 @@ class Result(Metrics):
             "unscaled": Metrics(**values["unscaled"]) if values["unscaled"] else None,
             "history": [Epoch(**epoch) for epoch in values["history"]],
         }
-        return cls(**{**values, **parsed})
+        result = cls(**{**values, **parsed})
+        bins = range(result.config.n_bins), result.bin_counts, result.bin_confidence, result.bin_accuracy
+        optional = [*zip(*bins, strict=True), *(vars(epoch).values() for epoch in result.history)]
+        needed = [n for m in (result, result.unscaled) if m for n in (m.accuracy, m.ece, m.nll, m.brier)]
+        numbers = [n or 0 for row in [*optional, [result.temperature]] for n in row]
+        sum([*numbers, *needed, result.seconds], 0.0)  # TypeError if one is no number
+        return result
 
 
 class Statistic(NamedTuple):
@@ -92,7 +98,7 @@ def _load(path: Path, parse: Callable[[Any], T]) -> T | None:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is not the {path.stem} of a run, delete it to start over") from error
 
 

@@ -78,7 +78,7 @@ def run(
         training = Training(config, split, network, device=device)
         if folder is not None:
             path = folder / CHECKPOINT
-            state = first(lambda: files.load_checkpoint(path) if path.exists() else None)
+            state = first(lambda: files.load_checkpoint(path) if path.is_file() else None)
             with _refusing(f"{path} is not a checkpoint of this run, delete it to start over"):
                 if state is not None:
                     training.load_state_dict(state)

@@ -111,8 +111,8 @@ class Execution:
         def prepare() -> data.Dataset:
             if self.board is not None:
                 TensorBoard(self.board)
-                _check_writable(self.board)
-            _check_writable(self.out)
+                self.board.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=self.board).close()  # OSError if it cannot be written to
             if not self.silent:  # before slow imports
                 click.echo(f"{what}: preparing", err=True)
             self.experiment.open()
@@ -164,16 +164,9 @@ class Execution:
         return result
 
 
-def _check_writable(folder: Path) -> None:
-    """Create a folder; OSError if it cannot be written to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    TemporaryFile(dir=folder).close()
-
-
 def _remove(folder: Path) -> None:
-    if folder.exists():
-        with files.locked(folder):
-            shutil.rmtree(folder)
+    with files.locked(folder):
+        shutil.rmtree(folder)
 
 
 def _device(name: str) -> torch.device:
