@@ -131,6 +131,9 @@ impl View {
     /// Whether different indices may reach the same element, as in an expanded array.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn repeats(&self) -> bool {
+        if self.len() == 0 {
+            return false;
+        }
         let mut axes: Vec<_> = self
             .shape
             .iter()

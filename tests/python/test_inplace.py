@@ -151,6 +151,12 @@ def test_rejected_calls_keep_logits() -> None:
         label_relaxation_loss(logits(), Y, inplace=1)  # type: ignore[arg-type]
 
 
+def test_no_rows_share_no_memory() -> None:
+    z = logits()[:0, :1].expand(0, 40)
+    assert z.stride(1) == 0
+    assert label_relaxation_loss(z, Y[:0], reduction="sum", inplace=True) == 0.0
+
+
 def misuse_saved_output() -> None:
     z = logits().exp()  # needs its own result for its gradient
     label_relaxation_loss(z, Y, inplace=True).backward()
