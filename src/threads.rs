@@ -16,6 +16,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
+use crate::rows::{Error, filled};
 use crate::simd::LANES;
 
 /// The number of elements in a tile: a few microseconds of work, so that small inputs stay on the calling thread,
@@ -77,14 +78,14 @@ pub fn parallel_collect<T: Send + Clone>(
     n: usize,
     empty: T,
     work: &(dyn Fn(Range<usize>, &mut [T]) + Sync),
-) -> Vec<T> {
-    let mut out = vec![empty; n];
+) -> Result<Vec<T>, Error> {
+    let mut out = filled(empty, n)?;
     let parts = Disjoint::new(&mut out);
     parallel_for(n, &|range| {
         // SAFETY: the ranges of `parallel_for` are disjoint.
         work(range.clone(), unsafe { parts.part(range) });
     });
-    out
+    Ok(out)
 }
 
 /// A mutable slice, of which several threads may write disjoint parts.
@@ -230,7 +231,7 @@ mod tests {
                     *slot += i + 1;
                 }
             });
-            assert_eq!(out, (1..=n).collect::<Vec<_>>());
+            assert_eq!(out.unwrap(), (1..=n).collect::<Vec<_>>());
         }
     }
 

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 
 use crate::metrics::{Binning, DIGITS, Exact, Kind, MAX_TERM, Resampled, Score, bin_labels, bootstrap};
-use crate::rows::Scores;
+use crate::rows::{Scores, collected, with_room};
 use crate::simd::Isa;
 use crate::untyped::View;
 use crate::untyped::metrics::Arguments;
@@ -89,9 +89,10 @@ pub(super) fn calibration_bins<'py>(
     let borrowed = Borrowed::new("preds", preds, target, sample_weight, from_logits, ignore_index)?;
     let bins = py.allow_threads(|| borrowed.arguments().bin(kind, &binning, n_bins))?;
     let columns = [&bins.weight, &bins.correct, &bins.confidence].into_iter().flatten();
-    let digits: Vec<i64> = columns.flat_map(|sum| sum.digits()).collect();
-    let counts: Vec<i64> = bins.counts.iter().map(|&n| n as i64).collect();
-    let edges: Vec<f64> = bins.edges.iter().map(|edge| edge.min(1.0)).collect();
+    let mut digits: Vec<i64> = with_room(3 * DIGITS * bins.counts.len())?;
+    digits.extend(columns.flat_map(|sum| sum.digits()));
+    let counts = collected(bins.counts.iter().map(|&n| n as i64))?;
+    let edges = collected(bins.edges.iter().map(|edge| edge.min(1.0)))?;
     Ok((edges.into_pyarray(py), counts.into_pyarray(py), digits.into_pyarray(py)))
 }
 
@@ -188,7 +189,7 @@ pub(super) fn exact_to_float<'py>(
     py: Python<'py>,
     digits: PyReadonlyArray1<'py, i64>,
 ) -> PyResult<Floats<'py>> {
-    Ok(sums(digits)?.into_iter().map(Exact::to_f64).collect::<Vec<_>>().into_pyarray(py))
+    Ok(collected(sums(digits)?.into_iter().map(Exact::to_f64))?.into_pyarray(py))
 }
 
 /// The absolute differences of exact sums, rounded to doubles.
@@ -203,21 +204,21 @@ pub(super) fn exact_distance<'py>(
         return Err(PyValueError::new_err("Expected argument `others` to hold as many sums as `digits`."));
     }
     let distances = sums.into_iter().zip(others).map(|(a, b)| a.distance(b).to_f64());
-    Ok(distances.collect::<Vec<_>>().into_pyarray(py))
+    Ok(collected(distances)?.into_pyarray(py))
 }
 
 fn sums(digits: PyReadonlyArray1<'_, i64>) -> PyResult<Vec<Exact>> {
-    let digits: Vec<i64> = digits.as_array().iter().copied().collect();
+    let digits = collected(digits.as_array().iter().copied())?;
     let (rows, []) = digits.as_chunks::<DIGITS>() else {
         return Err(PyTypeError::new_err("Expected argument `digits` to hold 8 digits for each sum."));
     };
-    rows.iter()
-        .map(|row| {
-            Exact::from_digits(row).ok_or_else(|| {
-                PyValueError::new_err("Expected argument `digits` to hold the digits of sums in [0, 2^128).")
-            })
-        })
-        .collect()
+    let mut sums = with_room(rows.len())?;
+    for row in rows {
+        sums.push(Exact::from_digits(row).ok_or_else(|| {
+            PyValueError::new_err("Expected argument `digits` to hold the digits of sums in [0, 2^128).")
+        })?);
+    }
+    Ok(sums)
 }
 
 /// The temperature of maximum likelihood, whether it is an end of the range, and the number of passes.
@@ -259,8 +260,10 @@ pub(super) fn bootstrap_sums<'py>(
     n_resamples: usize,
     seed: u64,
 ) -> PyResult<(Floats<'py>, Floats<'py>)> {
-    let (values, groups) = (values.as_array().to_vec(), groups.as_array().to_vec());
+    let values = collected(values.as_array().iter().copied())?;
+    let groups = collected(groups.as_array().iter().copied())?;
     let sums = py.allow_threads(|| bootstrap(&values, &groups, n_groups, n_resamples, seed, Isa::best()))?;
-    let column = |of: fn(&Resampled) -> f64| sums.iter().map(of).collect::<Vec<_>>().into_pyarray(py);
-    Ok((column(|sum| sum.weight), column(|sum| sum.value)))
+    let column =
+        |of: fn(&Resampled) -> f64| -> PyResult<_> { Ok(collected(sums.iter().map(of))?.into_pyarray(py)) };
+    Ok((column(|sum| sum.weight)?, column(|sum| sum.value)?))
 }

@@ -3,9 +3,11 @@
 //! Everything that a kernel indexes with is validated here, once: a view cannot reach outside its array, and
 //! every class in [`Targets`] is less than the number of classes.
 
+mod buffers;
 mod error;
 mod targets;
 
+pub(crate) use buffers::{collected, filled, with_room};
 pub use error::Error;
 pub use targets::{Index, Targets};
 
@@ -139,6 +141,11 @@ impl<'a, E: Copy> Rows<'a, E> {
     /// Whether each row is contiguous, so that [`Rows::slice`] returns it.
     pub(crate) fn has_slices(&self) -> bool {
         self.layout.has_slices()
+    }
+
+    /// A buffer for [`Rows::row`].
+    pub(crate) fn scratch(&self) -> Result<Vec<E>, Error> {
+        with_room(if self.has_slices() { 0 } else { self.n_classes() })
     }
 
     /// Row `i` as a slice; a row that is not contiguous is copied into `scratch`.
@@ -287,6 +294,11 @@ impl<'a, E: Element> RowsMut<'a, E> {
     /// (N, C)
     pub(crate) fn shape(&self) -> (usize, usize) {
         (self.layout.n_rows, self.layout.n_classes)
+    }
+
+    /// A buffer for [`RowsMut::row`].
+    pub(crate) fn scratch(&self) -> Result<Vec<E>, Error> {
+        with_room(if self.layout.has_slices() { 0 } else { self.layout.n_classes })
     }
 
     /// Some rows of one column as a slice, if they are contiguous.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::simd::{LANES, Lanes, lanes};
 
+use super::buffers::with_room;
 use super::error::Error;
 
 /// An integer type of class targets.
@@ -60,11 +61,7 @@ impl Targets {
             )));
         }
         let ignored = ignore_index.and_then(|index| I::try_from(index).ok());
-        let mut classes = Vec::new();
-        // An expanded tensor may have far more rows than fit in memory.
-        classes
-            .try_reserve_exact(targets.len())
-            .map_err(|_| Error::Memory { bytes: targets.len().saturating_mul(size_of::<u32>()) })?;
+        let mut classes = with_room(targets.len())?;
         let class = |target: I| target.class(n_classes as u32).unwrap_or(INVALID);
         match ignored {
             Some(ignored) => {

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 
 use half::{bf16, f16};
 
-use crate::rows::{AnyRows, Error, Rows, RowsMut, Targets};
+use crate::rows::{AnyRows, Error, Rows, RowsMut, Targets, with_room};
 use crate::simd::Element;
 
 /// The element types that the kernels support.
@@ -284,8 +284,7 @@ impl View {
         fn fill(numbers: &mut Vec<f64>, elements: impl Iterator<Item = impl Into<f64>>) {
             numbers.extend(elements.map(Into::into));
         }
-        let (mut numbers, n) = (Vec::new(), self.len());
-        numbers.try_reserve_exact(n).map_err(|_| Error::Memory { bytes: n.saturating_mul(8) })?;
+        let mut numbers = with_room(self.len())?;
         macro_rules! read {
             ($($dtype:ident $t:ty),*) => {
                 match self.dtype {

@@ -52,7 +52,7 @@ RUST = {
     "untyped": ["untyped", "kernels", "threads", "rows", "simd"],
     "memory": ["rows"],
     "kernels": ["kernels", "threads", "rows", "simd"],
-    "threads": ["simd"],
+    "threads": ["rows", "simd"],
     "rows": ["rows", "simd"],
     "simd": ["simd"],
 }

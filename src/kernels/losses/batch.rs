@@ -5,11 +5,11 @@
 
 use std::ops::Range;
 
-use crate::rows::{AnyRows, Error, Rows, RowsMut, Scores, Targets};
+use crate::rows::{AnyRows, Error, Rows, RowsMut, Scores, Targets, collected, with_room};
 use crate::simd::lanes::fold;
 use crate::simd::{Element, Isa, LANES, Lanes, Real};
 
-use super::exponentials::Exponentials;
+use super::exponentials::{BLOCK, Exponentials};
 use super::hyperparameter::{Hyperparameter, SoftTargetLoss};
 
 /// What the rows are compared with.
@@ -293,6 +293,12 @@ pub(super) trait NamedLoss: GroupLoss {
 
 /// What computes a loss.
 pub(super) trait GroupLoss: Copy {
+    /// Whether rows with a class keep their exponentials; rows with other targets do.
+    #[inline(always)]
+    fn keeps_exponentials(&self) -> bool {
+        false
+    }
+
     /// The largest number of scores in a group of more than one row.
     fn group_size(&self) -> usize;
 
@@ -324,21 +330,28 @@ pub(super) struct Scratch<E: Element> {
 }
 
 impl<E: Element> Scratch<E> {
-    pub(super) fn new(batch: &Batch<'_, E>) -> Self {
-        let (vectors, tail) = batch.weight.unwrap_or_default().as_chunks();
-        let mut last = [0.0; LANES];
-        last[..tail.len()].copy_from_slice(tail);
-        let weight = vectors.iter().chain([&last]).map(|w| w.map(E::Wide::from_f64)).collect();
+    /// With room for a row of the batch in each buffer that its rows need.
+    pub(super) fn new(batch: &Batch<'_, E>, keeps_exponentials: bool) -> Result<Self, Error> {
+        let weight = batch.weight.unwrap_or_default().chunks(LANES).map(|chunk| {
+            let mut vector = [E::Wide::ZERO; LANES];
+            for (element, &w) in vector.iter_mut().zip(chunk) {
+                *element = E::Wide::from_f64(w);
+            }
+            vector
+        });
+        let n_vectors = batch.rows.n_classes().div_ceil(LANES);
+        let is_dense = matches!(batch.target, Target::Sets(_) | Target::Distributions(_));
+        let room = |is_used: bool| if is_used { n_vectors } else { 0 };
         let weight_sum = batch.weight.map_or(batch.rows.n_classes() as f64, |weight| weight.iter().sum());
-        Scratch {
-            row: Vec::new(),
-            grad: Vec::new(),
-            exponentials: Exponentials::new(),
-            weight,
-            target: Vec::new(),
-            target_sums: Vec::new(),
+        Ok(Scratch {
+            row: batch.rows.scratch()?,
+            grad: batch.grad.map_or(Ok(Vec::new()), RowsMut::scratch)?,
+            exponentials: Exponentials::with_room(room(keeps_exponentials))?,
+            weight: collected(weight)?,
+            target: with_room(room(is_dense))?,
+            target_sums: with_room(room(is_dense).div_ceil(BLOCK))?,
             weight_sum,
             invalid_row: usize::MAX,
-        }
+        })
     }
 }

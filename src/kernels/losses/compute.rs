@@ -1,7 +1,7 @@
 //! Computes a loss over a batch: distributes the rows over threads and reduces their losses.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::rows::Error;
 use crate::simd::{self, Element, Kernel, LANES, Real};
@@ -26,7 +26,7 @@ pub(super) trait Dispatch: Copy + Send + Sync {
     fn is_credal(self) -> bool;
 
     /// Calls [`Task::groups`] with the loss.
-    fn run<E: Element>(self, task: Task<'_, E>) -> usize;
+    fn run<E: Element>(self, task: Task<'_, E>) -> Result<usize, Error>;
 }
 
 /// See `Batch::reduce`.
@@ -38,17 +38,17 @@ pub(super) fn reduce<E: Element>(
     check_in_place(batch)?;
     let factor = match reduction {
         Reduction::Sum => 1.0,
-        Reduction::Mean => 1.0 / total_weight(batch, loss.is_credal()),
+        Reduction::Mean => 1.0 / total_weight(batch, loss.is_credal())?,
     };
     let tiles = tiles(batch);
     let batch = Shared(batch.upstream(factor * batch.factor));
-    let invalid_row = AtomicUsize::new(usize::MAX);
+    let invalid_row = InvalidRow::default();
     let sums = threads::parallel_collect(tiles.len(), 0.0_f64, &|range, sums| {
         let batch = *batch.get();
         let task = Task { batch, tiles, range, out: Out::Sums(sums) };
-        invalid_row.fetch_min(simd::run(batch.isa, LossKernel { loss, task }), Ordering::Relaxed);
-    });
-    check_rows(batch.get(), invalid_row.into_inner())?;
+        invalid_row.add(simd::run(batch.isa, LossKernel { loss, task }));
+    })?;
+    check_rows(batch.get(), invalid_row.get()?)?;
     // 0 * inf, where no row counts, is the NaN that 0 / 0 would be.
     Ok((0.0 + sums.iter().sum::<f64>()) * factor) // the sum of nothing is -0
 }
@@ -64,16 +64,16 @@ pub(super) fn per_row<E: Element>(
     if losses.len() != n_rows {
         return Err(Error::value(format!("Expected {n_rows} losses, but got {}.", losses.len())));
     }
-    let (tiles, invalid_row) = (tiles(batch), AtomicUsize::new(usize::MAX));
+    let (tiles, invalid_row) = (tiles(batch), InvalidRow::default());
     let (out, batch) = (threads::Disjoint::new(losses), Shared(*batch));
     threads::parallel_for(tiles.len(), &|range| {
         let batch = *batch.get();
         // SAFETY: `parallel_for` gives every tile to one call only, and tiles do not share rows.
         let losses = unsafe { out.part(tiles.rows(range.clone())) };
         let task = Task { batch, tiles, range, out: Out::Each(losses) };
-        invalid_row.fetch_min(simd::run(batch.isa, LossKernel { loss, task }), Ordering::Relaxed);
+        invalid_row.add(simd::run(batch.isa, LossKernel { loss, task }));
     });
-    check_rows(batch.get(), invalid_row.into_inner())
+    check_rows(batch.get(), invalid_row.get()?)
 }
 
 /// Checks the targets of all rows without computing a loss.
@@ -81,7 +81,7 @@ pub(super) fn check_targets<E: Element>(batch: &Batch<'_, E>) -> Result<(), Erro
     if !matches!(batch.target, Target::Sets(_) | Target::Distributions(_)) {
         return Ok(()); // checked when the batch was made
     }
-    let mut scratch = Scratch::new(batch);
+    let mut scratch = Scratch::new(batch, false)?;
     let invalid = (0..batch.rows.len()).find(|&i| is_invalid(batch, i, &mut scratch));
     check_rows(batch, invalid.unwrap_or(usize::MAX))
 }
@@ -108,20 +108,45 @@ fn tiles<E: Element>(batch: &Batch<'_, E>) -> Tiles {
 }
 
 /// The denominator of the mean.
-fn total_weight<E: Element>(batch: &Batch<'_, E>, is_credal: bool) -> f64 {
-    match (batch.target, batch.weight) {
+fn total_weight<E: Element>(batch: &Batch<'_, E>, is_credal: bool) -> Result<f64, Error> {
+    Ok(match (batch.target, batch.weight) {
         (Target::Classes(targets), None) => targets.counted().count() as f64,
         (Target::Classes(targets), Some(weight)) => targets.counted().map(|y| weight[y]).sum(),
         (Target::Sets(_) | Target::Distributions(_), None) => batch.rows.len() as f64,
         (Target::Distributions(_), _) if !is_credal => batch.rows.len() as f64,
         _ => {
-            let (tiles, batch) = (tiles(batch), Shared(*batch));
+            let (tiles, batch, failure) = (tiles(batch), Shared(*batch), InvalidRow::default());
             let sums = threads::parallel_collect(tiles.len(), 0.0_f64, &|range, sums| {
                 let batch = *batch.get();
-                simd::run(batch.isa, WeightKernel { batch, tiles, range, sums });
-            });
+                failure.add(simd::run(batch.isa, WeightKernel { batch, tiles, range, sums }));
+            })?;
+            failure.get()?;
             sums.iter().sum()
         }
+    })
+}
+
+/// The first invalid row of all that threads find, or `usize::MAX`; or an error of one of them.
+struct InvalidRow(Mutex<Result<usize, Error>>);
+
+impl Default for InvalidRow {
+    fn default() -> Self {
+        InvalidRow(Mutex::new(Ok(usize::MAX)))
+    }
+}
+
+impl InvalidRow {
+    fn add(&self, found: Result<usize, Error>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&mut *all, found) {
+            (Ok(first), Ok(row)) => *first = row.min(*first),
+            (Ok(_), error) => *all = error,
+            (Err(_), _) => {}
+        }
+    }
+
+    fn get(self) -> Result<usize, Error> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -156,7 +181,7 @@ enum Out<'a, F> {
 impl<E: Element> Task<'_, E> {
     /// Computes the losses, group by group; returns [`Scratch::invalid_row`].
     #[inline(always)]
-    pub(super) fn groups<L: NamedLoss>(self, loss: &L) -> usize {
+    pub(super) fn groups<L: NamedLoss>(self, loss: &L) -> Result<usize, Error> {
         match self.batch.target {
             Target::Classes(_) => self.groups_of::<L, true>(loss),
             _ if L::IS_CREDAL => self.groups_of::<L, false>(loss),
@@ -172,13 +197,13 @@ impl<E: Element> Task<'_, E> {
 
     /// As [`Task::groups`], for distributions as targets of a loss that is not credal.
     #[inline(always)]
-    pub(super) fn soft_groups(self, loss: &impl GroupLoss) -> usize {
+    pub(super) fn soft_groups(self, loss: &impl GroupLoss) -> Result<usize, Error> {
         self.groups_of::<_, false>(loss)
     }
 
     #[inline(always)]
-    fn groups_of<L: GroupLoss, const CLASSES: bool>(mut self, loss: &L) -> usize {
-        let mut scratch = Scratch::new(&self.batch);
+    fn groups_of<L: GroupLoss, const CLASSES: bool>(mut self, loss: &L) -> Result<usize, Error> {
+        let mut scratch = Scratch::new(&self.batch, !CLASSES || loss.keeps_exponentials())?;
         let step = (loss.group_size() / self.batch.rows.n_classes().max(1)).clamp(1, LANES);
         let first_row = self.tiles.rows(self.range.clone()).start;
         for tile in self.range.clone() {
@@ -201,7 +226,7 @@ impl<E: Element> Task<'_, E> {
                 }
             }
         }
-        scratch.invalid_row
+        Ok(scratch.invalid_row)
     }
 }
 
@@ -213,10 +238,10 @@ struct LossKernel<'a, E: Element, D> {
 
 impl<E: Element, D: Dispatch> Kernel for LossKernel<'_, E, D> {
     /// [`Scratch::invalid_row`]
-    type Output = usize;
+    type Output = Result<usize, Error>;
 
     #[inline(always)]
-    fn run(self) -> usize {
+    fn run(self) -> Self::Output {
         self.loss.run(self.task)
     }
 }
@@ -230,15 +255,17 @@ struct WeightKernel<'a, E: Element> {
 }
 
 impl<E: Element> Kernel for WeightKernel<'_, E> {
-    type Output = ();
+    /// No row is invalid.
+    type Output = Result<usize, Error>;
 
     #[inline(always)]
-    fn run(self) {
-        let mut scratch = Scratch::new(&self.batch);
+    fn run(self) -> Self::Output {
+        let mut scratch = Scratch::new(&self.batch, false)?;
         for (sum, tile) in self.sums.iter_mut().zip(self.range) {
             for i in self.tiles.rows(tile..tile + 1) {
                 *sum += row_weight(&self.batch, i, &mut scratch);
             }
         }
+        Ok(usize::MAX)
     }
 }

@@ -45,6 +45,11 @@ impl NamedLoss for ConfidencePenalty {
 
 impl GroupLoss for ConfidencePenalty {
     #[inline(always)]
+    fn keeps_exponentials(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
     fn group_size(&self) -> usize {
         accumulating::group_size::<Self>()
     }

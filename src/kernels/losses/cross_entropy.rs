@@ -47,6 +47,11 @@ impl NamedLoss for CrossEntropy {
 
 impl GroupLoss for CrossEntropy {
     #[inline(always)]
+    fn keeps_exponentials(&self) -> bool {
+        self.label_smoothing != 0.0
+    }
+
+    #[inline(always)]
     fn group_size(&self) -> usize {
         if self.label_smoothing == 0.0 { binary::GROUP_SIZE } else { accumulating::group_size::<Self>() }
     }

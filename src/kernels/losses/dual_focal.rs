@@ -57,6 +57,11 @@ impl NamedLoss for DualFocal {
 }
 
 impl GroupLoss for DualFocal {
+    #[inline(always)]
+    fn keeps_exponentials(&self) -> bool {
+        true
+    }
+
     /// Keeps the exponentials of a group in the first-level cache.
     #[inline(always)]
     fn group_size(&self) -> usize {

@@ -5,6 +5,7 @@
 //!
 //! No function here takes a closure for a whole row: a closure that is not inlined is compiled for the baseline.
 
+use crate::rows::{Error, with_room};
 use crate::simd::lanes::{self, exp_biased_sub, fold, narrow, widen};
 use crate::simd::{self, Element, LANES, Lanes, Real};
 
@@ -64,8 +65,16 @@ pub(super) struct RowSums<F> {
 }
 
 impl<F: Real> Exponentials<F> {
-    pub(super) fn new() -> Self {
-        Exponentials { x: Vec::new(), e: Vec::new(), sums: Vec::new(), accumulated: Vec::new() }
+    /// With room for one row of `n_vectors` vectors.
+    pub(super) fn with_room(n_vectors: usize) -> Result<Self, Error> {
+        // As in `resize`.
+        let n_blocks = if n_vectors == 0 { 0 } else { n_vectors.div_ceil(BLOCK) + 1 };
+        Ok(Exponentials {
+            x: with_room(n_vectors)?,
+            e: with_room(n_vectors)?,
+            sums: with_room(n_blocks)?,
+            accumulated: with_room(n_blocks)?,
+        })
     }
 
     /// Loads the scores of a row into number `slot`, and sums over all classes but `left_out`; an index past the end

@@ -104,7 +104,7 @@ macro_rules! losses {
             }
 
             #[inline(always)]
-            fn run<E: Element>(self, task: Task<'_, E>) -> usize {
+            fn run<E: Element>(self, task: Task<'_, E>) -> Result<usize, Error> {
                 match (self, self.of_distributions()) {
                     (_, Some(loss)) if task.is_soft() => task.soft_groups(&loss),
                     $((Loss::$Loss(loss), _) => task.groups(&loss),)*

@@ -126,11 +126,14 @@ fn clip<F: Real>(target: &mut [Lanes<F>], sums: &mut [Lanes<F>]) {
 
 /// What the row of a target has that no distribution has.
 pub(super) fn fault(rows: &AnyRows<'_>, i: usize) -> String {
-    let mut row = vec![0.0_f64; rows.shape().1];
-    rows.read(i, 0, &mut row);
-    match row.iter().find(|t| t.is_nan() || **t < -ROUNDING) {
-        Some(&t) => format!("holds {}", rounded(t)),
-        None => format!("sums to {}", rounded(row.iter().sum())),
+    let numbers = (0..rows.shape().1).map(|k| {
+        let mut t = [0.0_f64];
+        rows.read(i, k, &mut t);
+        t[0]
+    });
+    match numbers.clone().find(|&t| t.is_nan() || t < -ROUNDING) {
+        Some(t) => format!("holds {}", rounded(t)),
+        None => format!("sums to {}", rounded(numbers.sum())),
     }
 }
 

@@ -6,7 +6,7 @@
 use std::ops::AddAssign;
 use std::sync::Arc;
 
-use crate::rows::Error;
+use crate::rows::{Error, collected};
 
 use super::exact::Exact;
 use super::predictions::zeros;
@@ -94,7 +94,7 @@ pub(super) trait Accumulator: Sized + Send {
     fn empty(n_bins: usize) -> Result<Self, Error>;
     fn add(&mut self, b: usize, correct: bool, confidence: f64, weight: f64);
     fn merge(&mut self, other: &Self);
-    fn finish(self) -> Bins;
+    fn finish(self) -> Result<Bins, Error>;
 }
 
 /// The accumulator of predictions without weights: integers are enough, and faster.
@@ -131,15 +131,15 @@ impl Accumulator for Counts {
         }
     }
 
-    fn finish(self) -> Bins {
+    fn finish(self) -> Result<Bins, Error> {
         let number = |n: u64| Exact::from_units(u128::from(n) << 80);
-        Bins {
+        Ok(Bins {
             edges: Vec::new(),
-            counts: self.bins.iter().map(|bin| bin.all).collect(),
-            weight: self.bins.iter().map(|bin| number(bin.all)).collect(),
-            correct: self.bins.iter().map(|bin| number(bin.correct)).collect(),
-            confidence: self.bins.iter().map(|bin| Exact::from_units(bin.confidence)).collect(),
-        }
+            counts: collected(self.bins.iter().map(|bin| bin.all))?,
+            weight: collected(self.bins.iter().map(|bin| number(bin.all)))?,
+            correct: collected(self.bins.iter().map(|bin| number(bin.correct)))?,
+            confidence: collected(self.bins.iter().map(|bin| Exact::from_units(bin.confidence)))?,
+        })
     }
 }
 
@@ -168,8 +168,8 @@ impl Accumulator for Bins {
         *self += other;
     }
 
-    fn finish(self) -> Bins {
-        self
+    fn finish(self) -> Result<Bins, Error> {
+        Ok(self)
     }
 }
 

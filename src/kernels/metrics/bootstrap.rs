@@ -7,7 +7,7 @@
 //!
 //! Each resample has its own random sequence, seeded by its number: results do not depend on the number of threads.
 
-use crate::rows::Error;
+use crate::rows::{Error, with_room};
 use crate::simd::lanes::{self, fold};
 use crate::simd::{self, Isa, Kernel, LANES, Lanes};
 use crate::threads;
@@ -76,7 +76,7 @@ impl Sorted {
             counts[g as usize] += 1;
             means[g as usize] += (value - means[g as usize]) / counts[g as usize] as f64;
         }
-        let (mut next, mut end) = (Vec::with_capacity(n_groups), 0);
+        let (mut next, mut end) = (with_room(n_groups)?, 0);
         for n in &counts {
             next.push(end);
             end += n.next_multiple_of(PAIR);

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use crate::rows::Error;
+use crate::rows::{Error, collected, filled};
 
 use super::bins::{
     Accumulator, Binning, Bins, Counts, check_edges, check_n_bins, paper_edges, sorted_bin, uniform_bin,
@@ -46,7 +46,7 @@ pub fn bin_labels(
         Some(edges) => edges,
         None => quantiles::of_confidences(predictions, &confidence, n_bins)?,
     };
-    let bins = confidence.iter().map(|&c| find_bin(c, &edges, binning) as u32).collect();
+    let bins = collected(confidence.iter().map(|&c| find_bin(c, &edges, binning) as u32))?;
     Ok((confidence, outcome, bins))
 }
 
@@ -113,33 +113,22 @@ fn bin_with<A: Accumulator>(
         }
         (None, Kind::Classwise) => quantiles::of_classes(predictions, n_bins)?,
     };
-    let (total, failure) = (Mutex::new(A::empty(n_bins * n_groups)?), Mutex::new(None));
+    let total = Mutex::new(A::empty(n_bins * n_groups)?);
     // Each thread has an accumulator of its own, which must be small beside the rows that go into it.
     let least = (n_bins * n_groups / 16_384).max(1);
     predictions.share(least, &|range| {
-        let mut bins = match A::empty(n_bins * n_groups) {
-            Ok(bins) => bins,
-            Err(error) => {
-                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                return None;
-            }
-        };
+        let mut bins = A::empty(n_bins * n_groups)?;
         let invalid = match kind {
-            Kind::TopLabel => add_top_labels(&mut bins, predictions, range, &edges, binning),
-            Kind::Classwise => add_classwise(&mut bins, predictions, range, &edges, binning, n_bins),
+            Kind::TopLabel => add_top_labels(&mut bins, predictions, range, &edges, binning)?,
+            Kind::Classwise => add_classwise(&mut bins, predictions, range, &edges, binning, n_bins)?,
         };
         if invalid.is_none() {
             total.lock().unwrap_or_else(PoisonError::into_inner).merge(&bins);
         }
-        invalid
+        Ok(invalid)
     })?;
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => {
-            let bins = total.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
-            Ok(Bins { edges, ..bins })
-        }
-    }
+    let bins = total.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
+    Ok(Bins { edges, ..bins })
 }
 
 fn blocks(range: Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> {
@@ -153,12 +142,12 @@ fn add_top_labels<A: Accumulator>(
     range: Range<usize>,
     edges: &[f64],
     binning: &Binning,
-) -> Option<usize> {
+) -> Result<Option<usize>, Error> {
     let (mut confidences, mut outcomes) = ([0.0; BLOCK], [0 as Outcome; BLOCK]);
     for block in blocks(range, BLOCK) {
         let (confidences, outcomes) = (&mut confidences[..block.len()], &mut outcomes[..block.len()]);
-        if let Some(row) = predictions.top_labels_of(block.clone(), confidences, outcomes) {
-            return Some(row);
+        if let Some(row) = predictions.top_labels_of(block.clone(), confidences, outcomes)? {
+            return Ok(Some(row));
         }
         let mut add = |confidence: f64, outcome: Outcome, weight: f64| {
             if outcome >= 0 {
@@ -173,7 +162,7 @@ fn add_top_labels<A: Accumulator>(
                 .for_each(|((&confidence, &outcome), &weight)| add(confidence, outcome, weight)),
         }
     }
-    None
+    Ok(None)
 }
 
 /// Adds all probabilities of a range of rows; returns the first row that is not a distribution.
@@ -184,17 +173,18 @@ fn add_classwise<A: Accumulator>(
     edges: &[f64],
     binning: &Binning,
     n_bins: usize,
-) -> Option<usize> {
+) -> Result<Option<usize>, Error> {
     let n_classes = predictions.n_classes();
     let of_class = |k: usize| {
         let is_shared = edges.len() == n_bins + 1;
         if is_shared { edges } else { &edges[k * (n_bins + 1)..][..n_bins + 1] }
     };
-    let mut probabilities = Vec::new();
-    for block in blocks(range, (BLOCK_NUMBERS / n_classes).clamp(1, BLOCK)) {
-        probabilities.resize(block.len() * n_classes, 0.0);
-        if let Some(row) = predictions.probabilities_of(block.clone(), &mut probabilities) {
-            return Some(row);
+    let length = (BLOCK_NUMBERS / n_classes).clamp(1, BLOCK);
+    let mut probabilities = filled(0.0, length * n_classes)?;
+    for block in blocks(range, length) {
+        let probabilities = &mut probabilities[..block.len() * n_classes];
+        if let Some(row) = predictions.probabilities_of(block.clone(), probabilities)? {
+            return Ok(Some(row));
         }
         for (i, p) in block.zip(probabilities.chunks_exact(n_classes)) {
             let Some(y) = predictions.targets().class(i) else { continue };
@@ -204,7 +194,7 @@ fn add_classwise<A: Accumulator>(
             }
         }
     }
-    None
+    Ok(None)
 }
 
 #[cfg(test)]

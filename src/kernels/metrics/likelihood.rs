@@ -34,7 +34,7 @@ pub(super) fn derivatives<E: Element, F: Real>(
     isa: Isa,
 ) -> Result<Derivatives, Error> {
     let tiles = Tiles::new(rows.len(), rows.n_classes());
-    let empty = (Derivatives::default(), usize::MAX);
+    let empty = Ok((Derivatives::default(), usize::MAX));
     // Tiles are summed in their order, so that the result does not depend on the number of threads.
     let parts = threads::parallel_collect(tiles.len(), empty, &|range, parts| {
         for (tile, part) in range.zip(parts) {
@@ -44,9 +44,10 @@ pub(super) fn derivatives<E: Element, F: Real>(
                 DerivativesOfRows::<E, F> { rows, targets, inverse: F::from_f64(inverse), range },
             );
         }
-    });
+    })?;
     let mut sum = Derivatives::default();
-    for (part, invalid) in parts {
+    for part in parts {
+        let (part, invalid) = part?;
         if invalid < usize::MAX {
             return Err(invalid_logits(invalid));
         }
@@ -73,12 +74,12 @@ pub(super) const VECTORS: usize = 8;
 
 impl<E: Element, F: Real> Kernel for DerivativesOfRows<'_, E, F> {
     /// The sums, and the first row that has no likelihood.
-    type Output = (Derivatives, usize);
+    type Output = Result<(Derivatives, usize), Error>;
 
     #[inline(always)]
     fn run(self) -> Self::Output {
         let mut total = Derivatives::default();
-        let mut scratch = Vec::new();
+        let mut scratch = self.rows.scratch()?;
         for i in self.range {
             let Some(y) = self.targets.class(i) else {
                 continue;
@@ -87,7 +88,7 @@ impl<E: Element, F: Real> Kernel for DerivativesOfRows<'_, E, F> {
             let max = maximum(row);
             let z = row[y].widen().to_f64();
             if z == f64::NEG_INFINITY {
-                return (total, i);
+                return Ok((total, i));
             }
             let distance = (z - max.to_f64()).max(f64::MIN);
             // sum of e^(b d) d^n, n = 0, 1, 2, with d = z - max.
@@ -108,12 +109,12 @@ impl<E: Element, F: Real> Kernel for DerivativesOfRows<'_, E, F> {
             let (mean, square) = (weighted / (sum - added), squares / (sum - added));
             let first = mean - distance;
             if first.is_nan() || max.to_f64() == f64::INFINITY {
-                return (total, i);
+                return Ok((total, i));
             }
             total.first += first;
             total.second += (square - mean * mean).max(0.0);
         }
-        (total, usize::MAX)
+        Ok((total, usize::MAX))
     }
 }
 

@@ -5,9 +5,9 @@
 //! Rows whose target is ignored are not read.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use crate::rows::{AnyRows, Error, Rows, Scores, Targets};
+use crate::rows::{AnyRows, Error, Rows, Scores, Targets, filled, with_room};
 use crate::simd::{self, Element, Isa, Kernel, Real};
 use crate::threads::{self, Disjoint, Tiles};
 
@@ -142,14 +142,18 @@ impl<'a> Predictions<'a> {
         range: Range<usize>,
         confidence: &mut [f64],
         outcome: &mut [Outcome],
-    ) -> Option<usize> {
+    ) -> Result<Option<usize>, Error> {
         assert!(confidence.len() == range.len() && outcome.len() == range.len());
         let (targets, scores) = (&self.targets, self.scores);
         typed!(&self.rows, rows => simd::run(self.isa, TopLabels { rows, targets, scores, range, confidence, outcome }))
     }
 
     /// [`Predictions::probabilities`] of a range; returns the first row that is not a distribution.
-    pub(crate) fn probabilities_of(&self, range: Range<usize>, out: &mut [f64]) -> Option<usize> {
+    pub(crate) fn probabilities_of(
+        &self,
+        range: Range<usize>,
+        out: &mut [f64],
+    ) -> Result<Option<usize>, Error> {
         assert!(out.len() == range.len() * self.n_classes());
         let (targets, scores) = (&self.targets, self.scores);
         typed!(&self.rows, rows => simd::run(self.isa, Probabilities { rows, targets, scores, range, out }))
@@ -160,25 +164,29 @@ impl<'a> Predictions<'a> {
     pub(crate) fn share(
         &self,
         least: usize,
-        work: &(dyn Fn(Range<usize>) -> Option<usize> + Sync),
+        work: &(dyn Fn(Range<usize>) -> Result<Option<usize>, Error> + Sync),
     ) -> Result<(), Error> {
         let tiles = Tiles::new(self.len(), self.n_classes());
-        let invalid = AtomicUsize::new(usize::MAX);
+        let failure = Mutex::new(Ok(None));
         threads::parallel_for(tiles.len().div_ceil(least), &|groups| {
             let tiles_of_groups = groups.start * least..(groups.end * least).min(tiles.len());
-            if let Some(row) = work(tiles.rows(tiles_of_groups)) {
-                invalid.fetch_min(row, Ordering::Relaxed);
+            let found = work(tiles.rows(tiles_of_groups));
+            let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+            match (&*failure, &found) {
+                (Err(_), _) | (_, Ok(None)) => {}
+                (Ok(Some(first)), Ok(Some(row))) if first <= row => {}
+                _ => *failure = found,
             }
         });
-        match invalid.into_inner() {
-            usize::MAX => Ok(()),
-            row => Err(self.not_a_distribution(row)),
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner)? {
+            None => Ok(()),
+            Some(row) => Err(self.not_a_distribution(row)),
         }
     }
 
     fn not_a_distribution(&self, row: usize) -> Error {
         fn can_be_normalized<E: Element>(rows: &Rows<'_, E>, row: usize) -> (bool, f64) {
-            let mut scratch = Vec::new();
+            let Ok(mut scratch) = rows.scratch() else { return (false, f64::NAN) };
             let p = rows.row(row, &mut scratch).iter().map(|p| p.widen().to_f64());
             let in_range = p.clone().all(|p| (-E::SLACK..=1.0 + E::SLACK).contains(&p));
             let sum: f64 = p.sum();
@@ -202,12 +210,9 @@ impl<'a> Predictions<'a> {
     }
 }
 
-/// n zeros, or an error: an expanded array may have more rows than fit into memory.
+/// n zeros.
 pub(crate) fn zeros<T: Clone + Default>(n: usize) -> Result<Vec<T>, Error> {
-    let mut out = Vec::new();
-    out.try_reserve_exact(n).map_err(|_| Error::Memory { bytes: n.saturating_mul(size_of::<T>()) })?;
-    out.resize(n, T::default());
-    Ok(out)
+    filled(T::default(), n)
 }
 
 struct TopLabels<'a, E: Element> {
@@ -220,11 +225,11 @@ struct TopLabels<'a, E: Element> {
 }
 
 impl<E: Element> Kernel for TopLabels<'_, E> {
-    type Output = Option<usize>;
+    type Output = Result<Option<usize>, Error>;
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let mut scratch = Vec::new();
+        let mut scratch = self.rows.scratch()?;
         let first = self.range.start;
         for i in self.range {
             let Some(y) = self.targets.class(i) else {
@@ -243,11 +248,11 @@ impl<E: Element> Kernel for TopLabels<'_, E> {
                 (confidence, row[y].widen() == score && !row[..y].iter().any(|z| z.widen() == score))
             };
             if confidence.is_nan() {
-                return Some(i);
+                return Ok(Some(i));
             }
             (self.confidence[i - first], self.outcome[i - first]) = (confidence, Outcome::from(correct));
         }
-        None
+        Ok(None)
     }
 }
 
@@ -260,24 +265,24 @@ struct Probabilities<'a, E: Element> {
 }
 
 impl<E: Element> Kernel for Probabilities<'_, E> {
-    type Output = Option<usize>;
+    type Output = Result<Option<usize>, Error>;
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let (mut scratch, mut p) = (Vec::new(), Vec::new());
+        let (mut scratch, mut p) = (self.rows.scratch()?, with_room(self.rows.n_classes())?);
         let rows = self.range.zip(self.out.chunks_exact_mut(self.rows.n_classes()));
         for (i, out) in rows {
             if self.targets.class(i).is_none() {
                 continue;
             }
             if !probabilities(self.rows.row(i, &mut scratch), self.scores, &mut p) {
-                return Some(i);
+                return Ok(Some(i));
             }
             for (out, p) in out.iter_mut().zip(&p) {
                 *out = p.to_f64().min(1.0);
             }
         }
-        None
+        Ok(None)
     }
 }
 

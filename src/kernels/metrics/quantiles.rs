@@ -1,6 +1,6 @@
 //! The edges of bins of equal mass: quantiles of the confidences.
 
-use crate::rows::Error;
+use crate::rows::{Error, collected, with_room};
 use crate::threads;
 
 use super::bins::check_n_bins;
@@ -13,21 +13,21 @@ pub(super) fn of_confidences(
     confidence: &[f64],
     n_bins: usize,
 ) -> Result<Vec<f64>, Error> {
-    let rows = Counted::new(predictions);
-    let confidence: Vec<f64> = rows.rows.iter().map(|&i| confidence[i]).collect();
+    let rows = Counted::new(predictions)?;
+    let confidence = collected(rows.rows.iter().map(|&i| confidence[i]))?;
     quantile_edges(&confidence, rows.weights.as_deref(), n_bins)
 }
 
 /// The edges of bins of the probabilities of each class, one class after another.
 pub(super) fn of_classes(predictions: &Predictions<'_>, n_bins: usize) -> Result<Vec<f64>, Error> {
-    let rows = Counted::new(predictions);
+    let rows = Counted::new(predictions)?;
     let (p, n_classes) = (predictions.probabilities()?, predictions.n_classes());
     let of_classes = threads::parallel_collect(n_classes, Ok(Vec::new()), &|classes, out| {
         for (k, out) in classes.zip(out) {
-            let column: Vec<f64> = rows.rows.iter().map(|&i| p[i * n_classes + k]).collect();
-            *out = quantile_edges(&column, rows.weights.as_deref(), n_bins);
+            let column = collected(rows.rows.iter().map(|&i| p[i * n_classes + k]));
+            *out = column.and_then(|column| quantile_edges(&column, rows.weights.as_deref(), n_bins));
         }
-    });
+    })?;
     Ok(of_classes.into_iter().collect::<Result<Vec<Vec<f64>>, Error>>()?.concat())
 }
 
@@ -38,11 +38,11 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(predictions: &Predictions<'_>) -> Counted {
-        let rows: Vec<usize> =
-            (0..predictions.len()).filter(|&i| predictions.targets().class(i).is_some()).collect();
-        let weights = predictions.weights().map(|weights| rows.iter().map(|&i| weights[i]).collect());
-        Counted { rows, weights }
+    fn new(predictions: &Predictions<'_>) -> Result<Counted, Error> {
+        let mut rows = with_room(predictions.len())?;
+        rows.extend((0..predictions.len()).filter(|&i| predictions.targets().class(i).is_some()));
+        let weights = predictions.weights().map(|weights| collected(rows.iter().map(|&i| weights[i])));
+        Ok(Counted { weights: weights.transpose()?, rows })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::rows::{AnyRows, Error, Rows, Scores, Targets};
+use crate::rows::{AnyRows, Error, Rows, Scores, Targets, with_room};
 use crate::simd::lanes::{self, fold};
 use crate::simd::{self, Element, Kernel, LANES, Real, log};
 use crate::threads::Disjoint;
@@ -47,11 +47,14 @@ struct ScoreRows<'a, E: Element> {
 }
 
 impl<E: Element> Kernel for ScoreRows<'_, E> {
-    type Output = Option<usize>;
+    type Output = Result<Option<usize>, Error>;
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let (mut scratch, mut p) = (Vec::new(), Vec::new());
+        // Only this score needs all probabilities.
+        let keeps_all = self.score == Score::Brier && self.scores == Scores::Logits;
+        let room = if keeps_all { self.rows.n_classes() } else { 0 };
+        let (mut scratch, mut p) = (self.rows.scratch()?, with_room(room)?);
         for (i, out) in self.range.zip(self.out) {
             let Some(y) = self.targets.class(i) else {
                 continue;
@@ -96,12 +99,12 @@ impl<E: Element> Kernel for ScoreRows<'_, E> {
                 },
             };
             if out.is_nan() {
-                return Some(i);
+                return Ok(Some(i));
             }
             // No negative zero, and nothing too large for an exact sum: e^-(2^64) counts as probability 0.
             *out = if *out >= MAX_TERM / MAX_WEIGHT { f64::INFINITY } else { *out + 0.0 };
         }
-        None
+        Ok(None)
     }
 }
 

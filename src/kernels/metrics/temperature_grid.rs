@@ -66,7 +66,10 @@ fn grid<E: Element>(
             let block = start..(start + BLOCK).min(range.end);
             let (confidence, correct) = (&mut confidence[..], &mut correct[..]);
             let inverse = &inverse;
-            simd::run(isa, GridOfRows { rows, targets, range: block.clone(), inverse, confidence, correct });
+            let kernel = GridOfRows { rows, targets, range: block.clone(), inverse, confidence, correct };
+            if let Err(error) = simd::run(isa, kernel) {
+                return fail(0, error);
+            }
             for ((i, confidence), &is_correct) in block.zip(confidence.chunks(inverse.len())).zip(&*correct) {
                 if targets.class(i).is_none() {
                     continue;
@@ -87,12 +90,7 @@ fn grid<E: Element>(
     if let Some((_, error)) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
-    Ok(total
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-        .into_iter()
-        .map(Accumulator::finish)
-        .collect())
+    total.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().map(Accumulator::finish).collect()
 }
 
 /// Rows whose confidences are computed before they are binned.
@@ -115,11 +113,11 @@ struct GridOfRows<'a, E: Element> {
 }
 
 impl<E: Element> Kernel for GridOfRows<'_, E> {
-    type Output = ();
+    type Output = Result<(), Error>;
 
     #[inline(always)]
-    fn run(self) {
-        let mut scratch = Vec::new();
+    fn run(self) -> Self::Output {
+        let mut scratch = self.rows.scratch()?;
         let out = self.confidence.chunks_mut(self.inverse.len()).zip(self.correct);
         for (i, (confidence, is_correct)) in self.range.zip(out) {
             let Some(y) = self.targets.class(i) else {
@@ -142,6 +140,7 @@ impl<E: Element> Kernel for GridOfRows<'_, E> {
             }
             *is_correct = row[y].widen() == max && !row[..y].iter().any(|z| z.widen() == max);
         }
+        Ok(())
     }
 }
 
