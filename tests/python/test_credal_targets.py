@@ -471,6 +471,32 @@ def test_probabilities_of_zero(target: list[float]) -> None:
         torch.testing.assert_close(grad, of_both(p, torch.tensor([0]), from_logits=False)[1])
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.0, 1e-300, 5e-324])
+@pytest.mark.parametrize(
+    ("dtype", "exponents", "rtol"),
+    [(torch.float64, [-1074, -1030, -80, 1000], 1e-13), (torch.float32, [-149, -80, 80, 114], 1e-5)],
+    ids=str,
+)
+@pytest.mark.parametrize("n_classes", [3, 1000])
+def test_probabilities_of_any_scale(
+    n_classes: int, dtype: torch.dtype, exponents: list[int], rtol: float, alpha: float
+) -> None:
+    """Numbers that need not sum to 1 are divided by their sum, however far it is from 1."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.randint(1, 9, (1, n_classes), generator=generator).double()
+    t = torch.rand(1, n_classes, generator=generator, dtype=torch.float64) ** 4
+    t[0, 0] = 0.0
+    t /= t.sum()
+    expected, slope = value_and_grad(p / p.sum(), t, alpha, "none", from_logits=False)
+    for exponent in exponents:
+        scaled = (p * 2.0**exponent).to(dtype)  # exactly, even where that is subnormal
+        loss, grad = value_and_grad(scaled, t.to(dtype), alpha, "none", from_logits=False)
+        torch.testing.assert_close(loss, expected.to(dtype), rtol=rtol, atol=0.0)
+        if abs(exponent) == 80:  # elsewhere the slope may not be finite
+            grad = grad.double() * 2.0**exponent * p.sum()
+            torch.testing.assert_close(grad, slope, rtol=10 * rtol, atol=10 * rtol)
+
+
 INVALID = {
     "nan": [math.nan, 0.0, 0.0, 1.0],
     "infinite": [math.inf, 0.0, 0.0, 1.0],

@@ -15,7 +15,7 @@ use crate::simd::log::ln;
 use crate::simd::{Element, LANES, Lanes, Real};
 
 use super::super::batch::{Batch, Scratch};
-use super::super::exponentials::{BLOCK, Exponentials, NoAccumulator, larger, store, total};
+use super::super::exponentials::{BLOCK, Exponentials, NoAccumulator, larger, largest, store, total};
 use super::super::probabilities::{mass, positive};
 use super::class::LabelRelaxation;
 
@@ -32,23 +32,30 @@ pub(super) fn distribution<E: Element>(
     let (zero, wide) = (E::Wide::ZERO, E::Wide::from_f64);
     let row = batch.rows.row(i, &mut scratch.row);
     let (exponentials, target) = (&mut scratch.exponentials, &scratch.target);
+    // What the probabilities are divided by.
+    let mut unit = 1.0;
     let whole = positive(match loss.scores {
         Scores::Logits => {
             exponentials.load::<E, NoAccumulator<true>>(0, row, batch.rows.slice(i + 1), [usize::MAX; 2]).exponentials
         }
         Scores::Probabilities => {
             exponentials.read(row, zero);
+            let whole = positive(mass(row));
+            // Far from 1, sums of them would overflow and products underflow.
+            if !(1e-3..=1e3).contains(&whole) {
+                unit = row[largest(row)].widen().to_f64();
+            }
             for (x, e) in exponentials.x.iter_mut().zip(&mut exponentials.e) {
-                *e = *x;
+                *e = lanes::map(x, |x| x.div(wide(unit)));
                 for k in 0..LANES {
-                    x[k] = wide(ln(x[k].to_f64()));
+                    x[k] = wide(ln(e[k].to_f64()));
                 }
             }
-            mass(row)
+            whole / unit
         }
     });
     let weight = batch.mean_weight(target, &scratch.weight);
-    let factor = weight * batch.factor;
+    let factor = weight * batch.factor / unit;
     if whole.is_nan() {
         if let Some(out) = batch.out(i, &mut scratch.grad) {
             out.fill(E::narrow(wide(f64::NAN)));
@@ -65,7 +72,8 @@ pub(super) fn distribution<E: Element>(
     let ln_keep = ln(keep) + ln(whole);
     let mut value = keep * divergence(exponentials, target, &scratch.target_sums, ratio, wide(ln_keep));
     if rest > 0.0 && free > 0.0 {
-        value += rest * ln(rest * whole / free);
+        // Neither underflows, as `free` is at most `whole`, nor overflows.
+        value += rest * ln(rest * (whole / free).min(f64::MAX));
     }
 
     let (own, shrink) = (wide(factor / whole), wide(factor * (1.0 / whole - level)));
