@@ -8,6 +8,11 @@ use crate::untyped::{Dtype, View};
 
 use super::tensors;
 
+/// See [`tensors::check`]. Borrowing a NumPy array runs no Python code.
+pub(super) fn check(array: &Bound<'_, PyAny>, name: &str) -> PyResult<()> {
+    if array.downcast::<PyUntypedArray>().is_ok() { Ok(()) } else { tensors::check(array, name) }
+}
+
 /// A view of the argument `name`, a NumPy array or a torch tensor.
 pub(super) fn borrow(array: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     let Ok(array) = array.downcast::<PyUntypedArray>() else {

@@ -189,9 +189,7 @@ pub(super) fn borrow(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
     if view.dtype == Dtype::Other {
         view.type_name = tensor.getattr(intern!(py, "dtype"))?.to_string().into();
     }
-    // A lazily negated tensor does not hold its values in memory (the imaginary part of a conjugate).
-    let is_plain = !(view.dtype.is_float() && tensor.call_method0(intern!(py, "is_neg"))?.is_truthy()?);
-    view.check_memory(name, is_plain)?;
+    view.check_memory(name)?;
     Ok(view)
 }
 
@@ -231,10 +229,6 @@ fn borrow_raw(tensor: &Bound<'_, PyAny>, name: &str) -> PyResult<View> {
 #[cold]
 fn not_borrowed(tensor: &Bound<'_, PyAny>, name: &str, cause: Option<PyErr>) -> PyResult<PyErr> {
     let what = tensor.get_type().name()?;
-    if !tensor.hasattr("requires_grad")? {
-        let message = format!("Expected argument `{name}` to be a tensor, but got {what}.");
-        return Ok(PyTypeError::new_err(message));
-    }
     let device = tensor.getattr("device")?;
     let why = match cause {
         Some(cause) if device.to_string() == "cpu" => {

@@ -30,6 +30,7 @@ pub(super) fn loss<'py>(
     // Extracted here, because pyo3 prefixes the errors of arguments that it extracts itself.
     let options: Options<'_> = options.extract()?;
     let (py, loss) = (input.py(), options.loss);
+    options.check_tensors(input, target)?;
     let inputs = options.inputs(input, target)?;
     let (grad, grad_view) = match upstream {
         Some(_) if options.inplace => {
@@ -48,6 +49,8 @@ pub(super) fn loss<'py>(
         Some(_) => tensors::empty_scalar(py, inputs.loss_type())?,
         None => tensors::allocate(py, inputs.loss_type(), &inputs.rows())?,
     };
+    // Making the outputs may have run Python code, too: that of a mode or of a finalizer.
+    inputs.check_unmoved(&tensors::borrow(input, "input")?, &tensors::borrow(target, "target")?)?;
     let reduction = options.reduction;
     // SAFETY: both outputs are new and have the types and shapes that `inputs` asks for. In place, `check_in_place` has
     // accepted the input, whose values the caller gives up.
@@ -64,6 +67,7 @@ pub(super) fn check_loss<'py>(
     options: &Bound<'py, PyAny>,
 ) -> PyResult<()> {
     let options: Options<'_> = options.extract()?;
+    options.check_tensors(input, target)?;
     let inputs = options.inputs(input, target)?;
     input.py().allow_threads(|| inputs.check_values())?;
     Ok(())
@@ -90,7 +94,9 @@ pub(super) struct Options<'py> {
     weight: Option<Tensor<'py>>,
     inplace: bool,
     target_b: Option<Tensor<'py>>,
-    share: Option<Share>,
+    share: Option<f64>,
+    /// A share for each row.
+    shares: Option<Tensor<'py>>,
 }
 
 type Any<'py> = Bound<'py, PyAny>;
@@ -114,6 +120,7 @@ impl<'py> FromPyObject<'py> for Options<'py> {
         let (loss, parameter, reduction, dim, ignore_index, weight, from_logits, inplace, target_b, lam) =
             fields;
         let (loss, alpha) = parse_loss(&loss, parameter, &from_logits)?;
+        let (share, shares) = lam.map_or(Ok((None, None)), parse_share)?;
         Ok(Options {
             loss,
             alpha,
@@ -123,27 +130,40 @@ impl<'py> FromPyObject<'py> for Options<'py> {
             weight,
             inplace: boolean(&inplace, "inplace")?,
             target_b,
-            share: lam.as_ref().map(parse_share).transpose()?,
+            share,
+            shares,
         })
     }
 }
 
 impl Options<'_> {
+    fn target_name(&self) -> &'static str {
+        if self.target_b.is_some() { "target_a" } else { "target" }
+    }
+
+    /// See [`tensors::check`].
+    fn check_tensors(&self, input: &Tensor<'_>, target: &Tensor<'_>) -> PyResult<()> {
+        tensors::check(input, "input")?;
+        tensors::check(target, self.target_name())?;
+        let others = [&self.weight, &self.alpha, &self.target_b, &self.shares];
+        for (tensor, name) in others.into_iter().zip(["weight", "alpha", "target_b", "lam"]) {
+            tensor.as_ref().map_or(Ok(()), |tensor| tensors::check(tensor, name))?;
+        }
+        Ok(())
+    }
+
     /// The tensors of a loss, checked against each other.
     fn inputs(&self, input: &Tensor<'_>, target: &Tensor<'_>) -> PyResult<Inputs> {
         let view = tensors::borrow(input, "input")?;
-        let target_name = if self.target_b.is_some() { "target_a" } else { "target" };
-        let target = tensors::borrow(target, target_name)?;
+        let target = tensors::borrow(target, self.target_name())?;
         let borrow = |tensor: &Option<Tensor<'_>>, name| {
             tensor.as_ref().map(|tensor| tensors::borrow(tensor, name)).transpose()
         };
         let weight = borrow(&self.weight, "weight")?;
         let alpha = borrow(&self.alpha, "alpha")?;
         let second = borrow(&self.target_b, "target_b")?;
-        let share = self.share.as_ref().map(|share| match share {
-            Share::Same(share) => Numbers::Same(*share),
-            Share::Each(view) => Numbers::Each(view),
-        });
+        let shares = borrow(&self.shares, "lam")?;
+        let share = shares.as_ref().map(Numbers::Each).or(self.share.map(Numbers::Same));
         let arguments = Arguments {
             input: view,
             target: &target,
@@ -168,6 +188,7 @@ fn gradient<'py>(input: &Tensor<'py>, view: &View) -> PyResult<(Tensor<'py>, Vie
 /// The value of a scalar, faster than `item()`; `None` for other tensors.
 #[pyfunction]
 pub(super) fn scalar(tensor: &Tensor<'_>) -> Option<f64> {
+    tensors::check(tensor, "tensor").ok()?;
     let view = tensors::borrow(tensor, "tensor").ok().filter(|view| view.shape.is_empty())?;
     match view.dtype {
         // SAFETY: one number of the type that is named.
@@ -178,19 +199,18 @@ pub(super) fn scalar(tensor: &Tensor<'_>) -> Option<f64> {
     }
 }
 
-/// The share of the first class.
-enum Share {
-    Same(f64),
-    Each(View),
-}
-
-fn parse_share(lam: &Bound<'_, PyAny>) -> PyResult<Share> {
-    if is_tensor(lam)? {
-        return Ok(Share::Each(tensors::borrow(lam, "lam")?));
+/// The share of the first class: a number, or a tensor with one for each row.
+fn parse_share(lam: Tensor<'_>) -> PyResult<(Option<f64>, Option<Tensor<'_>>)> {
+    if is_tensor(&lam)? {
+        return Ok((None, Some(lam)));
     }
-    let expected = || format!("Expected argument `lam` to be a number in [0, 1], but got {}.", shown(lam));
+    let expected = || format!("Expected argument `lam` to be a number in [0, 1], but got {}.", shown(&lam));
     let share = lam.extract::<f64>().map_err(|_| PyTypeError::new_err(expected()))?;
-    if (0.0..=1.0).contains(&share) { Ok(Share::Same(share)) } else { Err(PyValueError::new_err(expected())) }
+    if (0.0..=1.0).contains(&share) {
+        Ok((Some(share), None))
+    } else {
+        Err(PyValueError::new_err(expected()))
+    }
 }
 
 fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {

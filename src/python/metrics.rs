@@ -39,11 +39,15 @@ impl Borrowed {
         from_logits: bool,
         ignore_index: Option<i64>,
     ) -> PyResult<Borrowed> {
+        arrays::check(preds, name)?;
+        arrays::check(target, "target")?;
+        weight.map_or(Ok(()), |weight| arrays::check(weight, "sample_weight"))?;
         Ok(Borrowed {
             name,
+            // Before the others, because asking for the name of a type that is refused later may run Python code.
+            weight: weight.map(|weight| arrays::borrow(weight, "sample_weight")).transpose()?,
             preds: arrays::borrow(preds, name)?,
             target: arrays::borrow(target, "target")?,
-            weight: weight.map(|weight| arrays::borrow(weight, "sample_weight")).transpose()?,
             scores: if from_logits { Scores::Logits } else { Scores::Probabilities },
             ignore_index,
         })

@@ -196,7 +196,10 @@ pub(crate) fn view(tensor: &Tensor, name: &str) -> Result<Borrowed, Error> {
         strides: read(raw.strides).iter().map(|&s| s as isize).collect(),
     };
     if raw.device.is_cpu() {
-        view.check_memory(name, raw.is_plain)?;
+        if !raw.is_plain {
+            return Err(View::not_in_memory(name));
+        }
+        view.check_memory(name)?;
     }
     Ok(Borrowed { view, device: raw.device })
 }

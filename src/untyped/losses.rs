@@ -132,6 +132,19 @@ impl Inputs {
         Ok(())
     }
 
+    /// Checks that the arrays that [`Inputs::compute`] reads are where they were when they were checked.
+    #[cfg_attr(not(feature = "python"), allow(dead_code))]
+    pub(crate) fn check_unmoved(&self, input: &View, target: &View) -> Result<(), Error> {
+        let is_same = match &self.target {
+            CheckedTarget::Dense(view) => view == target,
+            CheckedTarget::Classes(_) | CheckedTarget::Mixtures { .. } => true,
+        };
+        if *input == self.input && is_same {
+            return Ok(());
+        }
+        Err(Error::value("Expected arguments `input` and `target` not to be resized during the call."))
+    }
+
     /// Checks the values that [`Inputs::compute`] would check: alphas, shares, and the rows of a dense target.
     #[cfg_attr(not(feature = "python"), allow(dead_code))]
     pub(crate) fn check_values(&self) -> Result<(), Error> {

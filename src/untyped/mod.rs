@@ -72,7 +72,7 @@ impl Dtype {
 }
 
 /// A borrowed array. Its owner must keep the memory alive during the call.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct View {
     pub data: *mut u8,
     pub dtype: Dtype,
@@ -175,14 +175,18 @@ impl View {
         !self.data.is_null() || self.len() == 0
     }
 
-    /// Checks that the memory of the argument `name` exists, is aligned and holds the values themselves. `is_plain`
-    /// is false for a lazy view, such as one that negates its memory.
-    pub(crate) fn check_memory(&self, name: &str, is_plain: bool) -> Result<(), Error> {
-        if !(is_plain && self.has_memory()) {
-            return Err(Error::r#type(format!(
-                "Expected argument `{name}` to be a tensor that holds its values in memory, but got a lazy view or a \
-                 tensor without data; call `.resolve_neg()` or `.clone()`."
-            )));
+    /// The error for a lazy view, such as one that negates its memory, or a tensor without memory.
+    pub(crate) fn not_in_memory(name: &str) -> Error {
+        Error::r#type(format!(
+            "Expected argument `{name}` to be a tensor that holds its values in memory, but got a lazy view or a \
+             tensor without data; call `.resolve_neg()` or `.clone()`."
+        ))
+    }
+
+    /// Checks that the memory of the argument `name` exists and is aligned.
+    pub(crate) fn check_memory(&self, name: &str) -> Result<(), Error> {
+        if !self.has_memory() {
+            return Err(View::not_in_memory(name));
         }
         if !self.data.addr().is_multiple_of(self.dtype.size()) {
             return Err(Error::r#type(format!(
