@@ -80,12 +80,13 @@ rust-demo: build  ## Train on real digits in Rust alone, with tch
 	$(BIN)/python misc/examples/export_digits.py target/digits 10
 	cargo run --quiet --no-default-features --features tch --example train_digits -- target/digits/*.npz
 
-lint: build  ## Check formatting, lints and types
+lint: build  ## Check formatting, lints, types and licenses
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --no-default-features -- -D warnings
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets --no-default-features --features tch -- -D warnings
 	cargo clippy --quiet --release --features pyo3-tch -- -D warnings
+	$(BIN)/python misc/licenses.py --check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
