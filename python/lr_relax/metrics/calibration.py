@@ -51,8 +51,9 @@ def calibration_error(
         norm: "l1" (the expected calibration error), "l2" (root mean square) or "max".
         binning: "uniform": bins of equal width, [k/n, (k+1)/n), the last one closed; k/n is rounded to the
             type of `preds`, as are given edges. "quantile": bins of equal mass; each ends after the smallest
-            confidence up to which k/n of the rows lie, so that equal confidences share a bin. "paper": the
-            bins of the code of Lienen & Hüllermeier (2021), ``min(int(c // (1/n)), n - 1)``, as it rounds.
+            confidence up to which k/n of the rows lie, or of their weight, so that equal confidences share a
+            bin. "paper": the bins of the code of Lienen & Hüllermeier (2021),
+            ``min(int(c // (1/n)), n - 1)``, as it rounds.
         kind: "top_label", or "classwise": the mean over the classes k of the error of ``preds[:, k]`` as the
             probability of the event ``target == k``, with separate bins for each class.
         debias: For "l2": subtract the sampling bias ``acc (1 - acc) / (n - 1)`` from each squared gap, skip
