@@ -140,7 +140,7 @@ def _in_range(options: Options, dtype: torch.dtype) -> tuple[Options, float]:
     if not 0 < top < math.inf:
         return options, 1.0
     unit = 2.0 ** math.ceil(math.log2(top))
-    return options._replace(weight=options.weight.double() / unit), unit
+    return options._replace(weight=options.weight.to(double(options.weight)) / unit), unit
 
 
 def _linear(x: Tensor, head: Head, into: Tensor) -> Tensor:
