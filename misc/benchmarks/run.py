@@ -222,7 +222,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few repeats, for a first look; no record")
     parser.add_argument("--only", metavar="PATTERN", help="only rows with this in their name; no record")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="where to write the record")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="where to write the record, also of some rows"
+    )
     options = parser.parse_args()
     pattern = f"*{(options.only or '').lower()}*"
     rows = [row for row in ROWS if fnmatch(row.name.lower(), pattern)]

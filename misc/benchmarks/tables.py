@@ -160,6 +160,22 @@ def bench_tables(path: Path, document: Path) -> dict[str, str]:
     }
 
 
+def linear_tables(document: Path) -> dict[str, str]:
+    """The rows of linear layers, of the newest record that has them: they can be measured alone."""
+    found = []
+    for path in [*RECORDS.glob("2*.json"), *RECORDS.glob("linear-*.json")]:
+        record = json.loads(path.read_text())
+        rows = [row for row in record["rows"] if section(row) == "linear"]
+        if rows:
+            found.append(
+                (record["date"], comparison(rows), source(record, os.path.relpath(path, document.parent)))
+            )
+    if not found:
+        return {}
+    _, table, about = max(found)
+    return {"linear": table, "linear-source": about}
+
+
 def study_table() -> str:
     """Accuracy, ECE and NLL of each loss, the best mean of each column in bold."""
     names = {
@@ -253,6 +269,7 @@ def main() -> None:
     outdated = []
     for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         tables = bench_tables(record.resolve(), document) if record else {}
+        tables |= linear_tables(document)
         tables["fashion-mnist"] = study_table()
         tables |= coverage_tables()
         text = document.read_text()
