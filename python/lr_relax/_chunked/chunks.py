@@ -37,7 +37,7 @@ class Gradients(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
     factor: float | Tensor
-    """By which they are still to be multiplied. In half precision, they are in float32 until then."""
+    """By which they are still to be multiplied; those of float16 are in float32 until then."""
 
 
 Wanted: TypeAlias = tuple[bool, bool, bool]
@@ -64,7 +64,7 @@ def chunk_size_of(head: Head) -> int:
     if head.weight is None:  # a dense target that stays in the cache
         return max((1 if on_cpu else 256) * 2**20 // (4 * max(head.input.shape[1], 1)), 1)
     row = head.weight.shape[0] * head.input.element_size()
-    return max((24 if on_cpu else 256) * 2**20 // max(row, 1), 224 if on_cpu else 1024)
+    return max((24 if on_cpu else 256) * 2**20 // max(row, 1), 240 if on_cpu else 1024)
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def _chunks(
     top: float | Tensor = 1.0
     if upstream is not None:
         upstream = upstream if counted is None else upstream[counted]
-        if dtype != head.input.dtype and n_counted:  # products in half precision: no larger than 1
+        if head.input.dtype == torch.float16 and n_counted:  # its products shall not overflow
             top = upstream.abs().amax()
             top = torch.where(top > 0, top, 1.0)
             upstream = upstream / top
@@ -157,14 +157,15 @@ class _Sums:
     """The gradients. In half precision the products are rounded, but their sums are in float32."""
 
     def __init__(self, head: Head, wanted: Wanted, scale: float) -> None:
-        self._head, dtype = head, single(head.input.dtype)
-        self._is_half = dtype != head.input.dtype
-        self._scale, self._factor = (1.0, scale) if self._is_half else (scale, 1.0)
+        self._head, self._kept, of_sums = head, kept(head.input.dtype), single(head.input.dtype)
+        self._is_half = of_sums != head.input.dtype
+        # float16 has no room for numbers that are divided by the rows, and multiplied by a loss scale later.
+        self._scale, self._factor = (1.0, scale) if head.input.dtype == torch.float16 else (scale, 1.0)
         self._input, self._weight, self._bias = (
             torch.zeros_like(x, dtype=dtype, memory_format=torch.contiguous_format)
             if wants and x is not None
             else None
-            for x, wants in zip(head, wanted, strict=True)
+            for x, wants, dtype in zip(head, wanted, (self._kept, of_sums, of_sums), strict=True)
         )
 
     def add(
@@ -179,8 +180,9 @@ class _Sums:
         if len(x) == 0:
             return
         if self._input is not None:
-            product = self._of_input(grad).to(self._input.dtype)
-            self._input[chunk] = product if factors is None else product * factors.unsqueeze(1)
+            product = self._of_input(grad)
+            product = product if factors is None else product * factors.unsqueeze(1)
+            self._input[chunk] = product.to(self._kept)
         ones = x.new_ones(len(x)) if factors is None else factors.to(x.dtype)
         if self._weight is not None:
             self._add_to_weight(self._weight, grad, x if factors is None else x * ones.unsqueeze(1))
@@ -206,7 +208,9 @@ class _Sums:
         sum.add_(product(a.new_zeros(()), a, b, beta=0, alpha=1 / n), alpha=n * self._scale)
 
     def gradients(self) -> Gradients:
-        return Gradients(self._input, self._weight, self._bias, self._factor)
+        weight = None if self._weight is None else self._weight.to(self._kept)
+        bias = None if self._bias is None else self._bias.to(self._kept)
+        return Gradients(self._input, weight, bias, self._factor)
 
 
 def _compact(rows: Tensor, active: Tensor) -> Tensor:
@@ -264,6 +268,11 @@ def _total(target: Target, options: Options, n_counted: int) -> float:
 
 def _is_of_classes(target: Target) -> bool:
     return isinstance(target, Tensor) and target.dim() == 1
+
+
+def kept(dtype: torch.dtype) -> torch.dtype:
+    """The type of gradients until they have been multiplied by the upstream."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def single(dtype: torch.dtype) -> torch.dtype:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lr_relax._chunked import whole
 from lr_relax._chunked.arguments import check_values
-from lr_relax._chunked.chunks import Gradients, Head, chunks, single
+from lr_relax._chunked.chunks import Gradients, Head, chunks, kept, single
 from lr_relax._operators import ARGUMENTS, to_arguments, to_options
 from lr_relax._options import Options
 
@@ -65,7 +65,7 @@ def _packed(gradients: Gradients, head: Head) -> tuple[Tensor, ...]:
     results = []
     for grad in gradients[:3]:
         if grad is None:
-            results.append(head.input.new_empty(0, dtype=single(head.input.dtype)))
+            results.append(head.input.new_empty(0, dtype=kept(head.input.dtype)))
         else:
             results.append(grad.mul_(gradients.factor))
     return tuple(results)
@@ -73,7 +73,7 @@ def _packed(gradients: Gradients, head: Head) -> tuple[Tensor, ...]:
 
 def _fakes(head: Head, wanted: tuple[bool, ...]) -> tuple[Tensor, ...]:
     return tuple(
-        head.input.new_empty(x.shape if wants and x is not None else 0, dtype=single(head.input.dtype))
+        head.input.new_empty(x.shape if wants and x is not None else 0, dtype=kept(head.input.dtype))
         for x, wants in zip(head, wanted, strict=True)
     )
 

@@ -45,7 +45,9 @@ class Group:
         ) -> tuple[Tensor, Gradients]:
             loss, gradients = chunks(head, target, options, wanted, upstream, chunk_size, self._of_logits)
             if gradients.input is not None:
-                self.sum(gradients.input)
+                whole = gradients.input.to(single(gradients.input.dtype))
+                self.sum(whole)
+                gradients.input.copy_(whole)
             return loss, gradients
 
         return computed

@@ -41,7 +41,7 @@ def linear_label_relaxation_loss(
             all logits are computed at once.
         linear_bias: (C,).
         chunk_size: The rows in a chunk. By default so many that their logits take 24 MiB (256 MiB on a GPU),
-            but at least 224 (1024), which matrix products need to be fast.
+            but at least 240 (1024), which matrix products need to be fast.
         process_group: For class indices, a group of `torch.distributed` whose processes each hold some of the
             classes: `linear_weight` and `linear_bias` are the slice of this process, in the order of the
             ranks; `input`, `target` and `weight` are the same in all of them. Every process gets the loss,
