@@ -70,12 +70,3 @@ def test_files_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     (kept := tmp_path / ".notes.txt").touch()
     with files.locked(tmp_path):
         assert list(tmp_path.iterdir()) == [kept]
-
-
-def test_a_file_that_is_replaced_is_new(tmp_path: Path) -> None:
-    """Not a link of its name, whose target would be written to."""
-    (other := tmp_path / "other").write_text("kept")
-    (tmp_path / f".result.json.{os.getpid()}").symlink_to(other)
-    with files.replaced(tmp_path / "result.json") as temporary:
-        temporary.write_text("new")
-    assert (other.read_text(), (tmp_path / "result.json").read_text()) == ("kept", "new")

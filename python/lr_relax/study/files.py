@@ -29,8 +29,6 @@ def load_json(name: str) -> Any:
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success that file replaces ``path`` in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)  # left by a process that was killed
-    temporary.touch(exist_ok=False)
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -56,7 +54,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            for left in folder.glob(".*.*.[0-9]*"):  # as above
+            for left in folder.glob(".*.*.[0-9]*"):  # by processes that were killed
                 left.unlink(missing_ok=True)
         except BlockingIOError as error:
             raise BlockingIOError(errno.EWOULDBLOCK, "another process is using it", str(folder)) from error

@@ -27,8 +27,8 @@ def result(counts: list[int], confidence: list[Any], accuracy: list[Any], **opti
 
 def record(accuracy: float, ece: float, **options: Any) -> Result:
     """A result with these metrics."""
-    made = result([1], [0.5], [1.0], **({"n_bins": 15} | options))
-    return replace(made, accuracy=accuracy, ece=ece)
+    no = [None] * (options.get("n_bins", 15) - 1)
+    return replace(result([1] + [0] * len(no), [0.5, *no], [1.0, *no], **options), accuracy=accuracy, ece=ece)
 
 
 def timeless(result: Result) -> Result:

@@ -113,6 +113,7 @@ class Execution:
                 TensorBoard(self.board)
                 self.board.mkdir(parents=True, exist_ok=True)
                 TemporaryFile(dir=self.board).close()  # OSError if it cannot be written to
+            self.out.mkdir(parents=True, exist_ok=True)
             if not self.silent:  # before slow imports
                 click.echo(f"{what}: preparing", err=True)
             self.experiment.open()
