@@ -1,6 +1,6 @@
 """Writes LICENSE-THIRD-PARTY: the licenses of the crates in the default build of the extension.
 
-Run it after `Cargo.lock` has changed; `--check` only tells whether that is due.
+Run it after `Cargo.lock` has changed; `--check` writes nothing and fails if the file is outdated.
 """
 
 import json

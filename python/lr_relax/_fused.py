@@ -35,7 +35,7 @@ class _Loss(torch.autograd.Function):
         # Only a second derivative, or the loss scale of float16, needs the arguments again. Otherwise they
         # may change, as after `F.cross_entropy`, so only hooks (checkpoints, offloading) get them to save.
         if _top_hooks(True) is None:
-            version = input._version + target._version + _version(options)
+            version = input._version + target._version + version_of(options)
             ctx.arguments = input, target, options, version
             ctx.save_for_backward(grad)
         else:
@@ -90,7 +90,7 @@ def scaled(
     return grad.mul_(scale) if grad.is_cpu else _triton.scale(grad, upstream)
 
 
-def _version(options: Options) -> int:
+def version_of(options: Options) -> int:
     """The sum of the versions of all tensors in the options, which grows if one of them is changed."""
     if type(options.parameter) is float and options.weight is None and options.target_b is None:
         return 0
@@ -104,7 +104,7 @@ def _again(arguments: Any, saved: Any) -> tuple[Tensor, Tensor, Options]:
         raise RuntimeError("With inplace=True, the gradient of a loss has no gradient itself.")
     if saved:
         input, target = saved
-    elif input._version + target._version + _version(options) != version:
+    elif input._version + target._version + version_of(options) != version:
         raise RuntimeError(
             "A tensor that the loss was computed from has been modified by an inplace operation, but is "
             "needed again: for the gradient of a gradient, or to scale the gradient in float16."

@@ -100,6 +100,11 @@ def check_loss(input: Tensor, n_classes: int, target: Target, options: Options) 
             check_values(input, n_classes, target, options)
         else:
             check(input.detach().new_empty(1).expand(*rows, n_classes), target, options)
+    return flat_numbers(options)
+
+
+def flat_numbers(options: Options) -> Options:
+    """With numbers, and second classes, for each flat row."""
     return options._replace(
         parameter=_flat(options.parameter),
         lam=_flat(options.lam),

@@ -10,7 +10,7 @@ from torch import Tensor
 from lr_relax import _dispatch
 from lr_relax._chunked import operators, whole
 from lr_relax._chunked.chunks import Gradients, Head, Target, Wanted, chunks
-from lr_relax._fused import is_batched, keeps_graph
+from lr_relax._fused import is_batched, keeps_graph, version_of
 from lr_relax._options import Options
 
 Compute: TypeAlias = Callable[[Head, Any, Options, Wanted, Tensor | None], tuple[Tensor, Gradients]]
@@ -84,7 +84,7 @@ class _Loss(torch.autograd.Function):
 def _version(target: Target, options: Options) -> int:
     """The sum of the versions of all tensors of the loss, which grows if one of them is changed."""
     tensors = [target] if isinstance(target, Tensor) else [target.indices, target.shares]
-    return sum(x._version for x in (*tensors, *options) if isinstance(x, Tensor))
+    return version_of(options) + sum(x._version for x in tensors)
 
 
 def _scaled(gradients: Gradients, head: Head, upstream: Tensor | None, keeps: bool) -> list[Tensor | None]:

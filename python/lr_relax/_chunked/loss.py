@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lr_relax import _dispatch
 from lr_relax._chunked import autograd, parallel
 from lr_relax._chunked.arguments import (
     cast,
@@ -12,6 +13,7 @@ from lr_relax._chunked.arguments import (
     check_layer,
     check_loss,
     check_topk,
+    flat_numbers,
     flat_rows,
     flat_target,
 )
@@ -52,9 +54,8 @@ def loss_of_topk(input: Tensor, target: TopK, options: Options) -> Tensor:
         raise TypeError(f"Expected argument `input` to be a tensor, but got {type(input).__name__}.")
     if options.inplace:
         raise ValueError("Expected argument `inplace` to be False for a `TopK` as target.")
-    if isinstance(options.dim, int) and -input.dim() <= options.dim < input.dim():
-        input, options = input.movedim(options.dim, -1), options._replace(dim=-1)
+    options = _dispatch.broadcast(options, input)
     check_topk(input, target, options)
-    options = check_loss(input, input.shape[-1], target, options)
+    input, options = input.movedim(options.dim, -1), flat_numbers(options._replace(dim=-1))
     losses = autograd.loss(Head(flat_rows(input), None, None), flat_target(target), options, None)
     return losses.reshape(input.shape[:-1]) if options.reduction == "none" else losses

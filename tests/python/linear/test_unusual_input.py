@@ -25,10 +25,6 @@ def gradients(loss: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, tensors)
 
 
-def exact(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    return x.detach().double().requires_grad_(), w.detach().double().requires_grad_()
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("weight", [None, 1e-7, 1e4, 1e5])
 def test_sums_over_many_rows_do_not_overflow_half_precision(dtype: torch.dtype, weight: float | None) -> None:
