@@ -99,8 +99,9 @@ class Experiment:
             self.mlflow = MlflowClient(self.uri)
             try:
                 self.id = self.mlflow.create_experiment(self.name, artifacts)
-            except Exception:
-                found = self.mlflow.get_experiment_by_name(self.name)
+            except Exception as error:
+                known = getattr(error, "error_code", "") == "RESOURCE_ALREADY_EXISTS"
+                found = self.mlflow.get_experiment_by_name(self.name) if known else None
                 if found is None:
                     raise
                 self.id = found.experiment_id
