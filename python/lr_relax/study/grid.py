@@ -26,8 +26,7 @@ GRIDS = {  # the alphas to choose from
     "focal": (0.1, 0.2, 0.5, 1.0, 2.0, 3.5, 5.0),
     "confidence_penalty": (0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0),
 }
-LEGACY_GRIDS = {**GRIDS, "cross_entropy": _WEIGHTS}
-"""The same without plain cross-entropy, which the paper's code omits."""
+LEGACY_GRIDS = {**GRIDS, "cross_entropy": _WEIGHTS}  # the paper's code omits plain cross-entropy
 CRITERIA = ("accuracy", "ece")
 
 

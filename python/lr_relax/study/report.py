@@ -148,6 +148,7 @@ def summarize(results: Iterable[Result], published: Iterable[Published] = ()) ->
     for setting, runs in groups.items():
         methods = by_method(runs)
         beside = [row for row in published if (row["dataset_name"], row["model_name"]) == setting[:2]]
+        beside = [row for row in beside if row["epochs"] == setting.epochs] or beside
         choice = any(len(runs) > 1 for group in methods.values() for runs in _validated(group).values())
         for metric in CRITERIA if choice else (None,):
             rows = [row for each in methods.items() for row in _rows(*each, metric or "accuracy")]
