@@ -11,8 +11,9 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use crate::rows::Error;
 
-/// The smallest size that is cached. glibc's malloc keeps smaller blocks itself.
-const MIN_SIZE: usize = 32 << 20;
+/// The smallest size that is cached. glibc's malloc keeps blocks of up to 32 MiB itself, but takes them in turns, so that
+/// fewer of them stay in the processor's cache.
+const MIN_SIZE: usize = 2 << 20;
 /// The largest size that is cached, so that the process does not hold too much memory.
 const MAX_SIZE: usize = 1 << 30;
 /// The size of a cache line.
