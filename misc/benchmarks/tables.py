@@ -1,5 +1,5 @@
-"""Render the tables of the documentation from the newest benchmark record, the record of the coverage of
-intervals and the study's results.
+"""Render the tables of the documentation from the newest benchmark record and from the record of the coverage
+of intervals.
 
     python misc/benchmarks/tables.py [--check] [--record FILE]
 
@@ -15,13 +15,11 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "misc" / "benchmarks" / "records"
 COVERAGE = RECORDS / "coverage.json"
-STUDY = ROOT / "misc" / "results" / "fashion_mnist.jsonl"
 NOT_MEASURED = "*Not measured yet: `make bench` writes a record.*"
 MARKER = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
 IS_CODE = re.compile(r"(F|torch|logits|x)\.")
@@ -176,38 +174,6 @@ def linear_tables(document: Path) -> dict[str, str]:
     return {"linear": table, "linear-source": about}
 
 
-def study_table() -> str:
-    """Accuracy, ECE and NLL of each loss, the best mean of each column in bold."""
-    names = {
-        ("cross_entropy", False): "cross-entropy",
-        ("cross_entropy", True): "cross-entropy + temperature scaling",
-        ("label_smoothing", False): "label smoothing, 0.1",
-        ("focal", False): "focal loss, gamma = 2",
-        ("label_relaxation", False): "label relaxation, alpha = 0.1",
-    }
-    runs: dict[tuple[str, bool], list[dict[str, Any]]] = {key: [] for key in names}
-    for line in STUDY.read_text().splitlines():
-        run = json.loads(line)
-        config = run["config"]
-        if config["epochs"] != 10:
-            continue
-        smoothed = config["loss_name"] == "cross_entropy" and config["alpha"] > 0
-        key = "label_smoothing" if smoothed else config["loss_name"], config["temp_scaling"]
-        if key in runs:
-            runs[key].append(run)
-    metrics = {"accuracy": max, "ece": min, "nll": min}
-    means = {metric: {key: fmean(run[metric] for run in runs[key]) for key in runs} for metric in metrics}
-    lines = []
-    for key, name in names.items():
-        cells = [name]
-        for metric, best in metrics.items():
-            cell = f"{means[metric][key]:.4f} ± {stdev(run[metric] for run in runs[key]):.4f}"
-            is_best = means[metric][key] == best(means[metric].values())
-            cells.append(f"**{cell}**" if is_best else cell)
-        lines.append(cells)
-    return markdown(["training", "accuracy", "ECE (15 bins)", "NLL"], lines)
-
-
 def coverage_tables() -> dict[str, str]:
     """The coverage of intervals: by error, rows and classes, the lowest of all models; and in summary."""
     record = json.loads(COVERAGE.read_text())
@@ -270,7 +236,6 @@ def main() -> None:
     for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         tables = bench_tables(record.resolve(), document) if record else {}
         tables |= linear_tables(document)
-        tables["fashion-mnist"] = study_table()
         tables |= coverage_tables()
         text = document.read_text()
         rendered = MARKER.sub(

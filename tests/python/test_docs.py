@@ -45,8 +45,9 @@ def test_relative_links_exist(page: Path) -> None:
             assert not anchor or anchor in anchors(target), link
 
 
-def test_tables_are_rendered_from_the_records() -> None:
-    command = [sys.executable, str(ROOT / "misc" / "benchmarks" / "tables.py"), "--check"]
+@pytest.mark.parametrize("script", ["benchmarks/tables.py", "replication.py"])
+def test_tables_are_rendered_from_the_records(script: str) -> None:
+    command = [sys.executable, str(ROOT / "misc" / script), "--check"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == 0, run.stdout + run.stderr
 

@@ -37,7 +37,7 @@ def reliability(results: Iterable[Result]) -> Figure:
         where = textwrap.fill(part, 36) + "\n" if len(parts) > 1 else ""
         for method, runs in by_method(group).items():
             for alpha, alike in grouped(runs, lambda run: run.alpha).items():
-                curves[where + method.title(alpha)] = pooled_curve(alike)
+                curves[where + textwrap.fill(method.title(alpha), 36)] = pooled_curve(alike)
     return reliability_diagrams(curves, title=None if len(parts) > 1 else "".join(parts))
 
 

@@ -1,0 +1,187 @@
+"""Write the tables and figures of the replication from the runs recorded in misc/results.
+
+    python misc/replication.py [--check]
+
+A table stands between the markers <!-- replication:NAME --> and <!-- /replication:NAME --> in README.md and
+docs/replication.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+from lr_relax.study import figures, report
+from lr_relax.study.files import load_json
+from lr_relax.study.folder import Result
+from lr_relax.study.report import Row, Table
+from replicate import RESULTS, read
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "replication.md"]
+MARKER = re.compile(r"(<!-- replication:(\S+) -->\n).*?(<!-- /replication:\2 -->)", re.DOTALL)
+METRICS = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL"}
+
+
+def markdown(header: list[str], lines: Iterable[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *lines])
+
+
+def signed(number: float) -> str:
+    return f"{number:+.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def sign_of_the_paper(run: Result) -> bool:
+    """Whether a run is one of the confidence penalty with the paper's sign, which has no validation runs."""
+    return run.config.loss_name == "confidence_penalty" and not run.config.legacy_confidence_penalty
+
+
+def tables_of(runs: Iterable[Result], epochs: Callable[[int], bool]) -> list[Table]:
+    return report.summarize(run for run in runs if epochs(run.config.epochs) and not sign_of_the_paper(run))
+
+
+def label(row: Row, alpha: float | None = None) -> str:
+    return row.method.title(alpha).replace(" (legacy_confidence_penalty)", ", the code's sign")
+
+
+def results(table: Table) -> str:
+    """Mean and standard deviation of each metric over seeds, the best mean in bold; and the chance level."""
+    rows = [row for row in table.rows if row.runs]
+    means = {name: [fmean(getattr(run, name) for run in row.runs) for row in rows] for name in METRICS}
+    lines = []
+    for i, row in enumerate(rows):
+        alphas = sorted({*row.alphas}) if row.method.has_alpha else []
+        cells = [label(row), ", ".join(f"{alpha:g}" for alpha in alphas), str(len(row.runs))]
+        for name in METRICS:
+            cell = report.plus_minus(row.statistic(name) or ())
+            best = max(means[name]) if name == "accuracy" else min(means[name])
+            cells.append(f"**{cell}**" if means[name][i] == best else cell)
+        lines.append([*cells, f"{fmean(chance(run) for run in row.runs):.4f}"])
+    return markdown(["training", "alpha", "seeds", *METRICS.values(), "ECE by chance"], lines)
+
+
+def chance(run: Result, draws: int = 1000) -> float:
+    """The mean ECE of a calibrated model: of draws of each bin's accuracy, binomial with its confidence."""
+    counts = np.array(run.bin_counts)
+    confidence = np.array([c or 0.0 for c in run.bin_confidence])
+    drawn = np.random.default_rng(0).binomial(counts, confidence, (draws, len(counts)))
+    return float(np.abs(drawn - counts * confidence).sum(axis=1).mean() / counts.sum())
+
+
+def differences(table: Table) -> str:
+    """Of each row from cross-entropy with and without temperature, paired by seed, with 95 % t intervals."""
+    rows = {label(row): row for row in table.rows}
+    plain, scaled = rows["cross-entropy"], rows["cross-entropy + temperature"]
+    pairs = [("accuracy", plain), ("ece", plain), ("nll", plain), ("ece", scaled), ("nll", scaled)]
+    lines = [
+        [name, *("" if row is other else difference(row, other, metric) for metric, other in pairs)]
+        for name, row in rows.items()
+        if row is not plain
+    ]
+    header = [f"{METRICS[metric]}{' (+ T)' if other is scaled else ''}" for metric, other in pairs]
+    return markdown(["training", *header], lines)
+
+
+def difference(row: Row, other: Row, metric: str) -> str:
+    """The mean difference over seeds with its interval, in bold if the interval excludes 0."""
+    values = [{run.config.seed: getattr(run, metric) for run in each.runs} for each in (row, other)]
+    seeds = sorted(values[0].keys() & values[1].keys())
+    found = [values[0][seed] - values[1][seed] for seed in seeds]
+    if len(found) < 2:
+        return report.NOTHING
+    mean = fmean(found)
+    half = float(stats.t.ppf(0.975, len(found) - 1)) * stdev(found) / len(found) ** 0.5
+    cell = f"{signed(mean)} ± {half:.4f}"
+    return f"**{cell}**" if abs(mean) > half else cell
+
+
+def beside_the_code(runs: list[Result]) -> str:
+    """Ten epochs: ours, the paper's code, and their difference in standard errors."""
+    rows = [row for table in tables_of(runs, lambda n: n == 10) for row in table.rows]
+    published = [
+        row
+        for row in load_json("published.json")["rows"]
+        if row["source"].startswith("the paper's code") and row["epochs"] == 10
+    ]
+    lines = []
+    for row in rows:
+        for original in published:
+            if row.matches(original, None):
+                cells = [label(row, original["alpha"]), str(len(row.runs)), str(original["seeds"])]
+                for metric in report.METRICS:
+                    ours = row.statistic(metric)
+                    assert ours is not None
+                    deviation = max(ours.deviation or 0.0, original[f"{metric}_std"])
+                    error = deviation * (1 / len(row.runs) + 1 / original["seeds"]) ** 0.5
+                    apart = ours.mean - original[metric]
+                    theirs = report.plus_minus((original[metric], original[f"{metric}_std"]))
+                    cells += [report.plus_minus(ours), theirs, f"{signed(apart)} ({abs(apart) / error:.1f})"]
+                lines.append(cells)
+    heads = [f"{name}{of}" for name in report.METRICS.values() for of in ("", ", the code", ", difference")]
+    return markdown(["training", "seeds", "the code's", *heads], lines)
+
+
+def cost(name: str, runs: list[Result]) -> list[str]:
+    test = sum(run.config.test_run for run in runs)
+    commits = {run.environment["commit"][:7] for run in runs}
+    hours = sum(run.seconds for run in runs) / 3600
+    return [name, str(test), str(len(runs) - test), f"{hours:.1f}", ", ".join(sorted(commits))]
+
+
+def tables(fashion: list[Result], digits: list[Result]) -> dict[str, str]:
+    ten = [run for run in fashion if run.config.epochs == 10]
+    fifty = [run for run in fashion if run.config.epochs != 10]
+    [table] = tables_of(ten, bool)
+    found = {"ten": results(table), "ten-differences": differences(table), "code": beside_the_code(ten)}
+    for name, runs in ("fifty", fifty), ("digits", digits):
+        if any(map(sign_of_the_paper, runs)):  # which are the last ones of a seed
+            for table in tables_of(runs, bool):
+                found[f"{name}-{table.optimized_for}"] = results(table)
+                found[f"{name}-{table.optimized_for}-differences"] = differences(table)
+            found[f"{name}-sign"] = results(report.summarize(filter(sign_of_the_paper, runs))[0])
+    parts = {"Fashion-MNIST, 10 epochs": ten, "Fashion-MNIST, 50 epochs": fifty, "digits": digits}
+    header = ["record", "test runs", "validation runs", "core-hours", "commits"]
+    found["cost"] = markdown(header, [cost(*part) for part in parts.items()])
+    return found
+
+
+def draw(fashion: list[Result], digits: list[Result]) -> None:
+    for name, runs in ("fashion", fashion), ("digits", digits):
+        # A penalty of 8 hides the rest of the figure: for some seeds the network does not learn with it.
+        validation = [run for run in runs if not run.config.test_run and run.config.alpha < 8]
+        figures.save(figures.against_alpha(validation), ROOT / "misc" / f"replication-alpha-{name}.png")
+    chosen = {
+        id(run): run
+        for table in tables_of(fashion, lambda n: n == 10)
+        for row in table.rows
+        for run in row.runs
+    }
+    figures.save(figures.reliability(chosen.values()), ROOT / "misc" / "replication-reliability.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a table differs")
+    check = parser.parse_args().check
+    fashion, digits = (read(RESULTS / f"{name}.jsonl") for name in ("fashion_mnist", "digits"))
+    found, outdated = tables(fashion, digits), []
+    for page in PAGES:
+        text = page.read_text()
+        rendered = MARKER.sub(lambda marker: f"{marker[1]}{found[marker[2]]}\n{marker[3]}", text)
+        if rendered != text:
+            outdated.append(page.name)
+            if not check:
+                page.write_text(rendered)
+    if not check:
+        draw(fashion, digits)
+    sys.exit(f"outdated: {', '.join(outdated)}" if check and outdated else 0)
+
+
+if __name__ == "__main__":
+    main()
