@@ -3,7 +3,7 @@ of intervals.
 
     python misc/benchmarks/tables.py [--check] [--record FILE]
 
-A table stands between the markers <!-- bench:NAME --> and <!-- /bench:NAME --> in README.md and docs/*.md.
+A table stands between the markers <!-- bench:NAME --> and <!-- /bench:NAME --> in README.md and in docs/.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def main() -> None:
     options = parser.parse_args()
     record = options.record or max(RECORDS.glob("2*.json"), default=None)
     outdated = []
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         tables = bench_tables(record.resolve(), document) if record else {}
         tables |= linear_tables(document)
         tables |= coverage_tables()

@@ -4,7 +4,7 @@
 
 The text is the documentation inside the running Python: the topics of `help()` and the docstrings of the
 standard library. The model is an embedding, a GRU and an output layer of the weights of the embedding.
-docs/language_model.md has results.
+docs/replication/language_model.md has results.
 """
 
 from __future__ import annotations

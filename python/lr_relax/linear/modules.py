@@ -78,7 +78,7 @@ class LinearLabelRelaxationLoss(_LinearLoss):
     """A linear layer with label relaxation of its logits, which are never all held.
 
     In place of ``nn.Linear(in_features, n_classes)`` and `LabelRelaxationLoss`. See
-    `lr_relax.linear_label_relaxation_loss` for how it computes, and for the arguments.
+    `linear_label_relaxation_loss` for how it computes, and for the arguments.
 
     Args:
         in_features, n_classes: The sizes d and C of the layer.
@@ -86,7 +86,7 @@ class LinearLabelRelaxationLoss(_LinearLoss):
         linear_weight: A parameter of shape (C, d) that another layer also uses, such as that of an embedding.
             By default the layer makes its own, as `nn.Linear` does.
         device, dtype: Of the layer's own parameters.
-        alpha, reduction, weight, ignore_index, chunk_size: As in `lr_relax.linear_label_relaxation_loss`.
+        alpha, reduction, weight, ignore_index, chunk_size: As in `linear_label_relaxation_loss`.
 
     Attributes:
         linear: The layer, an `nn.Linear`: ``criterion.linear(input)`` gives the logits for predictions.
@@ -135,7 +135,7 @@ class LinearCrossEntropyLoss(_LinearLoss):
     """A linear layer with cross-entropy of its logits, with label smoothing.
 
     See `LinearLabelRelaxationLoss` for the other arguments and the shapes, and
-    `lr_relax.linear_cross_entropy_loss` for the formula.
+    `linear_cross_entropy_loss` for the formula.
 
     >>> import torch
     >>> criterion = LinearCrossEntropyLoss(16, 1000, label_smoothing=0.1)
@@ -170,7 +170,7 @@ class LinearCrossEntropyLoss(_LinearLoss):
 class LinearFocalLoss(_LinearLoss):
     """A linear layer with the focal loss of its logits.
 
-    See `LinearLabelRelaxationLoss` for the other arguments and the shapes, and `lr_relax.linear_focal_loss`
+    See `LinearLabelRelaxationLoss` for the other arguments and the shapes, and `linear_focal_loss`
     for the formula.
 
     >>> import torch
@@ -206,7 +206,7 @@ class LinearConfidencePenaltyLoss(_LinearLoss):
     """A linear layer with cross-entropy of its logits minus `beta` times their entropy.
 
     See `LinearLabelRelaxationLoss` for the other arguments and the shapes, and
-    `lr_relax.linear_confidence_penalty_loss` for the formula.
+    `linear_confidence_penalty_loss` for the formula.
 
     >>> import torch
     >>> criterion = LinearConfidencePenaltyLoss(16, 1000, beta=0.1)

@@ -77,7 +77,7 @@ def bootstrap_ci(
     the bins of ``P(bin) * abs(P(correct | bin) - E[confidence | bin])``. With "quantile" binning, these are
     the bins between the edges that the sample gave. In simulations with 2 to 100 classes, 500 to 10,000 rows
     and errors from 0 to 0.1, "test_inversion" at level 0.95 covered it in at least 90 % of the samples in
-    each case; docs/metrics.md has the table.
+    each case; docs/inside/intervals.md has the table.
 
     The default for the classwise, the smooth and the soft calibration error is "chance": from the estimate
     minus the upper quantile of the `chance_level` (or of the deviations of the resamples, if larger) to the

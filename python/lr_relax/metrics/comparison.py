@@ -79,9 +79,9 @@ def compare_calibration(
     calibrated model, so that `difference` is too close to 0. For named calibration errors, the interval is
     therefore computed from those of `bootstrap_ci`, by the method of variance estimates recovery (MOVER) with
     the correlation of the two errors over the resamples, and the p-value is the level at which it begins to
-    hold 0. In simulations of the expected calibration error (docs/metrics.md), it covered the difference of
-    the population errors in at least 90 % of the samples; for models with similar predictions, it is wider
-    than necessary.
+    hold 0. In simulations of the expected calibration error (docs/inside/intervals.md), it covered the
+    difference of the population errors in at least 90 % of the samples; for models with similar predictions,
+    it is wider than necessary.
 
     Args:
         preds_a, preds_b: The predictions of the models, of the same shape; otherwise as in

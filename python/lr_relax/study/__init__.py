@@ -2,6 +2,6 @@
 
 A run: config (options), data, splits, augmentation, network, models, optimizer, objective, training,
 processes (DDP), folder (the store), run. Many runs: engines, grid, compare. Output: report (tables), figures,
-tracking. cli is the command ``lr-relax``; docs/study.md is the user's guide. Needs ``pip install
+tracking. cli is the command ``lr-relax``; docs/replication/study.md is the user's guide. Needs ``pip install
 "lr-relax[study]"``.
 """
