@@ -13,7 +13,7 @@ from lr_relax.study.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "misc/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "misc/README.md")),
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
 RUST = ROOT / "docs" / "reference" / "rust.md"
