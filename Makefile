@@ -10,7 +10,7 @@ export PATH        := $(VIRTUAL_ENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo replicate replicate-digits test test-tch test-gpu rust-demo lint format \
-	bench bench-gpu clean
+	bench bench-gpu docs clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -103,6 +103,11 @@ bench: build $(TCH)/.built  ## Measure speed and memory against PyTorch and othe
 
 bench-gpu: build  ## Measure the Triton kernels against PyTorch; needs a GPU
 	$(BIN)/python misc/gpu.py --only bench
+
+docs: build  ## Build the documentation site in target/docs; warnings are errors
+	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet -d target/doctrees docs target/docs
+	@echo "target/docs/index.html"
 
 clean:  ## Remove what was built
 	rm -rf target $(VENV) python/lr_relax/_native*.so
