@@ -3,7 +3,7 @@
     python misc/replication.py [--check]
 
 A table stands between the markers <!-- replication:NAME --> and <!-- /replication:NAME --> in README.md and
-docs/replication.md.
+docs/replication/results.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from replicate import RESULTS, read
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "replication.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "replication" / "results.md"]
 MARKER = re.compile(r"(<!-- replication:(\S+) -->\n).*?(<!-- /replication:\2 -->)", re.DOTALL)
 METRICS = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL"}
 
