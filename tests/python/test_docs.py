@@ -106,7 +106,7 @@ def test_relative_links_exist(page: Path) -> None:
             assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("script", ["benchmarks/tables.py", "replication.py"])
+@pytest.mark.parametrize("script", ["benchmarks/tables.py", "replication.py", "experiments/pages.py"])
 def test_tables_are_rendered_from_the_records(script: str) -> None:
     command = [sys.executable, str(ROOT / "misc" / script), "--check"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
