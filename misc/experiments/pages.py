@@ -3,14 +3,15 @@
     python misc/experiments/pages.py [--check]
 
 A table stands between the markers <!-- experiments:NAME --> and <!-- /experiments:NAME --> in the study's
-page, docs/STUDY.md; its figure is misc/STUDY.png. Rows with fewer than three seeds are left out, and studies
-without a record.
+page, STUDY.md below docs/; its figure is misc/STUDY.png. Rows with fewer than three seeds are left out, and
+studies without a record.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -163,15 +164,15 @@ def differences(study: str, records: Records) -> str:
     return markdown(["training", "minus", *METRICS.values()], lines)
 
 
-def about(records: Records) -> str:
+def about(records: Records, page: Path) -> str:
     """What was run, and with what."""
     hours, first = sum(run["seconds"] for run in records.runs) / 3600, records.runs[0]
-    used = first["environment"]
+    used, link = first["environment"], os.path.relpath(records.path, page.parent)
     return (
         f"Seeds {records.seeds[0]} to {records.seeds[-1]}, {len(records.runs)} runs, {first['n_train']:,} "
         f"training and {first['n_test']:,} test images, {hours:.1f} hours of one core beside other work "
         f"({used['machine']}); lr-relax {used['lr_relax']} at commit {used['commit'][:9]}, torch "
-        f"{used['torch']}, Python {used['python']}; [record](../misc/results/{records.path.name})."
+        f"{used['torch']}, Python {used['python']}; [record]({link})."
     )
 
 
@@ -182,7 +183,8 @@ def facts(study: str, records: Records) -> str:
         return fmean(run["facts"][name] for run in records.runs if run["target"] == target)
 
     if study == "label_noise":
-        shares = [f"{100 * mean(target, 'wrong_labels'):.1f} %" for target in NOISY]
+        noisy = sorted({row.target for row in records.rows.values()})
+        shares = [f"{100 * mean(target, 'wrong_labels'):.1f} %" for target in noisy]
         return f"So {' and '.join(shares)} of the training labels are wrong."
     if study == "annotators":
         names = ("wrong_votes", "wrong_majorities", "sets_with_true_class")
@@ -195,9 +197,9 @@ def facts(study: str, records: Records) -> str:
     return ""
 
 
-def tables(study: str, records: Records) -> dict[str, str]:
+def tables(study: str, records: Records, page: Path) -> dict[str, str]:
     return {
-        "about": about(records),
+        "about": about(records, page),
         "facts": facts(study, records),
         "means": means(records, temperatures=study == "temperature"),
         "differences": differences(study, records),
@@ -236,8 +238,8 @@ def main() -> None:
     for study in PANELS:
         if not (RESULTS / f"{study}.jsonl").exists():
             continue
-        records, page = Records(study), ROOT / "docs" / f"{study}.md"
-        text, made = page.read_text(), tables(study, records)
+        records, page = Records(study), next((ROOT / "docs").rglob(f"{study}.md"))
+        text, made = page.read_text(), tables(study, records, page)
         rendered = MARKER.sub(lambda marker: f"{marker[1]}{made[marker[2]]}\n{marker[3]}", text)  # noqa: B023
         if rendered != text:
             outdated.append(page.name)
