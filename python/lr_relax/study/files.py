@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 
 class RunError(Exception):
@@ -41,30 +42,23 @@ def replaced(path: Path) -> Iterator[Path]:
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Create a folder if needed and lock it against other processes; if it is locked, wait or raise
-    BlockingIOError. The lock ends with the process. It works across machines where the file system
-    supports it, and not on Windows.
+    BlockingIOError. The lock ends with the process; its file stays. It works across machines where the file
+    system supports it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            for left in folder.glob(".*.*.[0-9]*"):  # by processes that were killed
-                left.unlink(missing_ok=True)
-        except BlockingIOError as error:
-            raise BlockingIOError(errno.EWOULDBLOCK, "another process is using it", str(folder)) from error
-        except OSError:  # not every file system has locks
-            pass
-        if not os.path.samestat(os.fstat(handle), folder.stat()):
-            raise BlockingIOError(errno.EWOULDBLOCK, "another process has replaced it", str(folder))
+        lock.acquire()
+        for left in folder.glob(".*.*.[0-9]*"):  # by processes that were killed
+            left.unlink(missing_ok=True)
+    except Timeout as error:
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process is using it", str(folder)) from error
+    except (OSError, NotImplementedError):  # not every file system has locks, and some cannot be written to
+        pass
+    try:
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:

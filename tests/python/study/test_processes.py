@@ -182,7 +182,8 @@ def test_resumes_bit_for_bit_with_three_processes(tmp_path: Path) -> None:
         assert results == [whole, whole]
     for folder in ("whole", "broken"):
         files = sorted(path.name for path in (tmp_path / folder).iterdir())
-        assert files == ["config.json", "model.pt", "predictions.npz", "reliability.png", "result.json"]
+        made = ["model.pt", "predictions.npz", "reliability.png", "result.json"]
+        assert files == [".lock", "config.json", *made]
     assert told(tmp_path / "logs", "stderr") == []  # no warning of torch's about layouts, either
 
 

@@ -85,7 +85,7 @@ def test_resumes_bit_for_bit(
     assert all(done > epoch for done in trained)
     assert told == result.history  # those from before too, each once
     assert result.seconds >= sum(each.seconds for each in told)  # of both processes
-    names = ["config.json", "predictions.npz", "reliability.png", "result.json"]
+    names = [".lock", "config.json", "predictions.npz", "reliability.png", "result.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
@@ -207,7 +207,7 @@ def test_full_disk_or_another_checkpoint(digits: data.Dataset, tmp_path: Path) -
     with files_are_at_most(10_000), pytest.raises(OSError, match="too large"):
         run(CONFIG, digits, folder=tmp_path)
     assert path.read_bytes() == before
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["checkpoint.pt", "config.json"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".lock", "checkpoint.pt", "config.json"]
     state = files.load_checkpoint(path)
     wrong = ("network", {}), ("optimizer", None), ("plateau", {"no": 1}), ("epochs", 5), ("seconds", None)
     for name, value in wrong:
@@ -280,9 +280,8 @@ def test_missing_best_model(damage: Callable[[Path], object], digits: data.Datas
             run(config, digits, folder=tmp_path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 def test_lock(digits: data.Dataset, tmp_path: Path) -> None:
-    """A lock belongs to who has opened the folder, so that the test can play both."""
+    """A lock belongs to who has opened its file, so that the test can play both."""
 
     def meanwhile(epoch: Epoch) -> None:
         with pytest.raises(BlockingIOError, match="another process is using it"):
