@@ -91,7 +91,7 @@ class TopK:
         """The expected weight of a class, (...); 0 of rows that are ignored."""
         assert options.weight is not None
         weight, ignored = options.weight.detach().to(dtype), self.ignored(options.ignore_index)
-        shares, named = self.shares.to(dtype), weight[self.indices.clamp_min(0)]
+        shares, named = self.shares.to(dtype), weight[self.filled(ignored).indices]
         each = self._others(shares, len(weight)).squeeze(-1)
         others = each * (weight.sum() - named.sum(-1))
         total = shares.sum(-1) + each * (len(weight) - shares.shape[-1])  # as dense targets are divided by

@@ -120,7 +120,8 @@ def check_values(input: Tensor, n_classes: int, target: Tensor, options: Options
 def check_topk(logits: Tensor, target: TopK, options: Options) -> None:
     """Raise if something is wrong about the loss of a `TopK`. Reads no logits."""
     ignore_index: Any = options.ignore_index
-    none = -1 if type(ignore_index) is int and ignore_index >= 0 else ignore_index  # distributions have none
+    # Distributions have none.
+    none = -1 if isinstance(ignore_index, int) and 0 <= ignore_index < 2**63 else ignore_index
     check(logits, logits, options._replace(ignore_index=none))
     rows = logits.shape[: options.dim] + logits.shape[options.dim :][1:]
     target.check(rows, logits.shape[options.dim], ignore_index, logits.device)

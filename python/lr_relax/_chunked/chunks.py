@@ -121,7 +121,7 @@ def _chunks(
         if counted is not None:
             chunk = counted[chunk]
         x = head.input[chunk]
-        z = x if logits is None else _linear(x, head, logits[: len(x)])
+        z = x.to(sums.kept) if logits is None else _linear(x, head, logits[: len(x)])
         losses[chunk], grad, active = of_logits(z, target[chunk], _of_rows(options, chunk), any(wanted))
         if grad is not None:  # all rows count if the scale is NaN
             sums.add(chunk, x, grad, factors, active if total else None)
@@ -157,7 +157,7 @@ class _Sums:
     """The gradients. In half precision the products are rounded, but their sums are in float32."""
 
     def __init__(self, head: Head, wanted: Wanted, scale: float) -> None:
-        self._head, self._kept, of_sums = head, kept(head.input.dtype), single(head.input.dtype)
+        self._head, self.kept, of_sums = head, kept(head.input.dtype), single(head.input.dtype)
         self._is_half = of_sums != head.input.dtype
         # float16 has no room for numbers that are divided by the rows, and multiplied by a loss scale later.
         self._scale, self._factor = (1.0, scale) if head.input.dtype == torch.float16 else (scale, 1.0)
@@ -165,7 +165,7 @@ class _Sums:
             torch.zeros_like(x, dtype=dtype, memory_format=torch.contiguous_format)
             if wants and x is not None
             else None
-            for x, wants, dtype in zip(head, wanted, (self._kept, of_sums, of_sums), strict=True)
+            for x, wants, dtype in zip(head, wanted, (self.kept, of_sums, of_sums), strict=True)
         )
 
     def add(
@@ -182,7 +182,7 @@ class _Sums:
         if self._input is not None:
             product = self._of_input(grad)
             product = product if factors is None else product * factors.unsqueeze(1)
-            self._input[chunk] = product.to(self._kept)
+            self._input[chunk] = product.to(self.kept)
         ones = x.new_ones(len(x)) if factors is None else factors.to(x.dtype)
         if self._weight is not None:
             self._add_to_weight(self._weight, grad, x if factors is None else x * ones.unsqueeze(1))
@@ -208,8 +208,8 @@ class _Sums:
         sum.add_(product(a.new_zeros(()), a, b, beta=0, alpha=1 / n), alpha=n * self._scale)
 
     def gradients(self) -> Gradients:
-        weight = None if self._weight is None else self._weight.to(self._kept)
-        bias = None if self._bias is None else self._bias.to(self._kept)
+        weight = None if self._weight is None else self._weight.to(self.kept)
+        bias = None if self._bias is None else self._bias.to(self.kept)
         return Gradients(self._input, weight, bias, self._factor)
 
 

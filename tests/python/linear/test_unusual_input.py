@@ -138,6 +138,27 @@ def test_ignored_rows_of_probabilities_harm_no_gradient_of_alpha() -> None:
     torch.testing.assert_close(gradients(loss, alpha), gradients(expected, alpha))
 
 
+def test_ignored_rows_of_topk_may_have_any_index() -> None:
+    z, weight = torch.randn(2, 3), torch.rand(3)
+    target = TopK(torch.tensor([[2**40], [1]]), torch.ones(2, 1))
+    loss = label_relaxation_loss(z, target, weight=weight, ignore_index=2**40)
+    torch.testing.assert_close(loss, label_relaxation_loss(z[1:], torch.tensor([1]), weight=weight))
+    with pytest.raises(ValueError, match="`ignore_index` to fit in 64 bits"):
+        label_relaxation_loss(z, target, ignore_index=2**63)
+
+
+def test_means_over_topk_do_not_overflow_float16() -> None:
+    """Before the division by the rows, the gradient by a small probability would."""
+    p = torch.tensor([[1e-5, 0.25, 0.75]]).half().expand(6, 3)
+    target = TopK(torch.tensor([[0, 1]]).expand(6, 2), torch.tensor([[0.75, 0.25]]).expand(6, 2))
+    grads = []
+    for dtype in (torch.float16, torch.float64):
+        leaf = p.to(dtype).requires_grad_()
+        grads += gradients(label_relaxation_loss(leaf, target, from_logits=False), leaf)
+    assert grads[1].min() < -1e4
+    torch.testing.assert_close(grads[0], grads[1].half(), rtol=1e-3, atol=0)
+
+
 def test_an_ambiguous_class_dimension_is_asked_for() -> None:
     target = TopK(torch.zeros(2, 6, 1, dtype=torch.int64), torch.ones(2, 6, 1))
     with pytest.raises(ValueError, match="`dim` to be given"):
