@@ -205,7 +205,7 @@ fn parse_share(lam: Tensor<'_>) -> PyResult<(Option<f64>, Option<Tensor<'_>>)> {
         return Ok((None, Some(lam)));
     }
     let expected = || format!("Expected argument `lam` to be a number in [0, 1], but got {}.", shown(&lam));
-    let share = lam.extract::<f64>().map_err(|_| PyTypeError::new_err(expected()))?;
+    let share = number(&lam).map_err(|error| error(expected()))?;
     if (0.0..=1.0).contains(&share) {
         Ok((Some(share), None))
     } else {
@@ -236,12 +236,21 @@ fn parse_loss<'py>(
         }
         return Err(PyTypeError::new_err(hyperparameter.message(&shown(&parameter))));
     }
-    let error: fn(String) -> PyErr = match parameter.extract::<f64>() {
+    let error: fn(String) -> PyErr = match number(&parameter) {
         Ok(value) if hyperparameter.contains(value) => return Ok((build(value)?, None)),
         Ok(_) => PyValueError::new_err,
-        Err(_) => PyTypeError::new_err,
+        Err(error) => error,
     };
     Err(error(hyperparameter.message(&shown(&parameter))))
+}
+
+/// A number, which a bool is not; else what makes the error.
+fn number(value: &Bound<'_, PyAny>) -> Result<f64, fn(String) -> PyErr> {
+    match value.extract::<f64>() {
+        Ok(number) if !value.is_instance_of::<PyBool>() => Ok(number),
+        Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => Err(PyValueError::new_err),
+        _ => Err(PyTypeError::new_err),
+    }
 }
 
 fn boolean(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {

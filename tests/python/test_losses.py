@@ -228,8 +228,8 @@ def test_module(loss: Loss) -> None:
 def test_wrong_hyperparameters(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
     z, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     no_number = () if loss.name == "label_relaxation" else (torch.tensor([0.1, 0.2]),)
-    for wrong in (*loss.wrong, "0.1", None, *no_number):
-        error = ValueError if isinstance(wrong, float) else TypeError
+    for wrong in (*loss.wrong, 10**400, "0.1", None, True, *no_number):
+        error = ValueError if type(wrong) in (float, int) else TypeError
         messages = set()
         with pytest.raises(error, match=f"`{loss.parameter}`") as native:
             loss.function(z, y, wrong)

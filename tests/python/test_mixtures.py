@@ -182,6 +182,7 @@ def test_tracing() -> None:
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "lam too large": ({"lam": 1.5}, ValueError, "`lam`.*1.5"),
     "lam a word": ({"lam": "a"}, TypeError, "`lam`"),
+    "lam a bool": ({"lam": True}, TypeError, "`lam`.*True"),
     "lam missing": ({"lam": None}, TypeError, "`lam`.*None"),
     "target_b missing": ({"target_b": None}, TypeError, "`target_b`.*NoneType"),
     "lam too long": ({"lam": torch.rand(3)}, ValueError, r"`lam`.*\(4,\).*\(3,\)"),
