@@ -61,6 +61,8 @@ def projection(input: Tensor, target: Tensor, options: Options) -> Tensor:
 
 def _losses(input: Tensor, target: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
     """The loss of each row, and the weights by whose sum "mean" divides: None if all are 1."""
+    if not options.from_logits:
+        input = input + 0.0  # of -0.0, the slope of the logarithm would have the wrong sign
     if options.loss == "binary_label_relaxation":
         return _of_events(_single(input.squeeze(options.dim)), target, options), None
     scores = _last(input, options.dim)

@@ -95,6 +95,13 @@ def test_extreme_logits() -> None:
     assert value[4:].tolist() == [0.0, math.inf]
 
 
+def test_probabilities_of_zero() -> None:
+    """Of either sign: the slope (1 - q / p) / p falls to minus infinity."""
+    value, grad = value_and_grad(torch.tensor([0.0, -0.0]), torch.ones(2), 0.1, "none", from_logits=False)
+    assert value.tolist() == [math.inf] * 2
+    assert grad.tolist() == [-math.inf] * 2
+
+
 def test_derivatives_and_tracing() -> None:
     z, y = (logits(5, 3) / 2).requires_grad_(), labels(5, 3)
 

@@ -460,15 +460,16 @@ def test_impossible_target_classes(n_classes: int) -> None:
         assert q[0, 1].item() == pytest.approx(share)
 
 
-@pytest.mark.parametrize("target", [[1.0, 0.0, 0.0, 0.0], [0.4, 0.3, 0.3, 0.0]])
-def test_probabilities_of_zero(target: list[float]) -> None:
-    p = torch.tensor([[0.2, 0.5, 0.0, 0.3]], dtype=torch.float64)
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+@pytest.mark.parametrize("target", [[1.0, 0.0, 0.0, 0.0], [0.4, 0.3, 0.3, 0.0], [0.0, 0.0, 1.0, 0.0]])
+def test_probabilities_of_zero(target: list[float], zero: float) -> None:
+    p = torch.tensor([[0.2, 0.5, zero, 0.3]], dtype=torch.float64)
     t = torch.tensor([target], dtype=torch.float64)
     _, grad = of_both(p, t, from_logits=False)
     if target[2]:
         assert grad[0, 2] == -math.inf
-    else:
-        torch.testing.assert_close(grad, of_both(p, torch.tensor([0]), from_logits=False)[1])
+    if 1.0 in target:
+        torch.testing.assert_close(grad, of_both(p, t.argmax(1), from_logits=False)[1])
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.0, 1e-300, 5e-324])

@@ -143,6 +143,7 @@ fn sum<E: Element>(
                 sums.others[lane] = others.sum;
             }
             (None, Scores::Probabilities) => {
+                sums.own[lane] += 0.0; // of -0.0, the slope would have the wrong sign
                 sums.others[lane] = mass(&row[..y]) + mass(&row[y + 1..]);
                 if !(sums.own[lane] >= 0.0 && sums.own[lane] + sums.others[lane] < f64::INFINITY) {
                     sums.own[lane] = f64::NAN;

@@ -73,7 +73,7 @@ impl GroupLoss for BinaryLabelRelaxation {
         let (mut d, mut slope) = (widen(&z), [one; LANES]);
         if scores == Scores::Probabilities {
             for i in 0..LANES {
-                let p = d[i].to_f64();
+                let p = d[i].to_f64() + 0.0; // of -0.0, the slope would have the wrong sign
                 let p = if (0.0..=1.0).contains(&p) { p } else { f64::NAN };
                 (d[i], slope[i]) = (wide(ln(p) - ln(1.0 - p)), wide(1.0 / (p * (1.0 - p))));
             }

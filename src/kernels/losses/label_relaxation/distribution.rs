@@ -46,7 +46,7 @@ pub(super) fn distribution<E: Element>(
                 unit = row[largest(row)].widen().to_f64();
             }
             for (x, e) in exponentials.x.iter_mut().zip(&mut exponentials.e) {
-                *e = lanes::map(x, |x| x.div(wide(unit)));
+                *e = lanes::map(x, |x| x.div(wide(unit)).add(zero)); // -0.0 becomes 0, as for a class
                 for k in 0..LANES {
                     x[k] = wide(ln(e[k].to_f64()));
                 }

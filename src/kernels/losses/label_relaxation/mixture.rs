@@ -27,7 +27,7 @@ pub(super) fn mixture<E: Element>(
 ) -> f64 {
     let [a, b] = mixture.classes;
     let row = batch.rows.row(i, &mut scratch.row);
-    let own = [a, b].map(|y| row[y].widen().to_f64());
+    let own = [a, b].map(|y| row[y].widen().to_f64() + 0.0); // of -0.0, the slope would have the wrong sign
     // The log-probabilities of the three parts, up to a common summand, and the sum over the other classes.
     let (logs, others) = match scores {
         Scores::Logits => {
