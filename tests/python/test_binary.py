@@ -102,6 +102,14 @@ def test_probabilities_of_zero() -> None:
     assert grad.tolist() == [-math.inf] * 2
 
 
+def test_large_alpha_and_logits() -> None:
+    """The linear terms of the loss are 100 times as large as their difference."""
+    z, y = 700 * torch.linspace(-1, 1, 41), torch.arange(41) % 2
+    true = value_and_grad(z.double(), y, 0.99, "none")[0]
+    got = value_and_grad(z, y, 0.99, "none")[0].double()
+    torch.testing.assert_close(got, true, rtol=1e-6, atol=1e-6)
+
+
 def test_derivatives_and_tracing() -> None:
     z, y = (logits(5, 3) / 2).requires_grad_(), labels(5, 3)
 

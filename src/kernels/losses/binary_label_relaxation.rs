@@ -85,8 +85,8 @@ impl GroupLoss for BinaryLabelRelaxation {
         }
         // (1 - a) ln(1 - a) + a ln a - (1 - a) ln p - a ln(1 - p), where ln(1 - p) = ln p - d. Each loop is short
         // enough to vectorize.
-        let (a, constant, unbias, factor) =
-            (wide(alpha), wide(self.constant), wide(1.0 / E::Wide::BIAS), wide(batch.factor));
+        let (a, keep, constant) = (wide(alpha), wide(1.0 - alpha), wide(self.constant));
+        let (unbias, factor) = (wide(1.0 / E::Wide::BIAS), wide(batch.factor));
         let of_target = lanes::zip(&d, &sign, E::Wide::mul);
         let e = lanes::map(&of_target, |d| {
             let minus = zero.sub(d);
@@ -97,13 +97,12 @@ impl GroupLoss for BinaryLabelRelaxation {
         let ln_sum = lanes::map(&sum, E::Wide::ln_normal);
         let (mut losses, mut grad) = ([zero; LANES], [zero; LANES]);
         for i in 0..LANES {
-            let below = if of_target[i] > zero { zero } else { zero.sub(of_target[i]) };
+            let is_likely = of_target[i] > zero;
             // -ln p = ln(1 + e), with the rounding error of the sum to first order, where p is the larger one.
             let ln_sum = ln_sum[i].add(e[i].sub(sum[i].sub(one)).mul(inverse[i]));
-            let surprise = ln_sum.add(below);
-            // At infinity the linear term is not a difference.
-            let loss = surprise.add(a.mul(of_target[i])).add(constant);
-            let loss = if below < infinity && alpha > 0.0 { loss } else { surprise };
+            // Where p is the smaller one, -ln p + a d = ln(1 + e) - (1 - a) d: no difference of large numbers.
+            let by_d = if is_likely { a } else { zero.sub(keep) };
+            let loss = ln_sum.add(by_d.mul(of_target[i])).add(constant);
             losses[i] = if loss < zero { zero } else { loss };
         }
         for i in 0..LANES {
