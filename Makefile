@@ -9,8 +9,8 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 export PATH        := $(VIRTUAL_ENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo replicate replicate-digits test test-tch test-gpu rust-demo lint format \
-	bench bench-gpu docs clean
+.PHONY: help setup build demo replicate replicate-digits test test-tch test-gpu fuzz sanitize stress \
+	rust-demo lint format bench bench-gpu docs clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -74,6 +74,17 @@ test-tch: build $(TCH)/.built  ## Test the crate with tch, and the package on it
 
 test-gpu: build  ## Compare the Triton kernels with those of the CPU; needs a GPU
 	$(BIN)/python misc/gpu.py --only tests
+
+SECONDS := 60
+
+fuzz: build  ## Compare random calls with references of higher precision, for SECONDS=60
+	$(BIN)/python misc/fuzz --seconds $(SECONDS)
+
+sanitize: build  ## Test the native code under AddressSanitizer, Miri and valgrind; needs a nightly Rust
+	misc/sanitize.sh $(SECONDS)
+
+stress: build  ## Threads, processes, interrupts, memory, kills and full disks, about half an hour
+	$(BIN)/python misc/stress.py
 
 rust-demo: build  ## Train on real digits in Rust alone, with tch
 	$(NEEDS_TORCH)
