@@ -37,18 +37,9 @@ CODES_SIGN = "--legacy confidence-penalty"
 TEMPERATURE = "--losses cross_entropy:0 --temp_scaling True --test_run True"
 
 
-def read(path: Path) -> list[Result]:
-    """The recorded runs."""
-    return (
-        [Result.from_dict(json.loads(line)) for line in path.read_text().splitlines()]
-        if path.exists()
-        else []
-    )
-
-
 def merge(path: Path, results: Iterable[Result]) -> list[Result]:
     """All runs, the recorded ones and these, sorted; writes them, validation runs without their history."""
-    runs = {result.config: result for result in [*read(path), *results]}
+    runs = {result.config: result for result in [*load_results(path), *results]}
 
     def order(config: RunConfig) -> tuple[object, ...]:
         return (

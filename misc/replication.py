@@ -18,9 +18,9 @@ from statistics import fmean, stdev
 import numpy as np
 from lr_relax.study import figures, report
 from lr_relax.study.files import load_json
-from lr_relax.study.folder import Result
+from lr_relax.study.folder import Result, load_results
 from lr_relax.study.report import Row, Table
-from replicate import RESULTS, read
+from replicate import RESULTS
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a table differs")
     check = parser.parse_args().check
-    fashion, digits = (read(RESULTS / f"{name}.jsonl") for name in ("fashion_mnist", "digits"))
+    fashion, digits = (load_results(RESULTS / f"{name}.jsonl") for name in ("fashion_mnist", "digits"))
     found, outdated = tables(fashion, digits), []
     for page in PAGES:
         text = page.read_text()

@@ -47,6 +47,15 @@ def test_an_edited_result(change: dict[str, Any], tmp_path: Path) -> None:
         folder.load_result(tmp_path)
 
 
+def test_a_record_of_runs(tmp_path: Path) -> None:
+    record = tmp_path / "runs.jsonl"
+    record.write_text(f"{json.dumps(RESULT)}\n" * 2)
+    assert folder.load_results(record) == [folder.Result.from_dict(RESULT)] * 2
+    record.write_text(f"{json.dumps(RESULT)}\n{{")
+    with pytest.raises(RunError, match=r"runs\.jsonl is not the runs of a run$"):
+        folder.load_results(record)
+
+
 def test_deeply_nested_json(tmp_path: Path) -> None:
     (path := tmp_path / "result.json").write_text("[" * 1_000_000)
     with pytest.raises(RunError, match="is not the result of a run"):

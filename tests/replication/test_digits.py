@@ -3,12 +3,11 @@
 Trains both losses with ten seeds, which takes most of a minute, and one recorded run of the paper's protocol.
 """
 
-import json
 from pathlib import Path
 
 import pytest
 from lr_relax.study import compare, data
-from lr_relax.study.folder import Result, Statistic
+from lr_relax.study.folder import Result, Statistic, load_results
 from lr_relax.study.run import run
 
 Summaries = dict[str, dict[str, Statistic]]
@@ -49,8 +48,7 @@ def test_relaxation_is_as_accurate_within_a_standard_deviation(summaries: Summar
 def test_a_recorded_run_is_repeated(one_thread: None) -> None:
     """With the same bits on the machine of the record; on others, training magnifies rounding errors."""
     record = Path(__file__).parents[2] / "misc" / "results" / "digits.jsonl"
-    runs = [Result.from_dict(json.loads(line)) for line in record.read_text().splitlines()]
-    relaxation = [each for each in runs if each.config.loss_name == "label_relaxation"]
+    relaxation = [each for each in load_results(record) if each.config.loss_name == "label_relaxation"]
     former = next(each for each in relaxation if each.config.test_run)
     again = run(former.config, data.load("digits", Path("unused")))
     for epoch, other in zip(again.history[:5], former.history, strict=False):

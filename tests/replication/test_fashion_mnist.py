@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 import pytest
 from lr_relax.study.files import load_json
-from lr_relax.study.folder import Result
+from lr_relax.study.folder import Result, load_results
 
 ORIGINAL = Path(__file__).parents[1] / "oracle" / "training.json"
 RESULTS = Path(__file__).parents[2] / "misc" / "results" / "fashion_mnist.jsonl"
@@ -20,8 +20,7 @@ RESULTS = Path(__file__).parents[2] / "misc" / "results" / "fashion_mnist.jsonl"
 @pytest.fixture(scope="module")
 def runs() -> dict[tuple[str, float, bool], list[Result]]:
     found = defaultdict(list)
-    for line in RESULTS.read_text().splitlines():
-        result = Result.from_dict(json.loads(line))
+    for result in load_results(RESULTS):
         if result.config.epochs == 10:
             found[result.config.loss_name, result.config.alpha, result.config.temp_scaling].append(result)
     return found

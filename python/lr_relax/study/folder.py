@@ -81,7 +81,7 @@ class Statistic(NamedTuple):
 
 def claim(folder: Path, config: RunConfig) -> None:
     """Write the configuration of a new run; RunError if the folder holds another run."""
-    if (former := _load(folder / CONFIG, RunConfig.from_dict)) is None:
+    if (former := _load(folder / CONFIG, lambda text: RunConfig.from_dict(json.loads(text)))) is None:
         with replaced(folder / CONFIG) as temporary:
             temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
     elif former != config:
@@ -90,16 +90,17 @@ def claim(folder: Path, config: RunConfig) -> None:
 
 def load_result(folder: Path) -> Result | None:
     """The result in a run's folder, None if the run has not finished."""
-    return _load(folder / RESULT, Result.from_dict)
+    return _load(folder / RESULT, lambda text: Result.from_dict(json.loads(text)))
 
 
-def _load(path: Path, parse: Callable[[Any], T]) -> T | None:
+def _load(path: Path, parse: Callable[[str], T]) -> T | None:
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path} is not the {path.stem} of a run, delete it to start over") from error
+        advice = ", delete it to start over" * (path.suffix == ".json")
+        raise RunError(f"{path} is not the {path.stem} of a run{advice}") from error
 
 
 def save_result(result: Result, folder: Path) -> None:
@@ -120,7 +121,11 @@ def load_predictions(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def load_results(out: Path) -> list[Result]:
-    """All results below a folder, newest first, one per configuration; unreadable files cost a warning."""
+    """All results below a folder, newest first, one per configuration; unreadable files cost a warning.
+    Or those in a file with one per line, as in misc/results of the repository.
+    """
+    if out.is_file():
+        return _load(out, lambda text: [Result.from_dict(json.loads(x)) for x in text.splitlines()]) or []
     newest: dict[RunConfig, Result] = {}
     for path in sorted(out.rglob(RESULT), key=lambda path: (-path.stat().st_mtime_ns, path)):
         try:

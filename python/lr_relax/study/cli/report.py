@@ -17,7 +17,7 @@ from .options import FOLDER, LOSS, NUMBER, NUMBERS, Command, Decorator, Group, a
 FILE = click.Path(path_type=Path, dir_okay=False)
 _ONLY = {"help": "Only these, comma-separated."}
 _RUNS = all_of(
-    option("out", type=FOLDER, default=Path("runs", "study"), show_default=True, help="Folder of the runs."),
+    option("out", type=FOLDER, default=Path("runs", "study"), show_default=True, help="Folder or record."),
     option("model_name", type=list_of("name", choice(models.NAMES)), **_ONLY),
     option("dataset_name", "--dataset", type=list_of("name", choice(data.DATASETS)), **_ONLY),
 )
