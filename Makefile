@@ -10,7 +10,7 @@ export PATH        := $(VIRTUAL_ENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo replicate replicate-digits test test-tch test-gpu fuzz sanitize stress \
-	rust-demo lint format bench bench-gpu docs clean
+	rust-demo lint format bench bench-gpu docs release-check clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -120,5 +120,10 @@ docs: build  ## Build the documentation site in target/docs; warnings are errors
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet -d target/doctrees docs target/docs
 	@echo "target/docs/index.html"
 
+# PYTHONS names the executables to install into; without it, all that are found.
+release-check: $(VENV)/.installed  ## Build what a release has, as its workflow does; check and install it
+	$(BIN)/python -m pip install --quiet --group release
+	$(BIN)/python misc/release/build.py --pythons $(PYTHONS)
+
 clean:  ## Remove what was built
-	rm -rf target $(VENV) python/lr_relax/_native*.so
+	rm -rf target dist $(VENV) python/lr_relax/_native*.so
