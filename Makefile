@@ -98,6 +98,7 @@ lint: build  ## Check formatting, lints, types and licenses
 	cargo clippy --quiet --all-targets --no-default-features --features tch -- -D warnings
 	cargo clippy --quiet --release --features pyo3-tch -- -D warnings
 	$(BIN)/python misc/licenses.py --check
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
