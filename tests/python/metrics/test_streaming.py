@@ -629,7 +629,7 @@ def test_two_processes(tmp_path: Path) -> None:
     rows = torch.arange(301)
     for rank, (worker, (out, errors)) in enumerate(zip(workers, outputs, strict=True)):
         assert worker.returncode == 0, errors
-        together, alone, each_step = out.strip().splitlines()
+        *_, together, alone, each_step = out.strip().splitlines()  # gloo of torch 2.10 prints first
         assert together == str({name: value.item().hex() for name, value in expected.items()})
         own = rows[rows % 3 == 0] if rank == 0 else rows[rows % 3 != 0]
         assert alone == calibration_error(p[own], y[own]).item().hex()
