@@ -76,8 +76,13 @@ def insert(file: Path, text: str, before: str) -> None:
 def prepare(folder: Path, repository: str, tag: str | None) -> None:
     check(tag)
     ref, url = tag or f"v{version()}", f"https://github.com/{repository}"
-    shutil.rmtree(folder, ignore_errors=True)
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    made = folder / ".release-tree"  # only what this function has made may be deleted
+    if folder.exists() and not made.is_file():
+        raise SystemExit(f"Expected {folder} not to exist, or to be a tree of an earlier call")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    made.touch()
     for name in tracked.decode().split("\0")[:-1]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)  # a link becomes a file: those of the study's JSON files

@@ -66,3 +66,12 @@ def test_the_tree_has_the_address_of_the_repository(tmp_path: Path) -> None:
     assert f'Repository = "{address}"' in (tmp_path / "tree" / "pyproject.toml").read_text()
     assert f'repository = "{address}"' in (tmp_path / "tree" / "Cargo.toml").read_text()
     assert not any(path.is_symlink() for path in (tmp_path / "tree").rglob("*"))
+
+
+def test_a_folder_of_somebody_else_is_not_deleted(tmp_path: Path) -> None:
+    (kept := tmp_path / "notes.txt").touch()
+    with pytest.raises(SystemExit, match="not to exist"):
+        tree.prepare(tmp_path, "SOMEONE/lr-relax", None)
+    assert kept.exists()
+    for _ in range(2):  # its own tree is made again
+        tree.prepare(tmp_path / "tree", "SOMEONE/lr-relax", None)
