@@ -105,8 +105,8 @@ def main() -> None:
         for grid in grids(dataset, seed):
             train(grid)
             collect()
-        if grid := papers_sign(dataset, seed, collect()):
-            train(grid)
+        if last_grid := papers_sign(dataset, seed, collect()):
+            train(last_grid)
     print(f"{record}: {len(collect())} runs")
 
 

@@ -9,9 +9,8 @@ docs/replication/results.md.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -20,17 +19,13 @@ from lr_relax.study import figures, report
 from lr_relax.study.files import load_json
 from lr_relax.study.folder import Result, load_results
 from lr_relax.study.report import Row, Table
+from markers import markdown, render
 from replicate import RESULTS
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "replication" / "results.md"]
-MARKER = re.compile(r"(<!-- replication:(\S+) -->\n).*?(<!-- /replication:\2 -->)", re.DOTALL)
 METRICS = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL"}
-
-
-def markdown(header: list[str], lines: Iterable[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *lines])
 
 
 def signed(number: float) -> str:
@@ -42,8 +37,8 @@ def sign_of_the_paper(run: Result) -> bool:
     return run.config.loss_name == "confidence_penalty" and not run.config.legacy_confidence_penalty
 
 
-def tables_of(runs: Iterable[Result], epochs: Callable[[int], bool]) -> list[Table]:
-    return report.summarize(run for run in runs if epochs(run.config.epochs) and not sign_of_the_paper(run))
+def tables_of(runs: Iterable[Result]) -> list[Table]:
+    return report.summarize(run for run in runs if not sign_of_the_paper(run))
 
 
 def label(row: Row, alpha: float | None = None) -> str:
@@ -103,14 +98,14 @@ def difference(row: Row, other: Row, metric: str) -> str:
 
 def beside_the_code(runs: list[Result]) -> str:
     """Ten epochs: ours, the paper's code, and their difference in standard errors."""
-    rows = [row for table in tables_of(runs, lambda n: n == 10) for row in table.rows]
+    [table] = tables_of(runs)
     published = [
         row
         for row in load_json("published.json")["rows"]
         if row["source"].startswith("the paper's code") and row["epochs"] == 10
     ]
     lines = []
-    for row in rows:
+    for row in table.rows:
         for original in published:
             if row.matches(original, None):
                 cells = [label(row, original["alpha"]), str(len(row.runs)), str(original["seeds"])]
@@ -137,11 +132,11 @@ def cost(name: str, runs: list[Result]) -> list[str]:
 def tables(fashion: list[Result], digits: list[Result]) -> dict[str, str]:
     ten = [run for run in fashion if run.config.epochs == 10]
     fifty = [run for run in fashion if run.config.epochs != 10]
-    [table] = tables_of(ten, bool)
+    [table] = tables_of(ten)
     found = {"ten": results(table), "ten-differences": differences(table), "code": beside_the_code(ten)}
     for name, runs in ("fifty", fifty), ("digits", digits):
         if any(map(sign_of_the_paper, runs)):  # which are the last ones of a seed
-            for table in tables_of(runs, bool):
+            for table in tables_of(runs):
                 found[f"{name}-{table.optimized_for}"] = results(table)
                 found[f"{name}-{table.optimized_for}-differences"] = differences(table)
             found[f"{name}-sign"] = results(report.summarize(filter(sign_of_the_paper, runs))[0])
@@ -152,17 +147,11 @@ def tables(fashion: list[Result], digits: list[Result]) -> dict[str, str]:
 
 
 def draw(fashion: list[Result], digits: list[Result]) -> None:
-    for name, runs in ("fashion", fashion), ("digits", digits):
-        # A penalty of 8 hides the rest of the figure: for some seeds the network does not learn with it.
-        validation = [run for run in runs if not run.config.test_run and run.config.alpha < 8]
-        figures.save(figures.against_alpha(validation), ROOT / "misc" / f"replication-alpha-{name}.png")
-    chosen = {
-        id(run): run
-        for table in tables_of(fashion, lambda n: n == 10)
-        for row in table.rows
-        for run in row.runs
-    }
-    figures.save(figures.reliability(chosen.values()), ROOT / "misc" / "replication-reliability.png")
+    # A penalty of 8 hides the rest of the figure: for some seeds the network does not learn with it.
+    validation = [run for run in digits if not run.config.test_run and run.config.alpha < 8]
+    ten = [run for run in fashion if run.config.epochs == 10]
+    figures.save(figures.against_alpha(validation), ROOT / "misc" / "replication-alpha-digits.png")
+    figures.save(figures.reliability(ten), ROOT / "misc" / "replication-reliability.png")
 
 
 def main() -> None:
@@ -170,17 +159,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a table differs")
     check = parser.parse_args().check
     fashion, digits = (load_results(RESULTS / f"{name}.jsonl") for name in ("fashion_mnist", "digits"))
-    found, outdated = tables(fashion, digits), []
-    for page in PAGES:
-        text = page.read_text()
-        rendered = MARKER.sub(lambda marker: f"{marker[1]}{found[marker[2]]}\n{marker[3]}", text)
-        if rendered != text:
-            outdated.append(page.name)
-            if not check:
-                page.write_text(rendered)
+    found = tables(fashion, digits)
     if not check:
         draw(fashion, digits)
-    sys.exit(f"outdated: {', '.join(outdated)}" if check and outdated else 0)
+    sys.exit(render("replication", dict.fromkeys(PAGES, found), check))
 
 
 if __name__ == "__main__":

@@ -13,22 +13,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "misc"))
+from markers import markdown, render  # noqa: E402
+
 RECORDS = ROOT / "misc" / "benchmarks" / "records"
 COVERAGE = RECORDS / "coverage.json"
-NOT_MEASURED = "*Not measured yet: `make bench` writes a record.*"
-MARKER = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
 IS_CODE = re.compile(r"(F|torch|logits|x)\.")
 
 BenchRow = dict[str, Any]
-
-
-def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
 
 
 def median(row: BenchRow, name: str = "ours") -> str:
@@ -231,25 +227,12 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a table differs")
     parser.add_argument("--record", type=Path, metavar="FILE", help="default: the newest one in records/")
     options = parser.parse_args()
-    record = options.record or max(RECORDS.glob("2*.json"), default=None)
-    outdated = []
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        tables = bench_tables(record.resolve(), document) if record else {}
-        tables |= linear_tables(document)
-        tables |= coverage_tables()
-        text = document.read_text()
-        rendered = MARKER.sub(
-            lambda marker: f"{marker[1]}{tables.get(marker[2], NOT_MEASURED)}\n{marker[3]}",  # noqa: B023
-            text,
-        )
-        if rendered != text:
-            outdated.append(str(document.relative_to(ROOT)))
-            if not options.check:
-                document.write_text(rendered)
-    print(
-        "\n".join(f"{'outdated' if options.check else 'wrote'}: {name}" for name in outdated) or "up to date"
-    )
-    sys.exit(bool(options.check and outdated))
+    record = (options.record or max(RECORDS.glob("2*.json"))).resolve()
+    pages = {
+        page: bench_tables(record, page) | linear_tables(page) | coverage_tables()
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    }
+    sys.exit(render("bench", pages, options.check))
 
 
 if __name__ == "__main__":

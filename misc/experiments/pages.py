@@ -3,8 +3,7 @@
     python misc/experiments/pages.py [--check]
 
 A table stands between the markers <!-- experiments:NAME --> and <!-- /experiments:NAME --> in the study's
-page, STUDY.md below docs/; its figure is misc/STUDY.png. Rows with fewer than three seeds are left out, and
-studies without a record.
+page, STUDY.md below docs/; its figure is misc/STUDY.png. Rows with fewer than three seeds are left out.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,9 +22,11 @@ from scipy.stats import t as student
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "misc"))
+from markers import markdown, render  # noqa: E402
+
 RESULTS = ROOT / "misc" / "results"
-MARKER = re.compile(r"(<!-- experiments:(\S+) -->\n).*?(<!-- /experiments:\2 -->)", re.DOTALL)
 METRICS = {"accuracy": "accuracy", "ece": "ECE", "smooth_ece": "smooth ECE", "nll": "NLL"}
 
 
@@ -117,10 +117,6 @@ class Records:
 
     def values(self, row: Row, metric: str) -> list[Any]:
         return [evaluation[metric] for evaluation in self.evaluations(row)]
-
-
-def markdown(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *lines])
 
 
 def means(records: Records, temperatures: bool) -> str:
@@ -234,22 +230,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a table differs")
     options = parser.parse_args()
-    outdated = []
+    pages = {}
     for study in PANELS:
-        if not (RESULTS / f"{study}.jsonl").exists():
-            continue
         records, page = Records(study), next((ROOT / "docs").rglob(f"{study}.md"))
-        text, made = page.read_text(), tables(study, records, page)
-        rendered = MARKER.sub(lambda marker: f"{marker[1]}{made[marker[2]]}\n{marker[3]}", text)  # noqa: B023
-        if rendered != text:
-            outdated.append(page.name)
+        pages[page] = tables(study, records, page)
         if not options.check:
-            page.write_text(rendered)
             figure(records).savefig(ROOT / "misc" / f"{study}.png", dpi=110)
-    print(
-        "\n".join(f"{'outdated' if options.check else 'wrote'}: {name}" for name in outdated) or "up to date"
-    )
-    sys.exit(bool(options.check and outdated))
+    sys.exit(render("experiments", pages, options.check))
 
 
 if __name__ == "__main__":
