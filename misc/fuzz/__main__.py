@@ -79,10 +79,17 @@ def line(area: str, case: dict[str, Any]) -> str:
 
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
-    call: Any = ast.parse(text, mode="eval").body
-    area = call.func.id
-    case = {name: values[0] for name, values in AREAS[area].CHOICES.items()}
-    return area, case | {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+    """The area and the choices of a case; ValueError if there are no such ones."""
+    try:
+        call: Any = ast.parse(text, mode="eval").body
+        area, given = call.func.id, {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+        choices = {**AREAS[area].CHOICES, "seed": (0, given.get("seed", 0))}
+        unknown = [name for name, value in given.items() if value not in choices[name]]
+    except (SyntaxError, AttributeError, KeyError, ValueError) as error:
+        raise ValueError(f"not a case: {text!r} ({type(error).__name__}: {error})") from error
+    if unknown:
+        raise ValueError(f"not a choice: {', '.join(unknown)} of {text!r}")
+    return area, {name: values[0] for name, values in choices.items()} | given
 
 
 def work(seed: int, seconds: float, most: float, log: int) -> int:
@@ -114,16 +121,21 @@ def again(case: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--inputs", type=float, default=float("inf"), help="at most so many")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--case", help="the line of a case that failed")
     parser.add_argument("--log", type=int, help=argparse.SUPPRESS)
     a = parser.parse_args()
+    if not (a.seconds > 0 and a.inputs > 0 and a.seed >= 0):
+        parser.error("expected --seconds and --inputs above 0, and --seed of at least 0")
     faulthandler.enable()
-    if a.case:
-        name, case = parsed(a.case)
-        found = failure(AREAS[name], case)
+    if a.case is not None:
+        try:
+            name, case = parsed(a.case)
+            found = failure(AREAS[name], case)
+        except (ValueError, Skip) as error:
+            parser.error(str(error) or "these choices do not go together")
         print(found or "passes")
         return 1 if found else 0
     if a.log is not None:

@@ -92,7 +92,7 @@ def check(case: Case) -> str | None:
         or (
             case["weight"] and metric in ("smooth_calibration_error", "soft_calibration_error", "temperature")
         )
-        or (case["weight"] and metric in ("area_under_risk_coverage_curve",))
+        or (case["weight"] and metric == "area_under_risk_coverage_curve")
         or (metric == "temperature" and (is_event or not from_logits))
         or (is_event and case["kind"] == "classwise")
         or math.prod(rows) * n > 40_000
