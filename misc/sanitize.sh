@@ -8,7 +8,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
-target=$(rustc -vV | sed -n 's/^host: //p')
+case $seconds in *[!0-9]*) echo "sanitize: expected seconds, but got $seconds" >&2; exit 2 ;; esac
 out=$PWD/target/sanitize
 ran=
 
@@ -17,6 +17,7 @@ miss() { echo "sanitize: $1 is missing: $2" >&2; }
 cargo +nightly --version > /dev/null 2>&1 ||
     { miss "a nightly Rust" "rustup toolchain install nightly"; exit 1; }
 
+target=$(rustc -vV | sed -n 's/^host: //p')
 asan=$(gcc -print-file-name=libasan.so)
 if [ -f "$asan" ]; then
     echo "== AddressSanitizer: the extension under its tests, and fuzzed for $seconds s"

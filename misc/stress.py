@@ -124,7 +124,7 @@ def memory(scale: float) -> str:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize() / 2**20
 
-    z, n, before = torch.randn(N, C), int(200_000 * scale), 0.0
+    z, n, before = torch.randn(N, C), max(int(200_000 * scale), 2000), 0.0
     losses = [*CASES.values()]
     for i in range(n):
         leaf = z.detach().requires_grad_()
@@ -228,10 +228,14 @@ PARTS = {part.__name__: part for part in (threads, processes, interrupts, memory
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all by default")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--scale", type=float, default=1.0, help="a part of the calls, kills, ...")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
+    if unknown := {*arguments.parts} - PARTS.keys():
+        parser.error(f"expected parts of {', '.join(PARTS)}, but got {', '.join(unknown)}")
+    if not arguments.scale > 0:
+        parser.error(f"expected --scale to be above 0, but got {arguments.scale}")
     random.seed(arguments.seed)
     print(f"seed {arguments.seed}", flush=True)
     for name in arguments.parts or PARTS:

@@ -203,12 +203,17 @@ def main() -> None:
         if target in (arguments.targets or target).split(",")
         and loss in (arguments.losses or loss).split(",")
     ]
-    if not pairs:
-        parser.error(f"--targets and --losses select none of {STUDIES[arguments.study]}")
+    targets, losses = zip(*STUDIES[arguments.study], strict=True)
+    for given, known in ((arguments.targets, targets), (arguments.losses, losses)):
+        if unknown := {*(given or known[0]).split(",")} - {*known}:
+            parser.error(f"expected some of {', '.join(dict.fromkeys(known))}, but got {', '.join(unknown)}")
+    first, _, last = arguments.seeds.partition("-")
+    seeds = range(int(first), int(last or first) + 1) if arguments.seeds.replace("-", "", 1).isdigit() else ()
+    if not seeds or not pairs:
+        parser.error(f"expected --seeds as 0-2 or 1, and targets of the losses, but got {arguments.seeds}")
     torch.set_num_threads(1)
     dataset = load("fashion_mnist", arguments.data_dir)
-    first, _, last = arguments.seeds.partition("-")
-    for seed, (target, loss) in product(range(int(first), int(last or first) + 1), pairs):
+    for seed, (target, loss) in product(seeds, pairs):
         if any((run["target"], run["loss"], run["seed"]) == (target, loss, seed) for run in read(record)):
             continue
         run = train(arguments.study, target, loss, seed, dataset)

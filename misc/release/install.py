@@ -60,6 +60,8 @@ def attempt_all(dist: Path, given: list[str]) -> None:
         table.append(f"{name:8}{what:8}{time.monotonic() - start:9.0f}  {installed}")
         print(table[-1], flush=True)
 
+    if not found:
+        raise SystemExit(f"Expected a Python of 3.10 or later to install into, but found only {given}")
     for release, python in found.items():
         name = ".".join(map(str, release))
         with tempfile.TemporaryDirectory() as folder:

@@ -75,6 +75,8 @@ def insert(file: Path, text: str, before: str) -> None:
 
 def prepare(folder: Path, repository: str, tag: str | None) -> None:
     check(tag)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise SystemExit(f"Expected a repository as OWNER/lr-relax, but got {repository}")
     ref, url = tag or f"v{version()}", f"https://github.com/{repository}"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     made = folder / ".release-tree"  # only what this function has made may be deleted
@@ -106,13 +108,13 @@ def main() -> None:
     parser.add_argument("--tag")
     parser.add_argument("--notes", action="store_true")
     arguments = parser.parse_args()
-    if arguments.notes:
+    if arguments.notes and arguments.tag:
         check(arguments.tag)
         print(newest_changes()[1])
-    elif arguments.folder:
+    elif arguments.folder and not arguments.notes:
         prepare(arguments.folder, arguments.repository, arguments.tag)
     else:
-        parser.error("expected a folder or --notes")
+        parser.error("expected a folder, or --notes with --tag")
 
 
 if __name__ == "__main__":
