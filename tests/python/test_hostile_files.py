@@ -49,10 +49,10 @@ def test_an_edited_result(change: dict[str, Any], tmp_path: Path) -> None:
 
 def test_a_record_of_runs(tmp_path: Path) -> None:
     record = tmp_path / "runs.jsonl"
-    record.write_text(f"{json.dumps(RESULT)}\n" * 2)
+    record.write_text(f"{json.dumps(RESULT)}\n" * 2 + "\n")
     assert folder.load_results(record) == [folder.Result.from_dict(RESULT)] * 2
     record.write_text(f"{json.dumps(RESULT)}\n{{")
-    with pytest.raises(RunError, match=r"runs\.jsonl is not the runs of a run$"):
+    with pytest.raises(RunError, match=r"runs\.jsonl is not a record of runs$"):
         folder.load_results(record)
 
 
@@ -78,3 +78,9 @@ def test_files_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     (kept := tmp_path / ".notes.txt").touch()
     with files.locked(tmp_path):
         assert {*tmp_path.iterdir()} == {kept, tmp_path / ".lock"}
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(RunError, match="cannot be locked"), files.locked(tmp_path):
+        pass

@@ -53,8 +53,9 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             left.unlink(missing_ok=True)
     except Timeout as error:
         raise BlockingIOError(errno.EWOULDBLOCK, "another process is using it", str(folder)) from error
-    except (OSError, NotImplementedError):  # not every file system has locks, and some cannot be written to
-        pass
+    except (OSError, NotImplementedError) as error:  # not every file system has locks or can be written to
+        if getattr(error, "errno", None) in (errno.EISDIR, errno.ELOOP):
+            raise RunError(f"{folder} cannot be locked, delete its .lock: {error}") from error
     try:
         yield
     finally:

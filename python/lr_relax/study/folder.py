@@ -99,8 +99,8 @@ def _load(path: Path, parse: Callable[[str], T]) -> T | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        advice = ", delete it to start over" * (path.suffix == ".json")
-        raise RunError(f"{path} is not the {path.stem} of a run{advice}") from error
+        what = f"the {path.stem} of a run, delete it to start over"
+        raise RunError(f"{path} is not {what if path.suffix == '.json' else 'a record of runs'}") from error
 
 
 def save_result(result: Result, folder: Path) -> None:
@@ -122,10 +122,10 @@ def load_predictions(folder: Path) -> tuple[Tensor, Tensor]:
 
 def load_results(out: Path) -> list[Result]:
     """All results below a folder, newest first, one per configuration; unreadable files cost a warning.
-    Or those in a file with one per line, as in misc/results of the repository.
+    Or those in a file with one per line, as misc/results/digits.jsonl.
     """
     if out.is_file():
-        return _load(out, lambda text: [Result.from_dict(json.loads(x)) for x in text.splitlines()]) or []
+        return _load(out, lambda s: [Result.from_dict(json.loads(x)) for x in s.strip().splitlines()]) or []
     newest: dict[RunConfig, Result] = {}
     for path in sorted(out.rglob(RESULT), key=lambda path: (-path.stat().st_mtime_ns, path)):
         try:
