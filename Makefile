@@ -38,7 +38,7 @@ demo: build  ## Train on real digits with three losses; print a table, draw reli
 replicate: build  ## Train the paper's study on Fashion-MNIST, four core-hours per seed; resumes
 	$(BIN)/python misc/replicate.py fashion_mnist
 
-replicate-digits: build  ## Train the paper's study on scikit-learn's digits, half an hour
+replicate-digits: build  ## Train the paper's study on scikit-learn's digits, ten seeds; resumes
 	$(BIN)/python misc/replicate.py digits
 
 # Two workers that take over each other's waiting tests; tests/conftest.py gives each one thread.
