@@ -204,7 +204,7 @@ def _of_events(input: Tensor, target: Tensor, options: Options) -> Tensor:
     else:
         wrong = wrong | ~((input >= 0) & (input <= 1))
         ln_p = torch.where(is_one, input, 1 - input).log()
-    ln_p = ln_p + torch.zeros_like(ln_p).masked_fill(wrong, math.nan)
+    ln_p = ln_p * torch.ones_like(ln_p).masked_fill(wrong, math.nan)  # so that its slope is NaN, too
     return _label_relaxation(-ln_p, _parameter(options, input))
 
 
@@ -486,7 +486,7 @@ def _total(scores: Tensor) -> Tensor:
     """What probabilities are to be divided by, (..., 1); NaN if they cannot be."""
     total = scores.sum(-1, keepdim=True)
     valid = (scores >= 0).all(-1, keepdim=True) & (total > 0) & (total < math.inf)
-    return total + torch.zeros_like(total).masked_fill(~valid, math.nan)
+    return total * torch.ones_like(total).masked_fill(~valid, math.nan)
 
 
 def _ln_probabilities(scores: Tensor, target: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from contextlib import suppress
 
+import torch
 from torch import Tensor
 
 from lr_relax import _dispatch
@@ -121,6 +122,8 @@ def label_relaxation_loss(
         raise TypeError(
             "Expected argument `target` to be class indices with a `uniform_penalty`, but got TopK."
         )
+    if isinstance(input, Tensor) and input.dtype in (torch.float16, torch.bfloat16):
+        input = input.float()  # the gradients of both terms are added before they are rounded
     loss = _dispatch.loss(input, target, options)
     return loss + uniform_penalty * _dispatch.uniform_penalty(input, target, options)
 

@@ -85,12 +85,13 @@ def test_inside_the_set() -> None:
     assert (value > 0).tolist() == (grad != 0).tolist() == [False, True, False, True]
 
 
-def test_extreme_logits() -> None:
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_extreme_logits(alpha: float) -> None:
     z = torch.tensor([800.0, -800.0, math.nan, math.inf, -math.inf, -math.inf], dtype=torch.float64)
-    value, grad = value_and_grad(z, torch.tensor([0, 1, 1, 1, 0, 1]), 0.1, "none")
-    far = 0.9 * (math.log(0.9) + 800) + 0.1 * math.log(0.1)
+    value, grad = value_and_grad(z, torch.tensor([0, 1, 1, 1, 0, 1]), alpha, "none")
+    far = 0.9 * (math.log(0.9) + 800) + 0.1 * math.log(0.1) if alpha else 800.0
     torch.testing.assert_close(value[:2], torch.tensor([far, far], dtype=torch.float64))
-    assert grad[:2].tolist() == [0.9, -0.9]
+    assert grad[:2].tolist() == [1 - alpha, alpha - 1]
     assert value.isnan().tolist() == grad.isnan().tolist() == [False, False, True, True, False, False]
     assert value[4:].tolist() == [0.0, math.inf]
 
@@ -100,6 +101,20 @@ def test_probabilities_of_zero() -> None:
     value, grad = value_and_grad(torch.tensor([0.0, -0.0]), torch.ones(2), 0.1, "none", from_logits=False)
     assert value.tolist() == [math.inf] * 2
     assert grad.tolist() == [-math.inf] * 2
+
+
+def test_smallest_probabilities() -> None:
+    """The slope 1 / (1 - p) is 1, although 1 / p is infinite."""
+    assert value_and_grad(torch.tensor([1e-40]), torch.zeros(1), 0.0, from_logits=False)[1].item() == 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_invalid_probabilities(alpha: float) -> None:
+    wrong = torch.tensor([-0.1, 1.1, math.nan, math.inf])
+    for target in (torch.zeros(4), torch.ones(4)):
+        value, grad = value_and_grad(wrong, target, alpha, "none", from_logits=False)
+        assert value.isnan().all()
+        assert grad.isnan().all()
 
 
 def test_large_alpha_and_logits() -> None:

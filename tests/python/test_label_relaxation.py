@@ -111,6 +111,11 @@ def test_uniform_penalty_formula(reduction: str) -> None:
     total = {"mean": penalty.sum() / each.sum(), "sum": penalty.sum(), "none": penalty}[reduction]
     torch.testing.assert_close(penalized(z, uniform_penalty=0.7), penalized(z) + 0.7 * total)
     assert torch.autograd.gradcheck(lambda x: penalized(x, uniform_penalty=0.7), z.requires_grad_())
+    half = z.detach().half().requires_grad_()  # the gradients of both terms are added before they are rounded
+    (grad,) = torch.autograd.grad(penalized(half, uniform_penalty=0.7).sum(), half)
+    single = half.detach().float().requires_grad_()
+    (true,) = torch.autograd.grad(penalized(single, uniform_penalty=0.7).sum(), single)
+    assert grad.equal(true.half())
     assert label_relaxation_loss(z, y, 0.0, uniform_penalty=1) == label_relaxation_loss(z, y, 0.0)
     for wrong in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="`uniform_penalty`"):
@@ -363,13 +368,16 @@ def test_common_offset(compute: Any, offset: float, alpha: float) -> None:
 
 
 @PATHS
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_invalid_probabilities(compute: Any, dtype: torch.dtype) -> None:
+def test_invalid_probabilities(compute: Any, dtype: torch.dtype, alpha: float) -> None:
     rows = [[2.0, -1.0, 0.0], [-0.1, 0.6, 0.5], [0.0, 0.0, 0.0], [math.inf, 0.0, 0.0], [0.2, math.inf, 0.0],
             [0.2, math.nan, 0.8], [0.2, 0.3, 0.5], [0.0, 0.4, 0.6]]  # fmt: skip
     target = torch.zeros(8, dtype=torch.int64)
-    loss, grad = compute(torch.tensor(rows, dtype=dtype), target, reduction="none", from_logits=False)
+    scores = torch.tensor(rows, dtype=dtype)
+    loss, grad = compute(scores, target, alpha=alpha, reduction="none", from_logits=False)
     assert loss.isnan().tolist() == [True] * 6 + [False] * 2
+    assert grad[:6].isnan().all(1).all()
     assert loss[6] > 0
     assert loss[7] == math.inf
     assert grad[6].isfinite().all()

@@ -69,13 +69,15 @@ impl GroupLoss for BinaryLabelRelaxation {
         for i in 0..LANES {
             sign[i] = wide(f64::from(signs[i]));
         }
-        // d = ln(p / (1 - p)), and its slope by the score.
-        let (mut d, mut slope) = (widen(&z), [one; LANES]);
+        // d = ln(p / (1 - p)), and by probabilities how fast the loss falls with that of the target, (1 - a / q) / p.
+        let (mut d, mut fall) = (widen(&z), [zero; LANES]);
         if scores == Scores::Probabilities {
             for i in 0..LANES {
                 let p = d[i].to_f64() + 0.0; // of -0.0, the slope would have the wrong sign
                 let p = if (0.0..=1.0).contains(&p) { p } else { f64::NAN };
-                (d[i], slope[i]) = (wide(ln(p) - ln(1.0 - p)), wide(1.0 / (p * (1.0 - p))));
+                d[i] = wide(ln(p) - ln(1.0 - p));
+                let (p, q) = if signs[i] > 0 { (p, 1.0 - p) } else { (1.0 - p, p) };
+                fall[i] = wide((1.0 - alpha / q) / p * batch.factor);
             }
         } else {
             for i in 0..LANES {
@@ -109,8 +111,8 @@ impl GroupLoss for BinaryLabelRelaxation {
             let q = if of_target[i] > zero { e[i].mul(inverse[i]) } else { inverse[i] };
             let excess = q.sub(a);
             let is_inside = excess <= zero || signs[i] == 0;
-            let pull = zero.sub(sign[i]).mul(excess).mul(slope[i]).mul(factor);
-            grad[i] = if is_inside { zero } else { pull };
+            let fall = if scores == Scores::Probabilities { fall[i] } else { excess.mul(factor) };
+            grad[i] = if is_inside { zero } else { zero.sub(sign[i]).mul(fall) };
             losses[i] = if is_inside { zero } else { losses[i] };
         }
         if batch.wants_gradient() {
