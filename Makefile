@@ -83,7 +83,7 @@ fuzz: build  ## Compare random calls with references of higher precision, for SE
 sanitize: build  ## Test the native code under AddressSanitizer, Miri and valgrind; needs a nightly Rust
 	misc/sanitize.sh $(SECONDS)
 
-stress: build  ## Threads, processes, interrupts, memory, kills and full disks, about half an hour
+stress: build  ## Threads, processes, interrupts, memory, kills and full disks, about ten minutes
 	$(BIN)/python misc/stress.py
 
 rust-demo: build  ## Train on real digits in Rust alone, with tch

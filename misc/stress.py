@@ -1,6 +1,6 @@
 """Runs at length what the tests run briefly: threads, processes, interrupts, memory, kills and full disks.
 
-    python misc/stress.py                     # all parts, about half an hour on two cores
+    python misc/stress.py                     # all parts, about ten minutes on two cores
     python misc/stress.py threads kills --scale 0.1
 
 Each part prints what it did. What it checks with are functions of the tests.

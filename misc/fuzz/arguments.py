@@ -23,6 +23,8 @@ PARAMETERS = {
     "confidence_penalty": (0.1, 0.0, 1.0, 7.5, 1),
 }
 
+MODERATE = ("normal", "zero", "ties", "large", "offset")  # scores without infinities
+
 SOFT = ("cross_entropy", "focal", "confidence_penalty")
 
 
@@ -62,6 +64,8 @@ def fits(case: Case) -> bool:
         case["dim"] is None and len(rows) > 1,
         math.prod(rows) * case["classes"] > 40_000,
     ]
+    if case["weight"] == "zeros" and case["scores"] == "impossible" and case["parameter"] != 0:
+        wrong += [loss == "cross_entropy"]  # 0 times infinity, which is NaN as in torch
     if loss == "binary_label_relaxation":
         wrong += [kind != "class", case["inplace"], case["ignored"], is_layer]
     if case["inplace"]:
@@ -111,6 +115,10 @@ class Made:
             if case["weight"] == "zeros":
                 weight[::2] = 0
             self.weight = placed("weight", weight, case["target_layout"], place, -1)
+        self.pos_weight = None
+        if case["pos_weight"] is not None and is_binary:
+            each = torch.from_numpy(rng.uniform(0.25, 2, n)).to(getattr(torch, case["pos_weight"]))
+            self.pos_weight = placed("pos_weight", each, case["target_layout"], place, -1)
         self.parameters: Any = self.parameter
         self.of_rows = np.full(math.prod(rows), float(self.parameter))
         if case["parameters"] != "one":
@@ -120,6 +128,13 @@ class Made:
             # In the type of the computation.
             wide = self.parameters.to(torch.float64 if case["dtype"] == "float64" else torch.float32)
             self.of_rows = np.broadcast_to(wide.double().numpy(), rows).reshape(-1)
+        self.penalty, self.has_alpha_gradient = 0.0, False
+        if self.loss == "label_relaxation" and not (case["inplace"] or is_layer):
+            if self.kind == "class" and case["from_logits"] and case["scores"] in MODERATE:
+                self.penalty = case["uniform_penalty"]
+            if case["parameters"] != "one" and self.penalty == 0:
+                self.has_alpha_gradient = case["alpha_gradient"]
+                self.parameters.requires_grad_(self.has_alpha_gradient)
 
     def _make_target(self, rows: tuple[int, ...], n: int) -> None:
         case, rng, n_rows = self.case, self.rng, math.prod(rows)
@@ -205,7 +220,8 @@ class Made:
         case = self.case
         options: dict[str, Any] = {"reduction": case["reduction"]}
         if self.loss == "binary_label_relaxation":
-            options |= {"weight": self.weight, "from_logits": case["from_logits"]}
+            options |= {"weight": self.weight, "pos_weight": self.pos_weight}
+            options["from_logits"] = case["from_logits"]
             function: Callable[..., Any] = lr_relax.binary_label_relaxation_loss
             arguments = (
                 {"input": input, "target": self.target, "parameter": self.parameters} | options | changes
@@ -223,6 +239,8 @@ class Made:
             options |= {"dim": case["dim"], "inplace": case["inplace"]}
             if self.loss == "label_relaxation" and self.kind != "mixture":
                 options["from_logits"] = case["from_logits"]
+            if self.penalty != 0:
+                options["uniform_penalty"] = self.penalty
         arguments = {"input": input, "target": self.target, "parameter": self.parameters} | options | changes
         first = [arguments.pop("input")] + ([self.layer[1]] if is_layer else [])
         target, parameter = arguments.pop("target"), arguments.pop("parameter")
@@ -236,7 +254,13 @@ class Made:
         weight = None if self.weight is None else self.weight.double().numpy()
         if self.loss != "binary_label_relaxation":
             return reference.compute(
-                self.loss, self.of_rows, self.scores, self.matrix, weight, self.case["from_logits"]
+                self.loss,
+                self.of_rows,
+                self.scores,
+                self.matrix,
+                weight,
+                self.case["from_logits"],
+                self.penalty,
             )
         x = self.scores.reshape(-1, 1).astype(reference.Real)
         y = self.matrix.reshape(-1, 1)
@@ -250,6 +274,11 @@ class Made:
             self.case["from_logits"],
         )
         each = np.ones(len(x)) if weight is None else np.broadcast_to(weight, self.scores.shape).reshape(-1)
+        if self.pos_weight is not None:
+            of_ones = np.broadcast_to(self.pos_weight.double().numpy(), self.scores.shape).reshape(-1)
+            each = each * np.where(y[:, 0], of_ones, 1)
         slope = rows.slope[:, 1:] if self.case["from_logits"] else rows.slope[:, 1:] - rows.slope[:, :1]
         terms = rows.terms.max(1, keepdims=True)
-        return reference.Rows(rows.loss * each, slope * each[:, None], terms * each[:, None], each)
+        return reference.Rows(
+            rows.loss * each, slope * each[:, None], terms * each[:, None], each, rows.by_alpha
+        )

@@ -19,14 +19,19 @@ def compare(made: Made, value: Tensor, grads: tuple[Tensor, ...], upstream: Tens
         return f"the loss is {value.dtype}"
     eps = torch.finfo(wide).eps
     ignored = made.ignored if len(made.ignored) == len(rows.loss) else np.zeros(len(rows.loss), bool)
-    loss, slope, terms, share = (np.where(ignored.reshape(-1, *[1] * (x.ndim - 1)), 0, x) for x in rows)
+    loss, slope, terms, share = (np.where(ignored.reshape(-1, *[1] * (x.ndim - 1)), 0, x) for x in rows[:4])
+    scores = made.scores.reshape(*rows.slope.shape)
     with np.errstate(all="ignore"):
         invalid = np.isnan(loss)
         size = np.abs(terms).max(1)
         size = np.where(np.isfinite(size), size, 0) if case["from_logits"] else np.where(ignored, 0, 1e3)
+        if made.has_alpha_gradient or case["path"] == "formulas":  # which add t ln(t / p)
+            size = size * (1 + math.log(scores.shape[1]))
         budget = 16 * eps * (np.abs(loss) + size)
         up = upstream.double().reshape(-1).numpy().astype(reference.Real)
         total = share.sum() if case["reduction"] == "mean" else reference.Real(1)
+        if made.kind == "topk" and 0 < total < torch.finfo(torch.float32).tiny:
+            return None  # the weighted losses of its rows are of the type of the loss
         if made.loss == "binary_label_relaxation" and case["reduction"] == "mean":
             total = reference.Real(len(loss))
         if case["reduction"] != "none":
@@ -34,14 +39,16 @@ def compare(made: Made, value: Tensor, grads: tuple[Tensor, ...], upstream: Tens
             loss, budget = loss.sum(keepdims=True) / total, budget.sum(keepdims=True) / np.abs(total)
         factor = np.where(ignored, 0, up / total)
         # Of logits that are farther apart than the largest number, and of gradients that are larger.
-        scores = made.scores.reshape(*rows.slope.shape)
-        far = np.ptp(np.where(np.isfinite(scores), scores, 0), axis=1) > torch.finfo(wide).max / (
-            4 * scores.shape[1]
-        )
+        spread = np.ptp(np.where(np.isfinite(scores), scores, 0), axis=1)
+        far = spread > torch.finfo(wide).max / (4 * scores.shape[1])
         far |= (case["reduction"] != "none") & (np.abs(loss * total) > torch.finfo(wide).max).any()
         budget = np.where(far if case["reduction"] == "none" else far.any(), np.inf, budget)
-        slope = slope * np.where(np.abs(slope / total) > torch.finfo(dtype).max, np.inf, 1)
+        unscaled = slope if made.kind == "topk" else slope / total  # as it is computed
+        slope = slope * np.where(np.abs(unscaled) > torch.finfo(dtype).max, np.inf, 1)
         slope, terms = slope * factor[:, None], np.abs(terms * factor[:, None])
+        if not case["from_logits"] and (wide == torch.float64 or case["path"] == "formulas"):
+            # By a difference of two logarithms, which the kernels take in float64.
+            terms = terms * (1 + np.abs(np.log(np.abs(scores).max(1, keepdims=True))) / 16)
     layer_error = 0.0
     if case["path"] == "layer":  # whose logits are rounded
         x, w, b = (abs(each.detach().double()) for each in made.layer)
@@ -57,7 +64,7 @@ def compare(made: Made, value: Tensor, grads: tuple[Tensor, ...], upstream: Tens
         return f"loss {got[i]!r}, expected {loss[i]!r} within {float(budget[i]):.1e}"
     if case["path"] == "layer":
         return _compare_layer(made, grads, slope, terms, invalid, layer_error)
-    grad = grads[0]
+    grad, *of_alpha = grads
     if grad.dtype != dtype or grad.shape != made.input.shape:
         return f"the gradient is {grad.dtype} of {tuple(grad.shape)}"
     if made.loss == "binary_label_relaxation":
@@ -66,18 +73,16 @@ def compare(made: Made, value: Tensor, grads: tuple[Tensor, ...], upstream: Tens
         got = grad.double().movedim(made.dim, -1).reshape(len(slope), slope.shape[1]).numpy()
     if not math.isfinite(float(total)) or total == 0:  # a mean of nothing is NaN
         return None
-    # Of probabilities, the formulas for alpha 0 give such a row the slope 0.
-    lost = (
-        invalid
-        & (case["from_logits"] or case["path"] != "formulas")
-        & (np.asarray(factor) != 0)
-        & (share != 0)
-    )
+    lost = invalid & (np.asarray(factor) != 0) & (share != 0)
     if (lost & ~np.isnan(got).any(1)).any():
         return "a row with loss NaN has a gradient without NaN"
     if not case["from_logits"]:  # on the border of the set, a slope from either side is right
         invalid |= (rows.loss == 0) & np.resize(made.of_rows == 0, len(invalid))
-    rounding = torch.finfo(dtype).eps * (1 if case["upstream"] == 1.0 else 2)
+    rounding = torch.finfo(dtype).eps * (1 if case["upstream"] == 1.0 else 2) + len(slope) * 2.0**-53
+    if (
+        made.kind == "set" and case["path"] == "formulas"
+    ):  # which divide a set by the logarithms of its classes
+        rounding = rounding + 4 * eps * spread[:, None]
     with np.errstate(all="ignore"):
         budget = np.where(terms > torch.finfo(wide).max, np.inf, 16 * eps * terms) + rounding * np.abs(slope)
     wrong = _differ(got, slope, budget, dtype) & ~(invalid | far)[:, None]
@@ -85,6 +90,24 @@ def compare(made: Made, value: Tensor, grads: tuple[Tensor, ...], upstream: Tens
         i, k = np.argwhere(wrong)[0]
         within = f"within {float(budget[i, k]):.1e}"
         return f"gradient {got[i, k]!r} at row {i}, class {k}, expected {slope[i, k]!r} {within}"
+    # In float32, the derivative by an alpha of about 0 would need shares that this type does not hold.
+    exact = case["shares"] != "tiny" and not (invalid | far).any() and np.isfinite(rows.by_alpha).all()
+    if of_alpha and exact:
+        return _compare_alpha(of_alpha[0], np.where(factor == 0, 0, rows.by_alpha * factor), eps)
+    return None
+
+
+def _compare_alpha(grad: Tensor, by_alpha: Any, eps: float) -> str | None:
+    """Against the derivatives of the rows and the sizes of their terms, of which one alpha gets the sum."""
+    true, size = by_alpha[0], np.abs(by_alpha[1])
+    if grad.dim() == 0:
+        true, size = true.sum(keepdims=True), size.sum(keepdims=True)
+    got = grad.double().reshape(-1).numpy()
+    budget = 32 * eps * size + 2 * torch.finfo(grad.dtype).eps * np.abs(true)
+    wrong = _differ(got, true, budget, grad.dtype)
+    if wrong.any():
+        i = int(wrong.argmax())
+        return f"gradient of alpha {got[i]!r} at {i}, expected {true[i]!r} within {float(budget[i]):.1e}"
     return None
 
 

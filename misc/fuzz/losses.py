@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -69,7 +70,7 @@ VALUES = (
 CHOICES: dict[str, tuple[Any, ...]] = {
     "loss": tuple(PARAMETERS),
     "target": ("class", "set", "distribution", "topk", "mixture"),
-    "path": ("kernel", "formulas", "layer"),
+    "path": ("kernel", "formulas", "layer", "operator"),
     "dtype": FLOATS,
     "rows": ROWS,
     "classes": CLASSES,
@@ -80,7 +81,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "parameter": (0, 1, 2, 3, 4, 5, 6, 7, 8),
     "parameters": ("one", "tensor", "rows"),
     "parameter_type": FLOATS,
+    "alpha_gradient": (False, True),
+    "uniform_penalty": (0.0, 1.0, 0.3),
     "weight": (None, *FLOATS, "zeros"),
+    "pos_weight": (None, *FLOATS),
     "upstream": (1.0, -0.5, 3.0, 65536.0, 1e-6, "normal"),
     "inplace": (False, True),
     "ignore_index": (-100, 1, 2**40, -(2**63)),
@@ -108,21 +112,31 @@ class Layer(torch.autograd.Function):
         return upstream, None
 
 
+@contextlib.contextmanager
+def path(case: Case) -> Iterator[None]:
+    """Calls in here take the path that the case names; compiled graphs call the operators."""
+    is_compiled = case["path"] == "operator"
+    with contextlib.ExitStack() as patches:
+        if is_compiled or case["path"] == "formulas":
+            patches.enter_context(mock.patch.object(_dispatch, "runs_natively", return_value=False))
+            patches.enter_context(mock.patch.object(_dispatch, "is_compiled", return_value=is_compiled))
+        yield
+
+
 def check(case: Case) -> str | None:
     """What is wrong with the result of a case, or None."""
     made = Made(case)
     is_layer = case["path"] == "layer"
     torch.set_num_threads(1 if is_layer else case["threads"])
-    formulas = mock.patch.object(_dispatch, "runs_natively", return_value=False)
-    path = formulas if case["path"] == "formulas" else contextlib.nullcontext()
     if case["flaw"] is not None:
-        with path:
+        with path(case):
             return refused(made)
     tensors = [x.detach().requires_grad_() for x in (made.layer if is_layer else (made.input,))]
     made.layer = tuple(tensors) if is_layer else ()
+    tensors += [made.parameters] if made.has_alpha_gradient else []
     input = Layer.apply(tensors[0], [made.input]) if case["inplace"] else tensors[0]
     before = None if is_layer or case["inplace"] else made.input.clone()
-    with path:
+    with path(case):
         value = made.call(input, {})
         if value.numel():
             upstream = torch.full_like(value, 1.0 if case["upstream"] == "normal" else case["upstream"])
@@ -142,6 +156,7 @@ def refused(made: Made) -> str | None:
     name, value = FLAWS[case["flaw"]]
     is_binary = made.loss == "binary_label_relaxation"
     input = made.layer[0] if made.layer else made.input
+    is_formula = case["path"] == "formulas" or (case["path"] == "operator" and made.has_alpha_gradient)
     if (
         (name == "lam" and made.kind != "mixture")
         or (name in ("dim", "inplace") and (made.layer or is_binary))
@@ -153,7 +168,7 @@ def refused(made: Made) -> str | None:
         or (name == "weight" and is_binary)
         or (name in ("target", "input") and (case["dim"] in (0, 1) or is_binary))
         or (name == "target" and input.numel() == 0)
-        or (case["path"] == "formulas" and case["flaw"] in VALUES)  # which do not read values
+        or (is_formula and case["flaw"] in VALUES)  # which do not read values
         or (case["flaw"] == "empty set" and made.loss != "label_relaxation")
         or (name == "input" and made.layer)
         or (case["flaw"] == "one class" and case["rows"] == ())

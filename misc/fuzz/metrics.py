@@ -37,7 +37,7 @@ FLAWS: dict[str, tuple[str, Any]] = {
     "no target": ("target", lambda p, y: None),
     "NaN": ("preds", lambda p, y: torch.full_like(p, math.nan)),
     "negative": ("preds", lambda p, y: torch.full_like(p, -0.5)),
-    "sum of 3": ("preds", lambda p, y: torch.full_like(p, 3 if p.shape == y.shape else 3 / p.shape[-1])),
+    "sum above 1": ("preds", lambda p, y: torch.full_like(p, 3 if p.shape == y.shape else 1)),
     "complex": ("preds", lambda p, y: p.to(torch.complex64)),
     "words": ("preds", lambda p, y: np.full(tuple(p.shape), "a")),
     "task": ("task", lambda p, y: "ranking"),
@@ -161,7 +161,7 @@ def _refused(case: Case, preds: Tensor, target: Tensor, options: dict[str, Any])
     given: dict[str, Any] = {"preds": preds, "target": target}
     if (
         (preds.numel() == 0)
-        or (case["flaw"] in ("negative", "sum of 3") and case["from_logits"])
+        or (case["flaw"] in ("negative", "sum above 1") and case["from_logits"])
         or (name in ("sample_weight", "from_logits", "task") and case["metric"] in ("temperature",))
         or (name == "sample_weight" and case["metric"].startswith(("smooth", "soft", "area")))
         or (case["flaw"] == "large class" and case["classes"] > 100)
@@ -198,6 +198,9 @@ def _expected(
     if not from_logits and (((p < 0) | (p > 1)).any() or (not is_event and (abs(p.sum(1) - 1) > 4e-3).any())):
         return None
     eps = torch.finfo(torch.promote_types(preds.dtype, torch.float32)).eps
+    if not from_logits and not is_event and eps == torch.finfo(preds.dtype).eps:
+        sums = p.sum(1, keepdims=True)
+        p = p / np.where(abs(sums - 1) > 1e-3, sums, 1)
     if metric == "temperature" or (from_logits and np.isinf(p).any()):
         return None
     if metric in METRICS[:3]:

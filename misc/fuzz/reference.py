@@ -24,12 +24,20 @@ class Rows(NamedTuple):
     """(N, C), the size of the terms that the gradient is a difference of: rounding is relative to it."""
     share: Array
     """(N,), what the row counts in the mean."""
+    by_alpha: Array
+    """(2, N), the derivative of label relaxation by its alpha, and the size of the terms of that."""
 
 
 def compute(
-    loss: str, parameter: Any, scores: Array, target: Array, weight: Array | None, from_logits: bool
+    loss: str,
+    parameter: Any,
+    scores: Array,
+    target: Array,
+    weight: Array | None,
+    from_logits: bool,
+    penalty: float = 0.0,
 ) -> Rows:
-    """Rows of label relaxation, or of the other losses, which take logits."""
+    """Rows of label relaxation, with the penalty of the paper's code, or of the other losses of logits."""
     scores = scores.astype(Real)
     parameter = np.broadcast_to(np.asarray(parameter, Real), len(scores))
     is_set = target.dtype == bool
@@ -41,12 +49,18 @@ def compute(
     share = np.ones(len(scores), Real) if weight is None else factor
     with np.errstate(all="ignore"):
         if loss == "label_relaxation":
-            value, slope, terms = _label_relaxation(scores, target, parameter[:, None], from_logits)
+            value, slope, terms, by_alpha = _label_relaxation(scores, target, parameter[:, None], from_logits)
+            if penalty != 0:
+                added = _uniform_penalty(scores, target, parameter[:, None])
+                value, slope, terms = (
+                    x + penalty * y for x, y in zip((value, slope, terms), added, strict=True)
+                )
             free = target.all(1) if is_set else np.zeros(len(scores), bool)  # anything may be right
             value, slope, terms = (
                 np.where(free.reshape(-1, *[1] * (x.ndim - 1)), 0, x) for x in (value, slope, terms)
             )
-            return Rows(factor * value, factor[:, None] * slope, factor[:, None] * terms, share)
+            by_alpha = factor * np.where(free, 0, by_alpha)
+            return Rows(factor * value, factor[:, None] * slope, factor[:, None] * terms, share, by_alpha)
         ln_p, ln_rest = _softmax(scores)
         if is_set:
             of_class = {
@@ -60,7 +74,8 @@ def compute(
             share = np.ones(len(scores), Real)
             value, slope = _soft(loss, ln_p, ln_rest, target, parameter[:, None], weights)
         size = np.abs(weights).max() * (1 + parameter * (1 + np.abs(np.where(np.isfinite(value), value, 0))))
-        return Rows(value, slope, np.broadcast_to(size[:, None], slope.shape), share)
+        terms = np.broadcast_to(size[:, None], slope.shape)
+        return Rows(value, slope, terms, share, np.zeros((2, len(scores))))
 
 
 def _ln_sum(x: Array) -> Array:
@@ -91,8 +106,8 @@ def _softmax(z: Array) -> tuple[Array, Array]:
 
 def _label_relaxation(
     scores: Array, target: Array, alpha: Array, from_logits: bool
-) -> tuple[Array, Array, Array]:
-    """KL(q || p) of the nearest distribution q, and its slope: p - q, by probabilities (p - q) / p."""
+) -> tuple[Array, Array, Array, Array]:
+    """KL(q || p) of the nearest distribution q; p - q, its slope, or (p - q) / p; its slope by alpha."""
     if from_logits:
         ln_scores, total = scores, np.ones((len(scores), 1), Real)
     else:
@@ -119,6 +134,7 @@ def _label_relaxation(
         gap = np.where(target, shares * (alpha - np.exp(off)), p * ratio)
         terms = 1 + np.exp(-np.where(target, on, off))  # p - q has an error of 1 ulp of 1
         terms = np.where(np.isfinite(terms), terms, 1)
+        by_alpha = np.concatenate([np.log(alpha), -off, -np.log1p(-alpha), on], 1)
     else:
         bound = (1 - alpha) * target
         ratios = np.where(bound > 0, bound / p, 0)
@@ -127,7 +143,7 @@ def _label_relaxation(
         quotients = (alpha + left) / free
         c = np.where(np.isnan(quotients), np.inf, quotients).min(1, keepdims=True)
         c = np.where(np.isnan(p).any(1, keepdims=True), np.nan, c)
-        inside = c >= 1
+        inside = (bound <= p).all(1, keepdims=True)
         raised = bound > c * p
         rest = alpha + np.where(raised, 0, bound).sum(1, keepdims=True)
         value = np.where(raised, bound * (np.log(bound) - ln_p), 0).sum(1, keepdims=True)
@@ -135,10 +151,29 @@ def _label_relaxation(
         gap = np.where(raised, p - bound, p * (1 - c))
         ratio = np.where(raised, 1 - bound / p, 1 - c)
         terms = np.where((p > 0) | (bound == 0), 1 / p, 1)
+        # ln c has the error of 1 - p of the raised classes, which is divided by; it is among the terms twice.
+        free = np.where(raised, 0, p).sum(1, keepdims=True)
+        error = np.where(free > 0, 1 / free, 0)
+        of_raised = [np.where(raised, target * x, 0) for x in (-np.log(bound), ln_p, np.log(c))]
+        by_alpha = np.concatenate([*of_raised, error, -error], 1)
     value, gap, ratio = (np.where(inside, 0, x) for x in (value, gap, ratio))
     slope = gap if from_logits else ratio / total
     terms = np.ones_like(p) if from_logits else terms / total
-    return value[:, 0], slope, terms
+    by_alpha = np.where(inside, 0, by_alpha)
+    return value[:, 0], slope, terms, np.stack([by_alpha.sum(1), np.abs(by_alpha).sum(1)])
+
+
+def _uniform_penalty(z: Array, own: Array, alpha: Array) -> tuple[Array, Array, Array]:
+    """``(1 - a - p_y) KL(u || p)`` outside the set, u the smoothed target: 1 - a, and a / (C - 1)."""
+    ln_p = _softmax(z)[0]
+    p, u = np.exp(ln_p), np.where(own, 1 - alpha, alpha / (z.shape[1] - 1))
+    divergence = np.where(u > 0, u * (np.log(u) - ln_p), 0).sum(1, keepdims=True)
+    own_p = np.where(own, p, 0).sum(1, keepdims=True)
+    distance = 1 - alpha - own_p
+    outside = (distance > 0) & (alpha > 0)
+    value = np.where(outside, distance * divergence, 0)
+    slope = np.where(outside, distance * (p - u) - own_p * (own - p) * divergence, 0)
+    return value[:, 0], slope, np.where(outside, 1 + 2 * np.abs(divergence), 0) + np.zeros_like(p)
 
 
 def _smoothed(
