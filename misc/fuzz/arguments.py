@@ -68,6 +68,7 @@ def fits(case: Case) -> bool:
         wrong += [loss == "cross_entropy"]  # 0 times infinity, which is NaN as in torch
     if loss == "binary_label_relaxation":
         wrong += [kind != "class", case["inplace"], case["ignored"], is_layer]
+        wrong += [case["weight"] == "zeros" and not case["from_logits"]]  # 0 times the slope at probability 0
     if case["inplace"]:
         wrong += [case["path"] != "kernel", case["dtype"] == "float16", case["layout"].startswith("same")]
     if is_layer:
@@ -130,7 +131,9 @@ class Made:
             self.of_rows = np.broadcast_to(wide.double().numpy(), rows).reshape(-1)
         self.penalty, self.has_alpha_gradient = 0.0, False
         if self.loss == "label_relaxation" and not (case["inplace"] or is_layer):
-            if self.kind == "class" and case["from_logits"] and case["scores"] in MODERATE:
+            # With alpha 0.5, two equal scores are on the border of the set, where the slope jumps.
+            has_penalty = case["from_logits"] and case["scores"] in MODERATE and self.parameter != 0.5
+            if self.kind == "class" and has_penalty:
                 self.penalty = case["uniform_penalty"]
             if case["parameters"] != "one" and self.penalty == 0:
                 self.has_alpha_gradient = case["alpha_gradient"]

@@ -12,12 +12,12 @@ from .. import data, figures, models
 from .. import report as tables
 from ..files import load_json, replaced
 from ..folder import Result, load_results
-from .options import FOLDER, LOSS, NUMBER, NUMBERS, Command, Decorator, Group, all_of, choice, list_of, option
+from .options import LOSS, NUMBER, NUMBERS, Command, Decorator, Group, all_of, choice, list_of, option
 
-FILE = click.Path(path_type=Path, dir_okay=False)
+FILE, RUNS = click.Path(path_type=Path, dir_okay=False), click.Path(path_type=Path, exists=True)
 _ONLY = {"help": "Only these, comma-separated."}
 _RUNS = all_of(
-    option("out", type=FOLDER, default=Path("runs", "study"), show_default=True, help="Folder or record."),
+    option("out", type=RUNS, default=Path("runs", "study"), show_default=True, help="Folder or record."),
     option("model_name", type=list_of("name", choice(models.NAMES)), **_ONLY),
     option("dataset_name", "--dataset", type=list_of("name", choice(data.DATASETS)), **_ONLY),
 )
