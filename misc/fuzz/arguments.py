@@ -64,7 +64,7 @@ def fits(case: Case) -> bool:
         case["dim"] is None and len(rows) > 1,
         math.prod(rows) * case["classes"] > 40_000,
     ]
-    if case["weight"] == "zeros" and case["scores"] == "impossible" and case["parameter"] != 0:
+    if case["weight"] == "zeros" and case["scores"] in ("impossible", "special") and case["parameter"] != 0:
         wrong += [loss == "cross_entropy"]  # 0 times infinity, which is NaN as in torch
     if loss == "binary_label_relaxation":
         wrong += [kind != "class", case["inplace"], case["ignored"], is_layer]
