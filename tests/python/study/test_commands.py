@@ -402,7 +402,7 @@ def test_types_of_submitits_parameters(text: str, value: object) -> None:
         ("grid --slurm mem_gb=", "'mem_gb=' is not of the form key=value"),
         ("grid --slurm workers=2", "'workers' is not a parameter of submitit"),
         ("grid --test_run --test_best ece", "there are no validation runs with --test-run"),
-        ("table", "Path 'runs/study' does not exist"),
+        ("table", "runs/study does not exist"),
         ("table --out .", ". has no finished runs"),
         ("study --legacy old", "'old' is not one of all, confidence-penalty"),
         ("study --legacy hyperparams", "--legacy hyperparams needs --load_ext_params alone"),

@@ -12,12 +12,12 @@ from .. import data, figures, models
 from .. import report as tables
 from ..files import load_json, replaced
 from ..folder import Result, load_results
-from .options import LOSS, NUMBER, NUMBERS, Command, Decorator, Group, all_of, choice, list_of, option
+from .options import FOLDER, LOSS, NUMBER, NUMBERS, Command, Decorator, Group, all_of, choice, list_of, option
 
-FILE, RUNS = click.Path(path_type=Path, dir_okay=False), click.Path(path_type=Path, exists=True)
+FILE = click.Path(path_type=Path, dir_okay=False)
 _ONLY = {"help": "Only these, comma-separated."}
 _RUNS = all_of(
-    option("out", type=RUNS, default=Path("runs", "study"), show_default=True, help="Folder or record."),
+    option("out", type=FOLDER, default=Path("runs", "study"), show_default=True, help="Folder or record."),
     option("model_name", type=list_of("name", choice(models.NAMES)), **_ONLY),
     option("dataset_name", "--dataset", type=list_of("name", choice(data.DATASETS)), **_ONLY),
 )
@@ -96,7 +96,7 @@ def _results(out: Path, **selection: tuple[Any, ...] | None) -> list[Result]:
     """The selected results below a folder."""
     wanted = {name: values for name, values in selection.items() if values is not None}
     found = load_results(out)
-    results = [run for run in found if all(getattr(run.config, name) in v for name, v in wanted.items())]
-    if not results:
-        raise click.UsageError(f"{out} has no finished runs" + " of this selection" * bool(found))
-    return results
+    if results := [run for run in found if all(getattr(run.config, name) in v for name, v in wanted.items())]:
+        return results
+    none = "has no finished runs" + " of this selection" * bool(found)
+    raise click.UsageError(f"{out} {none if out.exists() else 'does not exist'}")
