@@ -71,6 +71,10 @@ def test_files_without_an_end(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "checkpoint.pt")
     run.run(CONFIG, folder=tmp_path)  # does not wait for a writer
     assert not (tmp_path / "checkpoint.pt").exists()
+    (tmp_path / "result.json").unlink()
+    os.mkfifo(tmp_path / "result.json")
+    with pytest.raises(RunError, match="is not the result of a run"):
+        folder.load_result(tmp_path)
 
 
 def test_files_of_a_killed_process_are_swept(tmp_path: Path) -> None:

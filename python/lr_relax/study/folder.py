@@ -95,7 +95,7 @@ def load_result(folder: Path) -> Result | None:
 
 def _load(path: Path, parse: Callable[[str], T]) -> T | None:
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text("utf-8") if path.is_file() or not path.exists() else "")  # no pipe
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
