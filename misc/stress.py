@@ -76,9 +76,11 @@ context = multiprocessing.get_context(method)
 if loader:
     batches = torch.utils.data.DataLoader(t.Losses(), 4, num_workers=2, multiprocessing_context=context)
     print(torch.cat(list(batches)).double().tolist())
-elif method == "fork" and prior:  # where torch's own operators hang, so that only the kernel runs
+elif method == "fork" and prior:  # where torch's own operators hang, so that only the kernels run
     with context.Pool(2) as pool:
-        print(pool.map(t._loss_only, [t.fixed(i) for i in range(8)]))
+        all = pool.map(t.scaled_losses, [t.fixed(i) for i in range(8)])
+    assert all == [t.scaled_losses(t.fixed(i)) for i in range(8)]
+    print([t.work(i)[0] for i in range(8)])
 else:
     with context.Pool(2) as pool:
         print([each[0] for each in pool.map(t.work, range(8))])

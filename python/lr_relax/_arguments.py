@@ -206,8 +206,18 @@ def broadcasts(shape: Sequence[int], other: Sequence[int]) -> bool:
     return len(shape) <= len(other) and all(size == 1 or size == n for size, n in sizes)
 
 
+def check_constant(weight: object, name: str) -> None:
+    """Raise if a weight is to have a gradient, which no loss computes, nor do those of torch."""
+    if isinstance(weight, Tensor) and weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"Expected argument `{name}` not to require a gradient, which the loss does not compute; "
+            f"pass `{name}.detach()`."
+        )
+
+
 def binary_weight(input: Tensor, weight: object, name: str) -> Tensor:
     """A weight of a binary loss, which broadcasts to the input, in the type of the loss."""
+    check_constant(weight, name)
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"Expected argument `{name}` to be a tensor of a floating-point type, but got {got}.")

@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from lr_relax import _formulas, _fused, _native, _operators, _triton
-from lr_relax._arguments import broadcasts, check
+from lr_relax._arguments import broadcasts, check, check_constant
 from lr_relax._options import Options
 
 _TENSORS = (Tensor, Parameter)
@@ -17,6 +17,8 @@ _TENSORS = (Tensor, Parameter)
 def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
     """The loss that `options` describes."""
     is_native = runs_natively(input)
+    if options.weight is not None:
+        check_constant(options.weight, "weight")
     if type(options.parameter) is not float or options.lam is not None:
         options = broadcast(options, input)
         if is_native and wants_gradient(options.parameter):  # of alpha, which the kernel does not compute

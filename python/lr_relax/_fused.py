@@ -66,28 +66,35 @@ def scaled(
     keeps: bool,
     arguments: Callable[[], tuple[Tensor, Tensor, Options]],
 ) -> Tensor:
-    """The stored gradient times the upstream. `arguments` are those of the loss, for float16."""
-    batched = is_batched(upstream)
+    """The stored gradient times the upstream. `arguments` are those of the loss, for float16.
+
+    In float16 the scale must enter before rounding: small gradients of the mean would be 0 already.
+    """
+    is_half, batched = grad.dtype == torch.float16, is_batched(upstream)
+    if grad.is_cpu and not batched:  # our own kernel: torch's product hangs in a forked child
+        number = _native.scalar(upstream)
+        if number == 1.0 and not keeps:
+            return grad
+        scale = upstream.resolve_neg() if number is None else number
+        if not is_half or number == 1.0:
+            return _native.scale(grad, scale, dim, keeps)
+        again = compute(*arguments(), scale)[1]
+        assert again is not None
+        return again
     if upstream.dim() > 0 or batched:  # one number per row, or a batch of upstreams (is_grads_batched)
         upstream = upstream.unsqueeze(dim) if upstream.dim() > 0 else upstream
-        if grad.dtype == torch.float16:  # as below, but the kernel takes one number for all rows
+        if is_half:  # the kernel takes one number for all rows
             input, target, options = arguments()
             wide = compute(input.float(), target, options, 1.0)[1]
             assert wide is not None
             return (wide * upstream).to(grad.dtype)
         return (grad * upstream).to(grad.dtype) if keeps or batched else grad.mul_(upstream)
-    # On another device, the host does not know the number, and does not wait for it.
-    scale = float(upstream) if grad.is_cpu else upstream
-    if grad.is_cpu and scale == 1.0:
-        return grad.clone() if keeps else grad
-    if grad.dtype == torch.float16:
-        # The scale must enter before rounding: small gradients of the mean would be 0 already.
-        again = compute(*arguments(), scale)[1]
+    # The host does not know the number, and does not wait for it.
+    if is_half:
+        again = compute(*arguments(), upstream)[1]
         assert again is not None
         return again
-    if keeps:  # another backward will use the same gradient
-        return grad * upstream
-    return grad.mul_(scale) if grad.is_cpu else _triton.scale(grad, upstream)
+    return grad * upstream if keeps else _triton.scale(grad, upstream)
 
 
 def version_of(options: Options) -> int:

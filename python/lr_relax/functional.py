@@ -78,7 +78,7 @@ def label_relaxation_loss(
             `nn.CrossEntropyLoss`, (N, C, d1, ...). If the shape of class indices fits both, it must be given.
         ignore_index: Rows with this class index have loss and gradient 0 and are left out of the mean.
         weight: A weight for each class, of shape (C,). The weight of a set is the mean over its classes, that
-            of a distribution the expected weight.
+            of a distribution the expected weight. It may not require a gradient.
         from_logits: Whether `input` holds logits. If False, it holds probabilities, and rows are divided by
             their sum; a row with a negative number, or with only zeros, has loss NaN.
         inplace: Whether to write the gradient over `input`, which saves its memory. The logits are lost:
@@ -88,7 +88,8 @@ def label_relaxation_loss(
         uniform_penalty: A factor b. Outside the set, ``b * (1 - alpha - p[target]) * KL(u || p)`` is added,
             where u is the smoothed target: ``1 - alpha`` for the class, ``alpha / (C - 1)`` for each other
             class. For class indices and alpha > 0 only. An option of the paper's TensorFlow code; it has no
-            kernel.
+            kernel. A class of probability 0, as of the logit -inf, makes the loss infinite and its gradient
+            NaN.
 
     Returns:
         The loss in nats: a scalar, or for "none" a tensor in the shape of the rows. It is float32 for inputs
@@ -203,7 +204,8 @@ def binary_label_relaxation_loss(
         reduction: "mean" (over all elements, whatever their weights, as in
             `F.binary_cross_entropy_with_logits`), "sum" or "none".
         pos_weight: A factor of the loss where the target is 1; it broadcasts to `input`, as (K,) does.
-        weight: A factor of the loss, which broadcasts to `input`.
+        weight: A factor of the loss, which broadcasts to `input`. Neither weight may require a gradient. As
+            in torch, 0 times an infinite loss, that of an impossible event, is NaN.
         from_logits: Whether `input` holds logits. If False, it holds probabilities of 1; the loss of one
             outside of [0, 1] is NaN.
 

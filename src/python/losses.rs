@@ -7,6 +7,7 @@ use pyo3::types::{PyBool, PyFloat, PyString};
 use crate::losses::{Loss, Reduction, Scores};
 use crate::memory;
 use crate::untyped::losses::{Arguments, Gradient, Inputs, Numbers};
+use crate::untyped::scale::scale as multiply;
 use crate::untyped::{Dtype, View};
 
 use super::tensors;
@@ -17,7 +18,7 @@ const QUICK: usize = 10_000;
 type Tensor<'py> = Bound<'py, PyAny>;
 
 /// Computes the loss that `options` (`lr_relax._options.Options`) describe. If `upstream` is a number, also returns the
-/// gradient of the reduced loss (for "none", of the sum) times `upstream`; with `inplace`, writes it over `input` and
+/// gradient of the reduced loss (for "none", of the sum) times `upstream`, a number or a tensor of one per row; with `inplace`, writes it over `input` and
 /// returns `None` in its place.
 #[pyfunction]
 #[pyo3(signature = (input, target, options, upstream))]
@@ -25,14 +26,15 @@ pub(super) fn loss<'py>(
     input: &Tensor<'py>,
     target: &Tensor<'py>,
     options: &Bound<'py, PyAny>,
-    upstream: Option<f64>,
+    upstream: Option<Tensor<'py>>,
 ) -> PyResult<(Tensor<'py>, Option<Tensor<'py>>)> {
     // Extracted here, because pyo3 prefixes the errors of arguments that it extracts itself.
     let options: Options<'_> = options.extract()?;
     let (py, loss) = (input.py(), options.loss);
+    let upstream = upstream.map(Upstream::new).transpose()?;
     options.check_tensors(input, target)?;
     let inputs = options.inputs(input, target)?;
-    let (grad, grad_view) = match upstream {
+    let (grad, grad_view) = match &upstream {
         Some(_) if options.inplace => {
             inputs.check_in_place()?;
             (None, None)
@@ -52,9 +54,10 @@ pub(super) fn loss<'py>(
     // Making the outputs may have run Python code, too: that of a mode or of a finalizer.
     inputs.check_unmoved(&tensors::borrow(input, "input")?, &tensors::borrow(target, "target")?)?;
     let reduction = options.reduction;
+    let upstream = upstream.map_or(Ok(Borrowed::Same(1.0)), |upstream| upstream.borrow())?;
     // SAFETY: both outputs are new and have the types and shapes that `inputs` asks for. In place, `check_in_place` has
     // accepted the input, whose values the caller gives up.
-    let work = || unsafe { inputs.compute(loss, upstream.unwrap_or(1.0), reduction, &losses, to) };
+    let work = || unsafe { inputs.compute(loss, upstream.numbers(), reduction, &losses, to) };
     if inputs.input().len() < QUICK { work() } else { py.allow_threads(work) }?;
     Ok((out, grad))
 }
@@ -174,6 +177,67 @@ impl Options<'_> {
             ignore_index: self.ignore_index,
         };
         Ok(Inputs::new(self.loss, arguments)?)
+    }
+}
+
+/// The gradient `grad` times `upstream`, a number or a tensor of one per row. Overwrites `grad` unless `keeps`.
+#[pyfunction]
+pub(super) fn scale<'py>(
+    grad: &Tensor<'py>,
+    upstream: Tensor<'py>,
+    dim: i64,
+    keeps: bool,
+) -> PyResult<Tensor<'py>> {
+    let upstream = Upstream::new(upstream)?;
+    tensors::check(grad, "grad")?;
+    let from = tensors::borrow(grad, "grad")?;
+    let (out, to) =
+        if keeps || from.repeats() { gradient(grad, &from)? } else { (grad.clone(), from.clone()) };
+    // Making the output may have run Python code, as in `loss`.
+    if tensors::borrow(grad, "grad")? != from {
+        return Err(PyValueError::new_err("Expected argument `grad` not to be resized during the call."));
+    }
+    let upstream = upstream.borrow()?;
+    // SAFETY: the product has the type and shape of the gradient; it is new, or the caller gives up the gradient.
+    let work = || unsafe { multiply(&from, &to, upstream.numbers(), dim) };
+    if from.len() < QUICK { work() } else { grad.py().allow_threads(work) }?;
+    Ok(out)
+}
+
+/// The gradient from above: a number for all rows, or a tensor with one for each.
+enum Upstream<'py> {
+    Same(f64),
+    Each(Tensor<'py>),
+}
+
+impl<'py> Upstream<'py> {
+    fn new(upstream: Tensor<'py>) -> PyResult<Self> {
+        if let Ok(number) = upstream.downcast::<PyFloat>() {
+            return Ok(Upstream::Same(number.value()));
+        }
+        tensors::check(&upstream, "upstream").map(|()| Upstream::Each(upstream))
+    }
+
+    fn borrow(&self) -> PyResult<Borrowed> {
+        match self {
+            Upstream::Same(number) => Ok(Borrowed::Same(*number)),
+            Upstream::Each(tensor) => tensors::borrow(tensor, "upstream").map(Borrowed::Each),
+        }
+    }
+}
+
+/// An [`Upstream`] that has been borrowed.
+enum Borrowed {
+    Same(f64),
+    Each(View),
+}
+
+impl Borrowed {
+    fn numbers(&self) -> Numbers<'_> {
+        match self {
+            Borrowed::Same(number) => Numbers::Same(*number),
+            Borrowed::Each(view) => Numbers::Each(view),
+        }
     }
 }
 

@@ -23,7 +23,7 @@ mod _native {
     #[pymodule_export]
     use super::empty_cache;
     #[pymodule_export]
-    use super::losses::{check_loss, hyperparameters, loss, scalar};
+    use super::losses::{check_loss, hyperparameters, loss, scalar, scale};
     #[pymodule_export]
     use super::metrics::{
         binned_top_labels, bootstrap_sums, calibration_bins, calibration_errors_of_temperatures,

@@ -9,7 +9,8 @@ use crate::losses::{Focal, LabelRelaxation, Loss};
 use crate::memory;
 use crate::rows::{Error, Scores};
 use crate::untyped::View;
-use crate::untyped::losses::{Gradient, Inputs, check, check_default_dim};
+use crate::untyped::losses::{Gradient, Inputs, Numbers, check, check_default_dim};
+use crate::untyped::scale::scale;
 
 /// Label relaxation: the KL divergence of the prediction from the set of distributions with
 /// `p[target] >= 1 - alpha`.
@@ -227,7 +228,7 @@ impl Criterion {
         let grad_out = grad.as_ref().map(|grad| torch::view(grad, "gradient")).transpose()?.map(|b| b.view);
         let to = grad_out.as_ref().map_or(Gradient::None, Gradient::To);
         // SAFETY: both outputs are new and have the types and shapes that the inputs require.
-        unsafe { inputs.compute(options.loss, 1.0, reduction, &out, to) }?;
+        unsafe { inputs.compute(options.loss, Numbers::Same(1.0), reduction, &out, to) }?;
         let Some(grad) = grad else { return Ok(losses) };
         torch::attach(&losses, input, &tensors.to_saved(&grad), move |saved, upstream, mode| {
             let (tensors, grad) = Tensors::from_saved(saved);
@@ -248,7 +249,7 @@ fn gradient(input: &Tensor, view: &View) -> Result<Tensor, Error> {
 fn backward(
     options: Options,
     tensors: &Tensors,
-    mut grad: Tensor,
+    grad: Tensor,
     upstream: &Tensor,
     mode: BackwardMode,
 ) -> Result<Tensor, Error> {
@@ -256,28 +257,32 @@ fn backward(
         let losses = formulas::loss(options, tensors)?;
         return torch::differentiable_gradient(&losses, &tensors.input, upstream);
     }
-    if upstream.dim() > 0 {
-        return Ok(grad.f_mul(&upstream.f_unsqueeze(options.dim)?)?.f_to_kind(grad.f_kind()?)?);
-    }
-    let scale = upstream.f_double_value(&[])?;
-    if scale == 1.0 {
+    let each = torch::view(upstream, "upstream")?.view;
+    let numbers = if each.shape.is_empty() {
+        Numbers::Same(upstream.f_double_value(&[])?)
+    } else {
+        Numbers::Each(&each)
+    };
+    if matches!(numbers, Numbers::Same(1.0)) {
         return Ok(grad);
     }
-    if mode.retain_graph {
-        return Ok(grad.f_mul_scalar(scale)?);
-    }
+    // Another backward will use the same gradient.
+    let scaled = if mode.retain_graph { torch::empty_like(&grad)? } else { grad.shallow_clone() };
+    let (from, to) = (torch::view(&grad, "gradient")?.view, torch::view(&scaled, "gradient")?.view);
     if grad.f_kind()? == Kind::Half {
         // Compute the gradient again with the loss scale: small gradients of the mean have been rounded to 0.
         let inputs = Inputs::new(options.loss, tensors.views()?.0.arguments(options))?;
-        let loss = torch::allocate(inputs.loss_type(), &[])?;
-        let (out, grad_out) = (torch::view(&loss, "loss")?.view, torch::view(&grad, "gradient")?.view);
-        let (reduction, to) = (options.kernel_reduction()?, Gradient::To(&grad_out));
-        // SAFETY: the loss is new; the gradient has the type and shape of the input, and nothing else uses it.
-        unsafe { inputs.compute(options.loss, scale, reduction, &out, to) }?;
+        let reduction = options.kernel_reduction()?;
+        let rows = if reduction.is_some() { Vec::new() } else { inputs.rows() };
+        let losses = torch::allocate(inputs.loss_type(), &rows)?;
+        let out = torch::view(&losses, "losses")?.view;
+        // SAFETY: the losses are new; the gradient has the type and shape of the input, and nothing else uses it.
+        unsafe { inputs.compute(options.loss, numbers, reduction, &out, Gradient::To(&to)) }?;
     } else {
-        let _ = grad.f_mul_scalar_(scale)?;
+        // SAFETY: the gradient is dense, and nothing else uses its memory or that of a new tensor.
+        unsafe { scale(&from, &to, numbers, options.dim) }?;
     }
-    Ok(grad)
+    Ok(scaled)
 }
 
 #[cfg(test)]

@@ -69,10 +69,11 @@ macro_rules! with_float {
                 type $E = f16;
                 $body
             }
-            _ => unreachable!("checked by `Inputs::new`"),
+            _ => unreachable!("the caller has checked it"),
         }
     };
 }
+pub(super) use with_float;
 
 impl Inputs {
     /// Checks types, shapes, and class indices.
@@ -157,7 +158,8 @@ impl Inputs {
     }
 
     /// Writes the loss into `losses`: reduced, or one per row if `reduction` is `None`. Unless `grad` is
-    /// [`Gradient::None`], also computes the gradient, times `upstream`.
+    /// [`Gradient::None`], also computes the gradient, times
+    /// `upstream`, one number or, with a loss per row, one for each.
     ///
     /// # Safety
     ///
@@ -167,11 +169,18 @@ impl Inputs {
     pub(crate) unsafe fn compute(
         &self,
         loss: Loss,
-        upstream: f64,
+        upstream: Numbers<'_>,
         reduction: Option<Reduction>,
         losses: &View,
         grad: Gradient<'_>,
     ) -> Result<(), Error> {
+        let (upstream, upstreams) = match upstream {
+            Numbers::Same(number) => (number, None),
+            Numbers::Each(view) => {
+                check_numbers("upstream", view, &self.rows())?;
+                (1.0, Some(view.to_f64()?))
+            }
+        };
         with_float!(self.input.dtype, E => {
             let axis = self.class_axis;
             // SAFETY: the type is the one that is named; the rest is this function's contract.
@@ -191,9 +200,10 @@ impl Inputs {
                     (Some(rows), _) => batch.gradient(rows)?,
                 }
                 .upstream(upstream);
-                match reduction {
-                    Some(reduction) => losses[0] = Real::from_f64(batch.reduce(loss, reduction)?),
-                    None => batch.per_row(loss, losses)?,
+                match (reduction, &upstreams) {
+                    (Some(reduction), _) => losses[0] = Real::from_f64(batch.reduce(loss, reduction)?),
+                    (None, None) => batch.per_row(loss, losses)?,
+                    (None, Some(upstreams)) => batch.upstreams(upstreams)?.per_row(loss, losses)?,
                 }
                 Ok(())
             })
@@ -344,7 +354,7 @@ fn check_shape(name: &str, target: &View, input: &View, rows: &[usize]) -> Resul
     Ok(())
 }
 
-fn check_numbers(name: &str, numbers: &View, rows: &[usize]) -> Result<(), Error> {
+pub(super) fn check_numbers(name: &str, numbers: &View, rows: &[usize]) -> Result<(), Error> {
     if !numbers.dtype.is_float() {
         return Err(Error::r#type(format!(
             "Expected argument `{name}` to be of a floating-point type, but got {}.",
@@ -409,6 +419,6 @@ fn class_axis(loss: Loss, input: &View, dim: i64) -> Result<usize, Error> {
     Ok(axis)
 }
 
-fn without(shape: &[usize], axis: usize) -> Vec<usize> {
+pub(super) fn without(shape: &[usize], axis: usize) -> Vec<usize> {
     [&shape[..axis], &shape[axis + 1..]].concat()
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod losses;
 pub(crate) mod metrics;
+pub(crate) mod scale;
 
 use std::borrow::Cow;
 use std::ops::Range;

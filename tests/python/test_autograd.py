@@ -3,11 +3,13 @@
 import math
 import warnings
 import weakref
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from lr_relax import LabelRelaxationLoss, label_relaxation_loss
+from loss_cases import CASES
+from lr_relax import LabelRelaxationLoss, _native, label_relaxation_loss
 from option_cases import option_cases
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -38,17 +40,44 @@ def test_gradcheck(reduction: str, alpha: float, from_logits: bool, n_classes: i
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_upstream(dtype: torch.dtype, reduction: str) -> None:
-    z = logits().to(dtype).requires_grad_()
-    loss = label_relaxation_loss(z, TARGET, reduction=reduction)
-    upstream = torch.full_like(loss, 3.0) if loss.dim() == 0 else torch.arange(6, dtype=loss.dtype)
-    (grad,) = torch.autograd.grad(loss, z, upstream)
+@pytest.mark.parametrize("name", CASES)
+def test_upstream(name: str, dtype: torch.dtype) -> None:
+    z = logits().t().contiguous().t().to(dtype).requires_grad_()  # classes with strides
     exact = z.detach().double().requires_grad_()
-    true_loss = label_relaxation_loss(exact, TARGET, reduction=reduction)
-    (true_grad,) = torch.autograd.grad(true_loss, exact, upstream.double())
-    tolerance = torch.finfo(dtype).eps * 4
-    torch.testing.assert_close(grad.double(), true_grad, rtol=tolerance, atol=tolerance * 1e-3)
+    for reduction in ("mean", "sum", "none"):
+        loss, true_loss = (CASES[name](x, reduction=reduction) for x in (z, exact))
+        upstream = torch.linspace(-2, 3, loss.numel(), dtype=loss.dtype).view(loss.shape)
+        upstream = upstream.t().contiguous().t() if upstream.dim() > 1 else upstream
+        kept, freed = (torch.autograd.grad(loss, z, upstream, retain_graph=keep)[0] for keep in (True, False))
+        (true_grad,) = torch.autograd.grad(true_loss, exact, upstream.double())
+        assert kept.equal(freed)
+        tolerance = torch.finfo(dtype).eps * 4
+        torch.testing.assert_close(kept.double(), true_grad, rtol=tolerance, atol=tolerance * 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("grad", "upstream", "dim", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(3), -1, "`upstream` to have shape"),
+        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), -1, "`upstream` to be of a floating-point"),
+        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.float64), -1, "of their type"),
+        (torch.zeros(2, 3), 2.0, 2, "with the dimension `dim`"),
+        (torch.zeros(2, 3).long(), 2.0, -1, "of a floating-point type"),
+        (torch.zeros(2, 3), "2", -1, "`upstream` to be a tensor"),
+        ("grad", 2.0, -1, "`grad` to be a tensor"),
+    ],
+)
+def test_the_kernel_that_scales_checks_its_arguments(
+    grad: Any, upstream: Any, dim: int, message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        _native.scale(grad, upstream, dim, False)
+
+
+def test_memory_that_repeats_is_not_scaled_in_place() -> None:
+    row = torch.ones(1, 3)
+    assert _native.scale(row.expand(4, 3), 2.0, -1, False).equal(torch.full((4, 3), 2.0))
+    assert row.equal(torch.ones(1, 3))
 
 
 def test_loss_scale_in_float16() -> None:

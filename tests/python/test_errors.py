@@ -1,13 +1,16 @@
 """Bad input: the documented error, with the name, what was expected and what came; never a crash."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lr_relax import LabelRelaxationLoss, _dispatch, label_relaxation_loss
+from lr_relax import LabelRelaxationLoss, TopK, _dispatch, functional, label_relaxation_loss
 from lr_relax.ambiguation import ambiguous_target
+from lr_relax.linear import linear_label_relaxation_loss
+from torch import Tensor
 
 Z = torch.randn(4, 3)
 Y = torch.tensor([0, 1, 2, 0])
@@ -60,6 +63,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], list[str]]] = [
     ("meta weight", {"weight": torch.ones(3, device="meta")}, TypeError, ["`weight`", "cpu", "meta"]),
     ("numpy weight", {"weight": np.ones(3)}, TypeError, ["`weight`", "tensor", "ndarray"]),
     ("list weight", {"weight": [1.0, 1.0, 1.0]}, TypeError, ["`weight`", "tensor", "list"]),
+    ("learned weight", {"weight": torch.ones(3, requires_grad=True)}, ValueError, ["`weight`", "detach()"]),
 ]
 
 
@@ -88,6 +92,27 @@ def test_the_kernel_and_the_formulas_say_the_same(
         label_relaxation_loss(**call)
     assert type(native.value) is type(traced.value)
     assert str(native.value) == str(traced.value)
+
+
+@pytest.mark.parametrize("is_eager", [True, False])
+def test_no_weight_may_require_a_gradient(is_eager: bool) -> None:
+    weight, events = torch.ones(3, requires_grad=True), torch.ones(4, 3)
+    topk, layer = TopK(Y[:, None], torch.ones(4, 1)), torch.ones(3, 3)
+    calls: list[Callable[[], Tensor]] = [
+        lambda: functional.cross_entropy_loss(Z, Y, weight=weight),
+        lambda: functional.focal_loss(Z, topk, weight=weight),
+        lambda: functional.mixup_label_relaxation_loss(Z, Y, Y, 0.5, weight=weight),
+        lambda: functional.binary_label_relaxation_loss(Z, events, weight=weight),
+        lambda: functional.binary_label_relaxation_loss(Z, events, pos_weight=weight),
+        lambda: linear_label_relaxation_loss(Z, layer, Y, weight=weight),
+    ]
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=r"not to require a gradient.*pass `(pos_)?weight\.detach"
+        ):
+            call() if is_eager else torch.compile(call, backend="eager")()
+        with torch.no_grad():
+            call()
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,11 @@ def work(seed: int, rows: int = 500, n_classes: int = 1000) -> tuple[float, floa
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_forked_child() -> None:
     before = work(0)  # torch's threads run now, and will not in the child
+    expected = scaled_losses(fixed(0))
     context = multiprocessing.get_context("fork")
     with context.Pool(1) as pool:
-        # torch's own operators hang in such a child unless they use one thread: only ours runs there.
-        assert pool.apply_async(_loss_only, (fixed(0),)).get(timeout=60) == before[0]
+        # torch's own operators hang in such a child unless they use one thread: only ours run there.
+        assert pool.apply_async(scaled_losses, (fixed(0),)).get(timeout=60) == expected
     assert work(0) == before
 
 
@@ -53,9 +54,18 @@ def fixed(seed: int) -> tuple[Any, Any]:
     return z.numpy(), torch.randint(1000, (500,), generator=generator).numpy()
 
 
-def _loss_only(arrays: tuple[Any, Any]) -> float:
+def scaled_losses(arrays: tuple[Any, Any]) -> list[bytes]:
+    """Losses and gradients, times 1, times 2 (twice, to keep the graph), and times a number per row."""
     z, y = (torch.from_numpy(a) for a in arrays)
-    return label_relaxation_loss(z, y).item()
+    results, number, numbers = [], torch.tensor(2.0), torch.full((len(z),), 2.0)
+    for rows in (z, torch.from_numpy(arrays[0].astype("float16"))):
+        for reduction, upstream in [("mean", None), ("mean", number), ("none", numbers)]:
+            x = rows.requires_grad_()
+            loss = label_relaxation_loss(x, y, reduction=reduction)
+            for keep in (True, False):
+                (grad,) = torch.autograd.grad(loss, x, upstream, retain_graph=keep)
+                results += [loss.detach().numpy().tobytes(), grad.numpy().tobytes()]
+    return results
 
 
 def test_uses_the_threads_of_torch() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lr_relax import _dispatch, _native
-from lr_relax._arguments import FLOATS, check
+from lr_relax._arguments import FLOATS, check, check_constant
 from lr_relax._chunked.chunks import Target
 from lr_relax._options import Options
 from lr_relax.topk import TopK
@@ -91,6 +91,7 @@ def check_group(target: Target, options: Options, *tensors: Tensor | None) -> No
 def check_loss(input: Tensor, n_classes: int, target: Target, options: Options) -> Options:
     """Raise what the loss of the logits would raise. The options, with numbers for each flat row."""
     rows = tuple(input.shape[:-1])
+    check_constant(options.weight, "weight")
     options = _dispatch.broadcast(options, input)
     if isinstance(target, TopK):
         check_topk(input.detach().new_empty(1).expand(*rows, n_classes), target, options)

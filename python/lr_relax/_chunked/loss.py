@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lr_relax import _dispatch
+from lr_relax._arguments import check_constant
 from lr_relax._chunked import autograd, parallel
 from lr_relax._chunked.arguments import (
     cast,
@@ -54,6 +55,7 @@ def loss_of_topk(input: Tensor, target: TopK, options: Options) -> Tensor:
         raise TypeError(f"Expected argument `input` to be a tensor, but got {type(input).__name__}.")
     if options.inplace:
         raise ValueError("Expected argument `inplace` to be False for a `TopK` as target.")
+    check_constant(options.weight, "weight")
     options = _dispatch.broadcast(options, input)
     check_topk(input, target, options)
     input, options = input.movedim(options.dim, -1), flat_numbers(options._replace(dim=-1))

@@ -123,7 +123,8 @@ pub(super) fn group<E: Element, L: AccumulatingLoss>(
             continue;
         };
         let Some(out) = batch.out(i, &mut scratch.grad) else { continue };
-        let [a, b, c] = result.coefficients.map(|x| E::Wide::from_f64(x[lane] * batch.factor));
+        let factor = batch.factor(i);
+        let [a, b, c] = result.coefficients.map(|x| E::Wide::from_f64(x[lane] * factor));
         let e = &scratch.exponentials.e[lane * n_vectors..][..n_vectors];
         if L::Accumulator::KEEPS_SCORES {
             let x = &scratch.exponentials.x[lane * n_vectors..][..n_vectors];
@@ -139,7 +140,7 @@ pub(super) fn group<E: Element, L: AccumulatingLoss>(
                 store(&lanes::map(e, |e| e.mul(a).add(c)), out, v);
             }
         }
-        out[y] = E::narrow(E::Wide::from_f64(result.own_gradient[lane] * batch.factor));
+        out[y] = E::narrow(E::Wide::from_f64(result.own_gradient[lane] * factor));
         batch.finish(i, &scratch.grad);
     }
     result.losses

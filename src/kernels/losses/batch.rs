@@ -51,6 +51,8 @@ pub struct Batch<'a, E: Element> {
     pub(super) in_place: bool,
     /// The factor of every row's gradient.
     pub(super) factor: f64,
+    /// A further factor of each row's gradient.
+    factors: Option<&'a [f64]>,
     pub(super) isa: Isa,
 }
 
@@ -90,7 +92,8 @@ impl<'a, E: Element> Batch<'a, E> {
             }
         }
         let (weight, alpha, grad) = (None, None, None);
-        Ok(Batch { rows, target, weight, alpha, grad, in_place: false, factor: 1.0, isa: Isa::best() })
+        let (in_place, factor, factors) = (false, 1.0, None);
+        Ok(Batch { rows, target, weight, alpha, grad, in_place, factor, factors, isa: Isa::best() })
     }
 
     /// An `alpha` for each row, or one for all, in place of the loss's own. Label relaxation only.
@@ -137,6 +140,15 @@ impl<'a, E: Element> Batch<'a, E> {
         Batch { factor: upstream, ..self }
     }
 
+    /// As [`Batch::upstream`], with a number for each row, or one for all.
+    pub fn upstreams(self, upstreams: &'a [f64]) -> Result<Self, Error> {
+        check_numbers("upstream", "R", upstreams, self.rows.len(), |_| true)?;
+        Ok(match upstreams {
+            &[upstream] => self.upstream(upstream),
+            _ => Batch { factors: Some(upstreams), ..self },
+        })
+    }
+
     /// Computes with the given instruction set. All of them give the same bits.
     ///
     /// # Panics
@@ -174,6 +186,24 @@ impl<'a, E: Element> Batch<'a, E> {
             None => {}
         }
         parameters
+    }
+
+    /// The factor of the gradient of row `i`.
+    #[inline(always)]
+    pub(super) fn factor(&self, i: usize) -> f64 {
+        self.factors.map_or(self.factor, |factors| self.factor * factors[i])
+    }
+
+    /// The factors of up to sixteen rows.
+    #[inline(always)]
+    pub(super) fn factors_of(&self, rows: Range<usize>) -> Lanes<f64> {
+        let mut factors = [self.factor; LANES];
+        if let Some(numbers) = self.factors {
+            for (factor, number) in factors.iter_mut().zip(&numbers[rows]) {
+                *factor *= number;
+            }
+        }
+        factors
     }
 
     #[inline(always)]

@@ -114,7 +114,7 @@ impl GroupLoss for DualFocal {
             let u = if f == 0.0 { 0.0 } else { -self.gamma * power / f };
             losses[lane] = if power == 0.0 { 0.0 } else { -weight * power * ln_p };
             let Some(out) = batch.out(i, &mut scratch.grad) else { continue };
-            let factor = weight * batch.factor;
+            let factor = weight * batch.factor(i);
             let others = E::Wide::from_f64(factor * scale * (power + u * (p_ln_p - p_j_ln_p)));
             for (v, e) in scratch.exponentials.e[lane * n_vectors..][..n_vectors].iter().enumerate() {
                 store(&lanes::map(e, |e| e.mul(others)), out, v);

@@ -120,7 +120,7 @@ fn row<E: Element>(
         pull = beta * -slope; // b W
         value -= pull * entropy;
     }
-    let factor = keep * batch.factor;
+    let factor = keep * batch.factor(i);
     if let Some(out) = batch.out(i, &mut scratch.grad) {
         let a = wide(factor * share * (pull * (entropy - shift) - slope));
         let (b, factors) = (wide(factor * share * pull), wide(factor));

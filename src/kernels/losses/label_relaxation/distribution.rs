@@ -55,7 +55,7 @@ pub(super) fn distribution<E: Element>(
         }
     });
     let weight = batch.mean_weight(target, &scratch.weight);
-    let factor = weight * batch.factor / unit;
+    let factor = weight * batch.factor(i) / unit;
     if whole.is_nan() {
         if let Some(out) = batch.out(i, &mut scratch.grad) {
             out.fill(E::narrow(wide(f64::NAN)));

@@ -49,7 +49,7 @@ pub(super) fn mixture<E: Element>(
     };
     let Projected { loss, slopes } = projected(logs, mixture.shares, alpha);
     let weight = mixture.weight(batch);
-    let [slope_a, slope_b, slope] = slopes.map(|slope| slope * weight * batch.factor);
+    let [slope_a, slope_b, slope] = slopes.map(|slope| slope * weight * batch.factor(i));
     if let Some(out) = batch.out(i, &mut scratch.grad) {
         let slope = E::Wide::from_f64(if slope == 0.0 { 0.0 } else { slope / others });
         let mut own_slopes = [slope_a, slope_b];

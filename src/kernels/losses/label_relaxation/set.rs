@@ -76,7 +76,7 @@ pub(super) fn set<E: Element>(
     }
     let (losses, excesses) = loss.losses(&Binary::from_log_odds(&[d; LANES]), &[alpha; LANES]);
     let weight = batch.mean_weight(&scratch.target, &scratch.weight);
-    let excess = excesses[0] * weight * batch.factor;
+    let excess = excesses[0] * weight * batch.factor(i);
     if excess == 0.0 {
         batch.no_gradient(i, scratch);
     } else if let Some(out) = batch.out(i, &mut scratch.grad) {
