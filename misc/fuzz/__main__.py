@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,17 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
     try:
         call: Any = ast.parse(text, mode="eval").body
         area, given = call.func.id, {each.arg: ast.literal_eval(each.value) for each in call.keywords}
-        choices = {**AREAS[area].CHOICES, "seed": (0, given.get("seed", 0))}
-        unknown = [name for name, value in given.items() if value not in choices[name]]
-    except (SyntaxError, AttributeError, KeyError, ValueError) as error:
-        raise ValueError(f"not a case: {text!r} ({type(error).__name__}: {error})") from error
+        choices, seed = AREAS[area].CHOICES, given.get("seed", 0)
+    except (SyntaxError, AttributeError, KeyError, ValueError, MemoryError, RecursionError) as error:
+        raise ValueError(f"not a case: {text[:200]!r} ({type(error).__name__}: {error})") from error
+    if call.args or len(given) < len(call.keywords):
+        raise ValueError(f"not a case: {text[:200]!r} (a value without a name, or a name twice)")
+    unknown = [name for name, value in given.items() if name != "seed" and value not in choices.get(name, ())]
+    if type(seed) is not int or seed < 0:
+        unknown.append("seed")
     if unknown:
-        raise ValueError(f"not a choice: {', '.join(unknown)} of {text!r}")
+        raise ValueError(f"not a choice: {', '.join(map(str, unknown))} of {text[:200]!r}")
+    choices = {**choices, "seed": (seed,)}
     return area, {name: values[0] for name, values in choices.items()} | given
 
 
@@ -96,23 +102,24 @@ def work(seed: int, seconds: float, most: float, log: int) -> int:
     """Runs cases; the line of each is written to a file before it starts."""
     n, failures, start = 0, 0, time.monotonic()
     step = seed * 1_000_000_000
-    while n < most and time.monotonic() - start < seconds:
-        step += 1
-        area = "losses" if step % 3 else "metrics"
-        case = draw(AREAS[area], step)
-        os.pwrite(log, line(area, case).ljust(2000).encode(), 0)
-        try:
-            found = failure(AREAS[area], case)
-        except Skip:
-            continue
-        n += 1
-        if found:
-            failures += 1
-            simple = shrunk(AREAS[area], case)
-            print(f"{failure(AREAS[area], simple)}\n    {again(line(area, simple))}", flush=True)
+    with suppress(KeyboardInterrupt):
+        while not n or (n < most and time.monotonic() - start < seconds):
+            step += 1
+            area = "losses" if step % 3 else "metrics"
+            case = draw(AREAS[area], step)
+            os.pwrite(log, line(area, case).ljust(2000).encode(), 0)
+            try:
+                found = failure(AREAS[area], case)
+            except Skip:
+                continue
+            n += 1
+            if found:
+                failures += 1
+                simple = shrunk(AREAS[area], case)
+                print(f"{failure(AREAS[area], simple)}\n    {again(line(area, simple))}", flush=True)
     seconds = time.monotonic() - start
     print(f"seed {seed}: {n} inputs, {n / seconds:.0f} per second, {failures} failures", flush=True)
-    return FAILURES if failures or not n else 0
+    return FAILURES if failures else 0
 
 
 def again(case: str) -> str:
@@ -144,7 +151,10 @@ def main() -> int:
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, str(Path(__file__).parent), "--log", str(log.fileno())]
         command += [f"--{name}={getattr(a, name)}" for name in ("seed", "seconds", "inputs")]
-        status = subprocess.run(command, pass_fds=[log.fileno()], check=False).returncode
+        with subprocess.Popen(command, pass_fds=[log.fileno()]) as process:
+            with suppress(KeyboardInterrupt):  # which the process gets, too, and ends
+                process.wait()
+            status = process.wait()
         if status not in (0, FAILURES):
             log.seek(0)
             print(f"the process ended with {status}\n    {again(log.read().decode().strip())}")

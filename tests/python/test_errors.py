@@ -107,9 +107,7 @@ def test_no_weight_may_require_a_gradient(is_eager: bool) -> None:
         lambda: linear_label_relaxation_loss(Z, layer, Y, weight=weight),
     ]
     for call in calls:
-        with pytest.raises(
-            ValueError, match=r"not to require a gradient.*pass `(pos_)?weight\.detach"
-        ):
+        with pytest.raises(ValueError, match=r"not to require a gradient.*pass `(pos_)?weight\.detach"):
             call() if is_eager else torch.compile(call, backend="eager")()
         with torch.no_grad():
             call()
