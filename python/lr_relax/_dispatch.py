@@ -12,6 +12,8 @@ from lr_relax._arguments import broadcasts, check, check_constant
 from lr_relax._options import Options
 
 _TENSORS = (Tensor, Parameter)
+FEW = 2**15
+"""Up to about so many logits, a call of an operator from compiled code takes longer than the formula."""
 
 
 def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
@@ -28,7 +30,7 @@ def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
         check(input, target, options)
         has_kernel = input.is_cpu or _triton.supports(input, options)
         has_kernel = has_kernel and not wants_gradient(options.parameter)
-        if has_kernel and is_compiled(input):
+        if has_kernel and is_compiled(input) and not _compiles_well(input, target, options):
             return _operators.loss(input, target, options)
         if not has_kernel or input.is_cpu or not is_eager(input):
             return _formulas.loss(input, target, options)
@@ -112,6 +114,25 @@ def is_compiled(input: Tensor) -> bool:
         and (type(input) in _TENSORS or torch.compiler.is_exporting())  # in export, inputs have other types
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
+    )
+
+
+def _compiles_well(input: Tensor, target: Tensor, options: Options) -> bool:
+    """Whether compiled code for the formula takes less time than the call of an operator: for few logits.
+
+    Only for class indices, whose values the compiled code checks, too.
+    """
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # not before: it takes 0.4 s
+
+    is_integer = not target.is_floating_point() and target.dtype != torch.bool
+    return (
+        input.is_cpu
+        and is_integer
+        and options.loss != "binary_label_relaxation"
+        and options.target_b is None
+        and not isinstance(options.parameter, Tensor)
+        and not torch.compiler.is_exporting()
+        and statically_known_true(input.numel() < FEW)
     )
 
 

@@ -15,7 +15,7 @@ def compute(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and its gradient times `upstream`, with the kernel for the device."""
     if input.is_cpu:
-        return _native.loss(input, target, options, upstream)  # type: ignore[arg-type]
+        return _native.loss(input, target, options, upstream)
     return _triton.loss(input, target, options, upstream)
 
 

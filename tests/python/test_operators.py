@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from loss_cases import CASES, C, N
-from lr_relax import LabelRelaxationLoss, _operators, _triton, functional
+from lr_relax import LabelRelaxationLoss, _dispatch, _operators, _triton, functional
 from lr_relax._options import Options
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,8 +15,9 @@ from torch.library import opcheck
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler() -> None:
+def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
+    monkeypatch.setattr(_dispatch, "FEW", 0)  # even the small tensors of these tests take the operators
 
 
 EACH_LOSS = pytest.mark.parametrize("name", CASES)
@@ -62,6 +63,36 @@ def test_the_graph_holds_the_operator_alone(name: str) -> None:
 
 
 @pytest.mark.skipif(not _triton.IS_AVAILABLE, reason="needs Triton, which comes with torch on Linux")
+def test_few_logits_are_compiled_with_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    z, names = logits(), ("class", "weight", "cross_entropy", "focal", "dual_focal", "penalty")
+    compiled = torch.compile(lambda z: torch.stack([CASES[name](z) for name in names]), fullgraph=True)
+    expected = torch.stack([CASES[name](z) for name in names])
+    torch.testing.assert_close(compiled(z), expected)
+    for got, true in zip(compiled(z), expected, strict=True):
+        (grad,) = torch.autograd.grad(got, z, retain_graph=True)
+        torch.testing.assert_close(grad, torch.autograd.grad(true, z, retain_graph=True)[0])
+    target = torch.tensor([0, 77, 1, 1, 1, 1])
+    with pytest.raises(RuntimeError, match="index out of bounds"):
+        torch.compile(functional.label_relaxation_loss, fullgraph=True)(z, target)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_which_graphs_hold_the_operator(monkeypatch: pytest.MonkeyPatch, dynamic: bool) -> None:
+    monkeypatch.undo()
+    for shape, is_called in (((6, 5), dynamic), ((8, 5000), True)):
+        z, y = torch.randn(shape, requires_grad=True), torch.zeros(shape[0], dtype=torch.int64)
+        targets = []
+
+        def backend(graph: torch.fx.GraphModule, _: Any, into: list[Any] = targets) -> Any:
+            into += [node.target for node in graph.graph.nodes]
+            return graph
+
+        torch.compiler.reset()
+        torch.compile(functional.label_relaxation_loss, backend=backend, dynamic=dynamic)(z, y)
+        assert (torch.ops.lr_relax.loss in targets) == is_called
+
+
 def test_graphs_of_cuda_tensors_hold_the_operator() -> None:
     graphs = []
 
