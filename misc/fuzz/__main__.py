@@ -14,6 +14,7 @@ import argparse
 import ast
 import faulthandler
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -85,11 +86,15 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
         call: Any = ast.parse(text, mode="eval").body
         area, given = call.func.id, {each.arg: ast.literal_eval(each.value) for each in call.keywords}
         choices, seed = AREAS[area].CHOICES, given.get("seed", 0)
-    except (SyntaxError, AttributeError, KeyError, ValueError, MemoryError, RecursionError) as error:
+    except Exception as error:  # also what `ast` raises for what it cannot read
         raise ValueError(f"not a case: {text[:200]!r} ({type(error).__name__}: {error})") from error
     if call.args or len(given) < len(call.keywords):
         raise ValueError(f"not a case: {text[:200]!r} (a value without a name, or a name twice)")
-    unknown = [name for name, value in given.items() if name != "seed" and value not in choices.get(name, ())]
+    unknown = [
+        name
+        for name, value in given.items()
+        if name != "seed" and (type(value), value) not in [(type(x), x) for x in choices.get(name, ())]
+    ]
     if type(seed) is not int or seed < 0:
         unknown.append("seed")
     if unknown:
@@ -151,11 +156,15 @@ def main() -> int:
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, str(Path(__file__).parent), "--log", str(log.fileno())]
         command += [f"--{name}={getattr(a, name)}" for name in ("seed", "seconds", "inputs")]
-        with subprocess.Popen(command, pass_fds=[log.fileno()]) as process:
-            with suppress(KeyboardInterrupt):  # which the process gets, too, and ends
-                process.wait()
-            status = process.wait()
-        if status not in (0, FAILURES):
+        with subprocess.Popen(command, pass_fds=[log.fileno()], start_new_session=True) as process:
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)  # it ends with the case that it runs
+                status = process.wait()
+        if status == -signal.SIGINT:
+            print("interrupted before the first input")
+        elif status not in (0, FAILURES):
             log.seek(0)
             print(f"the process ended with {status}\n    {again(log.read().decode().strip())}")
         return int(status != 0)

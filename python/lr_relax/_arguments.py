@@ -207,8 +207,8 @@ def broadcasts(shape: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def check_constant(weight: object, name: str) -> None:
-    """Raise if a weight is to have a gradient, which no loss computes, nor do those of torch."""
-    if isinstance(weight, Tensor) and weight.requires_grad and torch.is_grad_enabled():
+    """Raise if a weight is to have a gradient, which no loss computes."""
+    if isinstance(weight, Tensor) and weight.requires_grad is True and torch.is_grad_enabled():
         raise ValueError(
             f"Expected argument `{name}` not to require a gradient, which the loss does not compute; "
             f"pass `{name}.detach()`."

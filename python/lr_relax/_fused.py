@@ -1,6 +1,7 @@
 """The loss as an autograd function, for eager calls: the kernel computes the gradient with it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -71,30 +72,36 @@ def scaled(
     In float16 the scale must enter before rounding: small gradients of the mean would be 0 already.
     """
     is_half, batched = grad.dtype == torch.float16, is_batched(upstream)
-    if grad.is_cpu and not batched:  # our own kernel: torch's product hangs in a forked child
+    if grad.is_cpu and not batched and type(upstream) is Tensor and not torch._C._len_torch_dispatch_stack():
+        # Our own kernel: torch's product waits forever in a forked process.
         number = _native.scalar(upstream)
         if number == 1.0 and not keeps:
             return grad
         scale = upstream.resolve_neg() if number is None else number
-        if not is_half or number == 1.0:
-            return _native.scale(grad, scale, dim, keeps)
-        again = compute(*arguments(), scale)[1]
-        assert again is not None
-        return again
+        with suppress(TypeError):  # sparse upstreams, or what a hook has put in the place of the gradient
+            if is_half and number != 1.0:
+                again = compute(*arguments(), scale)[1]
+                assert again is not None
+                return again
+            result = _native.scale(grad, scale, dim, keeps)
+            if not keeps:  # with inplace=True, this was the memory of the logits
+                torch.autograd.graph.increment_version(grad)
+            return result
     if upstream.dim() > 0 or batched:  # one number per row, or a batch of upstreams (is_grads_batched)
         upstream = upstream.unsqueeze(dim) if upstream.dim() > 0 else upstream
-        if is_half:  # the kernel takes one number for all rows
+        if is_half:  # the kernels take no batches, and that for GPUs one number for all rows
             input, target, options = arguments()
             wide = compute(input.float(), target, options, 1.0)[1]
             assert wide is not None
             return (wide * upstream).to(grad.dtype)
         return (grad * upstream).to(grad.dtype) if keeps or batched else grad.mul_(upstream)
-    # The host does not know the number, and does not wait for it.
-    if is_half:
-        again = compute(*arguments(), upstream)[1]
+    if is_half:  # on another device, the host does not know the number, and does not wait for it
+        again = compute(*arguments(), float(upstream) if grad.is_cpu else upstream)[1]
         assert again is not None
         return again
-    return grad * upstream if keeps else _triton.scale(grad, upstream)
+    if keeps:
+        return grad * upstream
+    return grad.mul_(upstream) if grad.is_cpu else _triton.scale(grad, upstream)
 
 
 def version_of(options: Options) -> int:

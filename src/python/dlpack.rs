@@ -279,11 +279,17 @@ pub(super) fn allocate<'py>(
     if status != 0 || managed.is_null() {
         return Err(PyMemoryError::new_err(format!("Could not allocate a tensor of shape {shape:?}.")));
     }
-    // SAFETY: torch created this tensor.
-    let data = unsafe { (*managed).tensor.data.cast::<u8>() };
     // SAFETY: the tensor is valid, and torch becomes its owner.
     let tensor = unsafe { import(py, api, managed) }?;
-    Ok((tensor, View::contiguous(data, dtype, shape.to_vec())))
+    let view = borrow_raw(&tensor, "output")?;
+    let expected = View::contiguous(view.data, dtype, shape.to_vec());
+    // A dispatch mode may have created another kind of tensor.
+    if view.dtype != dtype || view.shape != expected.shape || !view.has_memory() {
+        return Err(PyTypeError::new_err(
+            "Expected torch to create a tensor in memory, which a mode prevents.",
+        ));
+    }
+    Ok((tensor, expected))
 }
 
 /// The Python tensor of `managed`.

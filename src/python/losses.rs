@@ -17,9 +17,9 @@ const QUICK: usize = 10_000;
 
 type Tensor<'py> = Bound<'py, PyAny>;
 
-/// Computes the loss that `options` (`lr_relax._options.Options`) describe. If `upstream` is a number, also returns the
-/// gradient of the reduced loss (for "none", of the sum) times `upstream`, a number or a tensor of one per row; with `inplace`, writes it over `input` and
-/// returns `None` in its place.
+/// Computes the loss that `options` (`lr_relax._options.Options`) describe. Unless `upstream` is `None`, also returns the
+/// gradient of the reduced loss (for "none", of the sum) times `upstream`, a number or a tensor with one for each row;
+/// with `inplace`, writes it over `input` and returns `None` in its place.
 #[pyfunction]
 #[pyo3(signature = (input, target, options, upstream))]
 pub(super) fn loss<'py>(

@@ -158,8 +158,7 @@ impl Inputs {
     }
 
     /// Writes the loss into `losses`: reduced, or one per row if `reduction` is `None`. Unless `grad` is
-    /// [`Gradient::None`], also computes the gradient, times
-    /// `upstream`, one number or, with a loss per row, one for each.
+    /// [`Gradient::None`], also computes the gradient, times `upstream`: one number, or one for each row.
     ///
     /// # Safety
     ///
@@ -174,11 +173,11 @@ impl Inputs {
         losses: &View,
         grad: Gradient<'_>,
     ) -> Result<(), Error> {
-        let (upstream, upstreams) = match upstream {
-            Numbers::Same(number) => (number, None),
+        let upstreams = match upstream {
+            Numbers::Same(number) => vec![number],
             Numbers::Each(view) => {
                 check_numbers("upstream", view, &self.rows())?;
-                (1.0, Some(view.to_f64()?))
+                view.to_f64()?
             }
         };
         with_float!(self.input.dtype, E => {
@@ -199,11 +198,10 @@ impl Inputs {
                     (Some(rows), Gradient::InPlace) => unsafe { batch.gradient_in_place(rows)? },
                     (Some(rows), _) => batch.gradient(rows)?,
                 }
-                .upstream(upstream);
-                match (reduction, &upstreams) {
-                    (Some(reduction), _) => losses[0] = Real::from_f64(batch.reduce(loss, reduction)?),
-                    (None, None) => batch.per_row(loss, losses)?,
-                    (None, Some(upstreams)) => batch.upstreams(upstreams)?.per_row(loss, losses)?,
+                .upstreams(&upstreams)?;
+                match reduction {
+                    Some(reduction) => losses[0] = Real::from_f64(batch.reduce(loss, reduction)?),
+                    None => batch.per_row(loss, losses)?,
                 }
                 Ok(())
             })

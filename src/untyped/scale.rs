@@ -17,18 +17,23 @@ const RUN: usize = 4096;
 ///
 /// # Safety
 ///
-/// `to` has the type and the shape of `from`, different indices reach different elements of it, and nothing else uses
-/// its memory.
+/// Different indices reach different elements of `to`, and nothing else uses its memory.
 pub(crate) unsafe fn scale(from: &View, to: &View, upstream: Numbers<'_>, dim: i64) -> Result<(), Error> {
     let axes = from.shape.len() as i64;
     if !from.dtype.is_float() || !(-axes..axes).contains(&dim) {
         return Err(Error::value("Expected a gradient of a floating-point type with the dimension `dim`."));
+    }
+    if to.dtype != from.dtype || to.shape != from.shape || !to.has_memory() {
+        return Err(Error::r#type("Expected an output in memory of the type and the shape of the gradient."));
     }
     let class_axis = dim.rem_euclid(axes) as usize;
     let wide = if from.dtype == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
     let mut strides = vec![0; from.shape.len()];
     if let Numbers::Each(upstream) = upstream {
         check_numbers("upstream", upstream, &without(&from.shape, class_axis))?;
+        if upstream.overlaps(to) {
+            return Err(Error::r#type("Expected argument `upstream` not to share memory with the output."));
+        }
         if upstream.dtype != wide {
             return Err(Error::r#type("Expected the gradient of the losses to be of their type."));
         }
@@ -48,7 +53,7 @@ pub(crate) unsafe fn scale(from: &View, to: &View, upstream: Numbers<'_>, dim: i
                 number = <<E as Element>::Wide as Real>::from_f64(x);
                 &raw const number
             }
-            Numbers::Each(view) => view.data.cast_const().cast(),
+            Numbers::Each(view) => view.data.cast_const().cast(), // of the type `wide`, as checked above
         };
         let arrays = Arrays::<E> { to: to.data.cast(), from: from.data.cast_const().cast(), numbers };
         let tiles = Tiles::new(runs.len(), runs.length);

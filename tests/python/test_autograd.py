@@ -12,6 +12,7 @@ from loss_cases import CASES
 from lr_relax import LabelRelaxationLoss, _native, label_relaxation_loss
 from option_cases import option_cases
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -232,8 +233,9 @@ def test_other_tensors_may_change_before_backward(name: str) -> None:
     assert torch.autograd.grad(loss, z)[0].equal(expected)
 
 
-def test_lazily_negated_upstream() -> None:
-    z = logits().float().requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_lazily_negated_upstream(dtype: torch.dtype) -> None:
+    z = logits().to(dtype).requires_grad_()
     loss = label_relaxation_loss(z, TARGET)
     minus_one = torch.tensor(1j).conj().imag
     assert minus_one.is_neg()
@@ -242,6 +244,40 @@ def test_lazily_negated_upstream() -> None:
     assert grad.equal(-plus)
     (again,) = torch.autograd.grad(label_relaxation_loss(z, TARGET), z, minus_one)
     assert again.equal(-plus)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_unusual_upstreams(dtype: torch.dtype) -> None:
+    z = logits().to(dtype).requires_grad_()
+    for reduction, each in (("mean", torch.tensor(2.0)), ("none", torch.linspace(-1, 2, 6))):
+        loss = label_relaxation_loss(z, TARGET, reduction=reduction)
+        (expected,) = torch.autograd.grad(loss, z, each, retain_graph=True)
+        memory = bytearray(4 * each.numel() + 1)
+        misaligned = torch.frombuffer(memory, dtype=torch.float32, offset=1).view(each.shape).copy_(each)
+        for upstream in (misaligned, each.as_subclass(torch.nn.Buffer)):
+            (grad,) = torch.autograd.grad(loss, z, upstream, retain_graph=True)
+            assert grad.equal(expected)
+
+
+def test_a_scaled_gradient_in_place_of_the_logits_is_noticed() -> None:
+    factor = torch.ones(6, 5, dtype=torch.float64, requires_grad=True)
+    z = logits().requires_grad_() * 1
+    loss = label_relaxation_loss(z, TARGET, inplace=True)
+    product = (factor * z.detach()).sum()
+    (2 * loss).backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+@pytest.mark.parametrize("rows", [100, 3000])
+@pytest.mark.parametrize("retain_graph", [True, False])
+def test_backward_under_a_mode_writes_no_memory_that_is_not_there(rows: int, retain_graph: bool) -> None:
+    x = torch.randn(rows, 100).requires_grad_()
+    loss = label_relaxation_loss(x, torch.zeros(rows, dtype=torch.int64), reduction="none")
+    upstream = torch.full((rows,), 2.0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        (grad,) = torch.autograd.grad(loss, x, upstream, retain_graph=retain_graph)
+    assert grad.shape == x.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
