@@ -194,16 +194,13 @@ impl<'a, E: Element> Batch<'a, E> {
         self.factors.map_or(self.factor, |factors| self.factor * factors[i])
     }
 
-    /// The factors of up to sixteen rows.
+    /// Multiplies the slopes of up to sixteen rows, which have the factor of all rows, by the factor of each row.
     #[inline(always)]
-    pub(super) fn factors_of(&self, rows: Range<usize>) -> Lanes<f64> {
-        let mut factors = [self.factor; LANES];
-        if let Some(numbers) = self.factors {
-            for (factor, number) in factors.iter_mut().zip(&numbers[rows]) {
-                *factor *= number;
-            }
+    pub(super) fn multiply<F: Real>(&self, rows: Range<usize>, slopes: &mut Lanes<F>) {
+        let Some(factors) = self.factors else { return };
+        for (slope, &factor) in slopes.iter_mut().zip(&factors[rows]) {
+            *slope = slope.mul(F::from_f64(factor));
         }
-        factors
     }
 
     #[inline(always)]

@@ -104,11 +104,11 @@ pub(super) fn group_of_classes<E: Element, L: BinaryLoss>(
     let d = sums.log_odds(loss.scores());
     let parameters = batch.parameters(loss.parameter(), rows.clone());
     let (mut losses, mut slopes) = loss.losses(&Binary::from_log_odds(&d), &parameters);
-    let factors = batch.factors_of(rows.clone());
     for i in 0..LANES {
         losses[i] *= sums.weight[i];
-        slopes[i] *= sums.weight[i] * factors[i];
+        slopes[i] *= sums.weight[i] * batch.factor;
     }
+    batch.multiply(rows.clone(), &mut slopes);
     write_gradient(batch, loss.scores(), &mut sums, &slopes, rows, classes, scratch);
     losses
 }

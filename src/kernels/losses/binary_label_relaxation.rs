@@ -65,10 +65,9 @@ impl GroupLoss for BinaryLabelRelaxation {
             }
         }
         let signs = batch.signs(rows.clone());
-        let factors = batch.factors_of(rows.clone());
-        let (mut sign, mut factor) = ([zero; LANES], [zero; LANES]);
+        let mut sign = [zero; LANES];
         for i in 0..LANES {
-            (sign[i], factor[i]) = (wide(f64::from(signs[i])), wide(factors[i]));
+            sign[i] = wide(f64::from(signs[i]));
         }
         // d = ln(p / (1 - p)), and by probabilities how fast the loss falls with that of the target, (1 - a / q) / p.
         let (mut d, mut fall) = (widen(&z), [zero; LANES]);
@@ -78,7 +77,7 @@ impl GroupLoss for BinaryLabelRelaxation {
                 let p = if (0.0..=1.0).contains(&p) { p } else { f64::NAN };
                 d[i] = wide(ln(p) - ln(1.0 - p));
                 let (p, q) = if signs[i] > 0 { (p, 1.0 - p) } else { (1.0 - p, p) };
-                fall[i] = wide((1.0 - alpha / q) / p * factors[i]);
+                fall[i] = wide((1.0 - alpha / q) / p * batch.factor);
             }
         } else {
             for i in 0..LANES {
@@ -89,7 +88,7 @@ impl GroupLoss for BinaryLabelRelaxation {
         // (1 - a) ln(1 - a) + a ln a - (1 - a) ln p - a ln(1 - p), where ln(1 - p) = ln p - d. Each loop is short
         // enough to vectorize.
         let (a, keep, constant) = (wide(alpha), wide(1.0 - alpha), wide(self.constant));
-        let unbias = wide(1.0 / E::Wide::BIAS);
+        let (unbias, factor) = (wide(1.0 / E::Wide::BIAS), wide(batch.factor));
         let of_target = lanes::zip(&d, &sign, E::Wide::mul);
         let e = lanes::map(&of_target, |d| {
             let minus = zero.sub(d);
@@ -112,11 +111,12 @@ impl GroupLoss for BinaryLabelRelaxation {
             let q = if of_target[i] > zero { e[i].mul(inverse[i]) } else { inverse[i] };
             let excess = q.sub(a);
             let is_inside = excess <= zero || signs[i] == 0;
-            let fall = if scores == Scores::Probabilities { fall[i] } else { excess.mul(factor[i]) };
+            let fall = if scores == Scores::Probabilities { fall[i] } else { excess.mul(factor) };
             grad[i] = if is_inside { zero } else { zero.sub(sign[i]).mul(fall) };
             losses[i] = if is_inside { zero } else { losses[i] };
         }
         if batch.wants_gradient() {
+            batch.multiply(rows.clone(), &mut grad);
             let mut narrowed = [E::ZERO; LANES];
             narrow(&grad, &mut narrowed);
             batch.store_column(rows, &narrowed, &mut scratch.grad);
