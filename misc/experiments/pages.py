@@ -164,10 +164,11 @@ def about(records: Records, page: Path) -> str:
     """What was run, and with what."""
     hours, first = sum(run["seconds"] for run in records.runs) / 3600, records.runs[0]
     used, link = first["environment"], os.path.relpath(records.path, page.parent)
+    commits = " and ".join(dict.fromkeys(run["environment"]["commit"][:9] for run in records.runs))
     return (
         f"Seeds {records.seeds[0]} to {records.seeds[-1]}, {len(records.runs)} runs, {first['n_train']:,} "
-        f"training and {first['n_test']:,} test images, {hours:.1f} hours of one core beside other work "
-        f"({used['machine']}); lr-relax {used['lr_relax']} at commit {used['commit'][:9]}, torch "
+        f"training and {first['n_test']:,} test images, {hours:.1f} hours of one core, beside other work "
+        f"({used['machine']}); lr-relax {used['lr_relax']} at commit {commits}, torch "
         f"{used['torch']}, Python {used['python']}; [record]({link})."
     )
 
