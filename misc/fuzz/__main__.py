@@ -142,6 +142,7 @@ def main() -> int:
     if not (a.seconds > 0 and a.inputs > 0 and a.seed >= 0):
         parser.error("expected --seconds and --inputs above 0, and --seed of at least 0")
     faulthandler.enable()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the second process ends, too
     if a.case is not None:
         try:
             name, case = parsed(a.case)

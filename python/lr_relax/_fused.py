@@ -72,13 +72,17 @@ def scaled(
     In float16 the scale must enter before rounding: small gradients of the mean would be 0 already.
     """
     is_half, batched = grad.dtype == torch.float16, is_batched(upstream)
+    if upstream.layout != torch.strided:  # whose product with a dense tensor torch does not broadcast right
+        upstream = upstream.to_dense()
+    if not batched and upstream.dim() > 0 and torch._C._is_alias_of(upstream, grad):  # type: ignore[attr-defined]
+        upstream = upstream.clone()  # with inplace=True, a view of the logits, which are overwritten
     if grad.is_cpu and not batched and type(upstream) is Tensor and not torch._C._len_torch_dispatch_stack():
         # Our own kernel: torch's product waits forever in a forked process.
         number = _native.scalar(upstream)
         if number == 1.0 and not keeps:
             return grad
         scale = upstream.resolve_neg() if number is None else number
-        with suppress(TypeError):  # sparse upstreams, or what a hook has put in the place of the gradient
+        with suppress(TypeError):  # of a mode, or for what a hook has put in the place of the gradient
             if is_half and number != 1.0:
                 again = compute(*arguments(), scale)[1]
                 assert again is not None

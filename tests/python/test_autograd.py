@@ -254,7 +254,7 @@ def test_unusual_upstreams(dtype: torch.dtype) -> None:
         (expected,) = torch.autograd.grad(loss, z, each, retain_graph=True)
         memory = bytearray(4 * each.numel() + 1)
         misaligned = torch.frombuffer(memory, dtype=torch.float32, offset=1).view(each.shape).copy_(each)
-        for upstream in (misaligned, each.as_subclass(torch.nn.Buffer)):
+        for upstream in (misaligned, each.as_subclass(torch.nn.Buffer), each.to_sparse()):
             (grad,) = torch.autograd.grad(loss, z, upstream, retain_graph=True)
             assert grad.equal(expected)
 
@@ -267,6 +267,17 @@ def test_a_scaled_gradient_in_place_of_the_logits_is_noticed() -> None:
     (2 * loss).backward()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
+
+
+def test_an_upstream_that_is_a_view_of_the_logits() -> None:
+    leaf = logits().requires_grad_()
+    z = leaf * 1
+    loss = label_relaxation_loss(z, TARGET, reduction="none", inplace=True)
+    upstream = z.detach()[:, 0]  # of the gradient by now, which is overwritten again
+    values = upstream.clone()
+    (grad,) = torch.autograd.grad(loss, leaf, upstream)
+    plain = label_relaxation_loss(leaf, TARGET, reduction="none")
+    assert grad.equal(torch.autograd.grad(plain, leaf, values)[0])
 
 
 @pytest.mark.parametrize("rows", [100, 3000])
