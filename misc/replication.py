@@ -51,10 +51,11 @@ def label(row: Row, alpha: float | None = None) -> str:
 def results(table: Table) -> str:
     """Mean and standard deviation of each metric over seeds, the best mean in bold; and the chance level.
 
-    If the schedule is the paper's, the published numbers, too.
+    Of the paper's schedule, the published numbers, too.
     """
     rows = [row for row in table.rows if row.runs]
-    beside = ["accuracy", "ece"] if table.setting.epochs == 50 else []
+    has_published = table.setting.epochs == 50 and any(row.published for row in rows)
+    beside = ["accuracy", "ece"] if has_published else []
     means = {name: [fmean(getattr(run, name) for run in row.runs) for row in rows] for name in METRICS}
     lines = []
     for i, row in enumerate(rows):

@@ -78,8 +78,8 @@ if loader:
     print(torch.cat(list(batches)).double().tolist())
 elif method == "fork" and prior:  # where torch's own operators hang, so that only the kernels run
     with context.Pool(2) as pool:
-        all = pool.map(t.scaled_losses, [t.fixed(i) for i in range(8)])
-    assert all == [t.scaled_losses(t.fixed(i)) for i in range(8)]
+        found = pool.map(t.scaled_losses, [t.fixed(i) for i in range(8)])
+    assert found == [t.scaled_losses(t.fixed(i)) for i in range(8)]
     print([t.work(i)[0] for i in range(8)])
 else:
     with context.Pool(2) as pool:

@@ -82,7 +82,7 @@ def scaled(
         if number == 1.0 and not keeps:
             return grad
         scale = upstream.resolve_neg() if number is None else number
-        with suppress(TypeError):  # of a mode, or for what a hook has put in the place of the gradient
+        with suppress(TypeError):  # a misaligned number, or what a hook has put in the place of the gradient
             if is_half and number != 1.0:
                 again = compute(*arguments(), scale)[1]
                 assert again is not None

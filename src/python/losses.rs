@@ -31,7 +31,7 @@ pub(super) fn loss<'py>(
     // Extracted here, because pyo3 prefixes the errors of arguments that it extracts itself.
     let options: Options<'_> = options.extract()?;
     let (py, loss) = (input.py(), options.loss);
-    let upstream = upstream.map(Upstream::new).transpose()?;
+    let upstream = upstream.map(parse_upstream).transpose()?;
     options.check_tensors(input, target)?;
     let inputs = options.inputs(input, target)?;
     let (grad, grad_view) = match &upstream {
@@ -54,10 +54,12 @@ pub(super) fn loss<'py>(
     // Making the outputs may have run Python code, too: that of a mode or of a finalizer.
     inputs.check_unmoved(&tensors::borrow(input, "input")?, &tensors::borrow(target, "target")?)?;
     let reduction = options.reduction;
-    let upstream = upstream.map_or(Ok(Borrowed::Same(1.0)), |upstream| upstream.borrow())?;
+    let (number, tensor) = upstream.unwrap_or((1.0, None));
+    let each = tensor.as_ref().map(|tensor| tensors::borrow(tensor, "upstream")).transpose()?;
+    let upstream = each.as_ref().map_or(Numbers::Same(number), Numbers::Each);
     // SAFETY: both outputs are new and have the types and shapes that `inputs` asks for. In place, `check_in_place` has
     // accepted the input, whose values the caller gives up.
-    let work = || unsafe { inputs.compute(loss, upstream.numbers(), reduction, &losses, to) };
+    let work = || unsafe { inputs.compute(loss, upstream, reduction, &losses, to) };
     if inputs.input().len() < QUICK { work() } else { py.allow_threads(work) }?;
     Ok((out, grad))
 }
@@ -188,7 +190,7 @@ pub(super) fn scale<'py>(
     dim: i64,
     keeps: bool,
 ) -> PyResult<Tensor<'py>> {
-    let upstream = Upstream::new(upstream)?;
+    let (number, tensor) = parse_upstream(upstream)?;
     tensors::check(grad, "grad")?;
     let from = tensors::borrow(grad, "grad")?;
     let (out, to) =
@@ -197,48 +199,21 @@ pub(super) fn scale<'py>(
     if tensors::borrow(grad, "grad")? != from {
         return Err(PyValueError::new_err("Expected argument `grad` not to be resized during the call."));
     }
-    let upstream = upstream.borrow()?;
+    let each = tensor.as_ref().map(|tensor| tensors::borrow(tensor, "upstream")).transpose()?;
+    let upstream = each.as_ref().map_or(Numbers::Same(number), Numbers::Each);
     // SAFETY: the product has the type and shape of the gradient; it is new, or the caller gives up the gradient.
-    let work = || unsafe { multiply(&from, &to, upstream.numbers(), dim) };
+    let work = || unsafe { multiply(&from, &to, upstream, dim) };
     if from.len() < QUICK { work() } else { grad.py().allow_threads(work) }?;
     Ok(out)
 }
 
 /// The gradient from above: a number for all rows, or a tensor with one for each.
-enum Upstream<'py> {
-    Same(f64),
-    Each(Tensor<'py>),
-}
-
-impl<'py> Upstream<'py> {
-    fn new(upstream: Tensor<'py>) -> PyResult<Self> {
-        if let Ok(number) = upstream.downcast::<PyFloat>() {
-            return Ok(Upstream::Same(number.value()));
-        }
-        tensors::check(&upstream, "upstream").map(|()| Upstream::Each(upstream))
+fn parse_upstream(upstream: Tensor<'_>) -> PyResult<(f64, Option<Tensor<'_>>)> {
+    if let Ok(number) = upstream.downcast::<PyFloat>() {
+        return Ok((number.value(), None));
     }
-
-    fn borrow(&self) -> PyResult<Borrowed> {
-        match self {
-            Upstream::Same(number) => Ok(Borrowed::Same(*number)),
-            Upstream::Each(tensor) => tensors::borrow(tensor, "upstream").map(Borrowed::Each),
-        }
-    }
-}
-
-/// An [`Upstream`] that has been borrowed.
-enum Borrowed {
-    Same(f64),
-    Each(View),
-}
-
-impl Borrowed {
-    fn numbers(&self) -> Numbers<'_> {
-        match self {
-            Borrowed::Same(number) => Numbers::Same(*number),
-            Borrowed::Each(view) => Numbers::Each(view),
-        }
-    }
+    tensors::check(&upstream, "upstream")?;
+    Ok((1.0, Some(upstream)))
 }
 
 /// A new tensor for the gradient with respect to `input`, which `view` describes; not initialized.

@@ -105,7 +105,7 @@ impl Inputs {
 
     /// The type of the losses: single precision for half.
     pub(crate) fn loss_type(&self) -> Dtype {
-        if self.input.dtype == Dtype::F64 { Dtype::F64 } else { Dtype::F32 }
+        self.input.dtype.wide()
     }
 
     /// The shape of the losses, one for each row.
@@ -173,11 +173,16 @@ impl Inputs {
         losses: &View,
         grad: Gradient<'_>,
     ) -> Result<(), Error> {
-        let upstreams = match upstream {
-            Numbers::Same(number) => vec![number],
+        let (one, each);
+        let upstreams: &[f64] = match upstream {
+            Numbers::Same(number) => {
+                one = [number];
+                &one
+            }
             Numbers::Each(view) => {
                 check_numbers("upstream", view, &self.rows())?;
-                view.to_f64()?
+                each = view.to_f64()?;
+                &each
             }
         };
         with_float!(self.input.dtype, E => {
@@ -198,7 +203,7 @@ impl Inputs {
                     (Some(rows), Gradient::InPlace) => unsafe { batch.gradient_in_place(rows)? },
                     (Some(rows), _) => batch.gradient(rows)?,
                 }
-                .upstreams(&upstreams)?;
+                .upstreams(upstreams)?;
                 match reduction {
                     Some(reduction) => losses[0] = Real::from_f64(batch.reduce(loss, reduction)?),
                     None => batch.per_row(loss, losses)?,

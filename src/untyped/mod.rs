@@ -51,6 +51,11 @@ impl Dtype {
         matches!(self, Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64)
     }
 
+    /// The type of losses, and of what a gradient of this floating-point type is computed in: single precision for half.
+    pub(crate) fn wide(self) -> Dtype {
+        if self == Dtype::F64 { Dtype::F64 } else { Dtype::F32 }
+    }
+
     /// The name in PyTorch.
     fn name(self) -> &'static str {
         match self {

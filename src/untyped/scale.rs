@@ -17,7 +17,7 @@ const RUN: usize = 4096;
 ///
 /// # Safety
 ///
-/// Different indices reach different elements of `to`, and nothing else uses its memory.
+/// The views describe memory that exists. Different indices reach different elements of `to`, and nothing else uses it.
 pub(crate) unsafe fn scale(from: &View, to: &View, upstream: Numbers<'_>, dim: i64) -> Result<(), Error> {
     let axes = from.shape.len() as i64;
     if !from.dtype.is_float() || !(-axes..axes).contains(&dim) {
@@ -27,14 +27,13 @@ pub(crate) unsafe fn scale(from: &View, to: &View, upstream: Numbers<'_>, dim: i
         return Err(Error::r#type("Expected an output in memory of the type and the shape of the gradient."));
     }
     let class_axis = dim.rem_euclid(axes) as usize;
-    let wide = if from.dtype == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
     let mut strides = vec![0; from.shape.len()];
     if let Numbers::Each(upstream) = upstream {
         check_numbers("upstream", upstream, &without(&from.shape, class_axis))?;
         if upstream.overlaps(to) {
             return Err(Error::r#type("Expected argument `upstream` not to share memory with the output."));
         }
-        if upstream.dtype != wide {
+        if upstream.dtype != from.dtype.wide() {
             return Err(Error::r#type("Expected the gradient of the losses to be of their type."));
         }
         if !upstream.shape.is_empty() {
@@ -53,7 +52,7 @@ pub(crate) unsafe fn scale(from: &View, to: &View, upstream: Numbers<'_>, dim: i
                 number = <<E as Element>::Wide as Real>::from_f64(x);
                 &raw const number
             }
-            Numbers::Each(view) => view.data.cast_const().cast(), // of the type `wide`, as checked above
+            Numbers::Each(view) => view.data.cast_const().cast(), // of the type `Wide`, as checked above
         };
         let arrays = Arrays::<E> { to: to.data.cast(), from: from.data.cast_const().cast(), numbers };
         let tiles = Tiles::new(runs.len(), runs.length);

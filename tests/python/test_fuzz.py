@@ -53,3 +53,22 @@ def test_a_wrong_result_is_found_and_made_simple(
     area, case = names["parsed"]("losses(loss='focal', dtype='float64', rows=(2, 3), upstream=3.0, seed=5)")
     simple = names["line"](area, names["shrunk"](names["AREAS"][area], case))
     assert simple == "losses(loss='focal', seed=5)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "losses(1)",
+        "losses(seed=1, seed=2)",
+        "losses(seed=-1)",
+        "losses(seed=None)",
+        "losses(inplace=1)",
+        "losses(loss={[]: 1})",
+        "losses(color='red')",
+        "losses",
+        "(" * 90_000,
+    ],
+)
+def test_what_is_no_case_is_refused(names: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match="not a c"):
+        names["parsed"](text)

@@ -62,7 +62,6 @@ def test_the_graph_holds_the_operator_alone(name: str) -> None:
     assert torch.ops.lr_relax.loss in [getattr(op, "overloadpacket", op) for op in graphs[0]]
 
 
-@pytest.mark.skipif(not _triton.IS_AVAILABLE, reason="needs Triton, which comes with torch on Linux")
 def test_few_logits_are_compiled_with_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     z, names = logits(), ("class", "weight", "cross_entropy", "focal", "dual_focal", "penalty")
@@ -93,6 +92,7 @@ def test_which_graphs_hold_the_operator(monkeypatch: pytest.MonkeyPatch, dynamic
         assert (torch.ops.lr_relax.loss in targets) == is_called
 
 
+@pytest.mark.skipif(not _triton.IS_AVAILABLE, reason="needs Triton, which comes with torch on Linux")
 def test_graphs_of_cuda_tensors_hold_the_operator() -> None:
     graphs = []
 

@@ -8,17 +8,22 @@ use super::{ALPHAS, REDUCTIONS, assert_close, classes, composed, gradient, logit
 #[test]
 fn loss_scale_preserves_small_half_gradients() {
     // The gradients of the mean over 4096 rows are about 1e-8, less than the smallest positive half.
+    // Rounded before it is scaled, a gradient of one row would be off by more than half a unit, too.
     let (z, y) = (logits(&[4096, 1000], Kind::Half).set_requires_grad(true), classes(&[4096], 1000));
-    let scale = 65536.0;
-    (label_relaxation(&z, &y, 0.1, Reduction::Mean).unwrap() * scale).backward();
     let wide = z.detach().to_kind(Kind::Float).set_requires_grad(true);
-    (label_relaxation(&wide, &y, 0.1, Reduction::Mean).unwrap() * scale).backward();
-    let expected = wide.grad();
-    let error = (z.grad().to_kind(Kind::Float) - &expected).abs();
-    // Half a unit in the last place of a half; the unit is 2^-24 below 2^-14.
-    let bound = expected.abs() * 2.0_f64.powi(-11) + 2.0_f64.powi(-25);
-    assert!(error.le_tensor(&(bound * 1.001)).all().int64_value(&[]) == 1);
-    assert!(z.grad().ne(0).to_kind(Kind::Double).mean(None).double_value(&[]) > 0.9);
+    for (reduction, scale) in [(Reduction::Mean, 65536.0), (Reduction::None, 100.3)] {
+        let scaled = |z: &Tensor, keep: bool| {
+            let loss = (label_relaxation(z, &y, 0.1, reduction).unwrap() * scale).sum(Kind::Float);
+            Tensor::run_backward(&[&loss], &[z], keep, false).remove(0)
+        };
+        let (expected, grad) = (scaled(&wide, false), scaled(&z, false));
+        let error = (grad.to_kind(Kind::Float) - &expected).abs();
+        // Half a unit in the last place of a half; the unit is 2^-24 below 2^-14.
+        let bound = expected.abs() * 2.0_f64.powi(-11) + 2.0_f64.powi(-25);
+        assert!(error.le_tensor(&(bound * 1.001)).all().int64_value(&[]) == 1);
+        assert!(grad.ne(0).to_kind(Kind::Double).mean(None).double_value(&[]) > 0.9);
+        assert!(scaled(&z, true).equal(&grad));
+    }
 }
 
 #[test]
