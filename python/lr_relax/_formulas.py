@@ -53,7 +53,8 @@ def projection(input: Tensor, target: Tensor, options: Options) -> Tensor:
             free = y == options.ignore_index
             y = y.masked_fill(free, 0)
             own = torch.arange(p.shape[-1], device=p.device) == y.unsqueeze(-1)
-        shares, others = (_ln_sum(ln_p, mask)[1].masked_fill(~mask, 0.0) for mask in (own, ~own))
+        ratios = scores if options.from_logits else ln_p
+        shares, others = (_shares_within(mask, ratios).masked_fill(~mask, 0.0) for mask in (own, ~own))
         inside = (p.masked_fill(own, 0.0).sum(-1, keepdim=True) <= alpha).squeeze(-1) | free
         q = (1 - alpha) * shares + alpha * others + 0.0 * p  # NaN where p is
     return p.where(inside.unsqueeze(-1), q).movedim(-1, options.dim)
@@ -119,7 +120,7 @@ def _of_sets(scores: Tensor, sets: Tensor, options: Options) -> tuple[Tensor, Te
     ignored = sets.all(-1, keepdim=True)  # the set of all classes has loss 0
     alpha, weight = _parameter(options, scores), _weight(options, scores)
     if options.from_logits:
-        ln_p = _with_slope(_ln_sum, _counted(scores, ignored).log_softmax(-1), target=sets)
+        ln_p = _with_slope(_ln_sum, _counted(scores, ignored).log_softmax(-1), None, sets, scores)
     else:
         scores = _counted(scores, ignored)
         ln_p = scores.masked_fill(~sets, 0.0).sum(-1).log() - _total(scores).log().squeeze(-1)
@@ -496,11 +497,16 @@ def _ln_probabilities(scores: Tensor, target: Tensor | None = None) -> Tensor:
     return scores.masked_fill(zero, 1.0).log().masked_fill(zero, -math.inf) - _total(scores).log()
 
 
-def _ln_sum(ln_p: Tensor, sets: Tensor) -> _WithSlopes:
-    """The log-probability of a set. Its slope is the share of each class, equal if the set is impossible."""
-    value = ln_p.masked_fill(~sets, -math.inf).logsumexp(-1)
-    finite = ln_p.clamp_min(torch.finfo(ln_p.dtype).min)
-    return value, finite.masked_fill(~sets, -math.inf).softmax(-1)
+def _ln_sum(ln_p: Tensor, sets: Tensor, scores: Tensor) -> _WithSlopes:
+    """The log-probability of a set. Its slope is the share of each class, equal if the set is impossible.
+
+    The shares are those of the logits: log-probabilities are rounded to the size of the largest logit.
+    """
+    return ln_p.masked_fill(~sets, -math.inf).logsumexp(-1), _shares_within(sets, scores)
+
+
+def _shares_within(sets: Tensor, scores: Tensor) -> Tensor:
+    return _single(scores).nan_to_num().masked_fill(~sets, -math.inf).softmax(-1)
 
 
 # Hyperparameters.

@@ -61,10 +61,13 @@ def test_trace() -> None:
 
 @EACH
 @pytest.mark.parametrize("n_classes", [10, 1000])
-@pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_precision(name: str, n_classes: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("scale", "distance"), [(1.0, 0.0), (4.0, 0.0), (1.0, 60000.0)])
+def test_precision(
+    name: str, n_classes: int, scale: float, distance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loss = losses(64, n_classes)[name]
     z = scale * torch.randn(64, n_classes, generator=torch.Generator().manual_seed(1))
+    z[:, -1] += distance
     exact = z.double().requires_grad_()
     true_loss = loss(exact)
     (true_grad,) = torch.autograd.grad(true_loss, exact)
