@@ -1,13 +1,14 @@
 """Train the paper's study on one data set and keep a record of every run in misc/results.
 
-    python misc/replicate.py {digits,fashion_mnist,mnist} [--seeds 0-9] [--out FOLDER] [--collect]
+    python misc/replicate.py {digits,fashion_mnist,mnist} [--seeds 0-9] [--continue] [--collect]
 
 For each seed: the validation runs of all losses over the paper's grids of alpha, the test runs of the alphas
 that are best by accuracy and by ECE, and cross-entropy with temperature scaling. The confidence penalty has
 the sign of the paper's code; its chosen alphas are also tested with the paper's sign. On Fashion-MNIST, the
 test runs of ten epochs that the paper's code was measured with come first.
 
-The same command resumes: finished runs are not repeated. Two runs train at a time, each with one thread.
+The same command resumes: finished runs are not repeated. With ``--continue`` neither are those of the record,
+so that one machine can go on where another stopped. Two runs train at a time, each with one thread.
 After each grid the results are merged into misc/results/DATASET.jsonl, a line per run; ``--collect`` only
 does that.
 """
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lr_relax.study.config import RunConfig
-from lr_relax.study.folder import Result, load_results
+from lr_relax.study.folder import RESULT, Result, load_results, save_result
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = "cross_entropy,label_relaxation,focal,confidence_penalty"
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("dataset", choices=SCHEDULES)
     parser.add_argument("--seeds", default="0-9", help="first and last seed, or one")
     parser.add_argument("--out", type=Path, default=Path("runs", "replication"), help="folder of the runs")
+    parser.add_argument("--continue", dest="goes_on", action="store_true", help="skip the runs of the record")
     parser.add_argument("--collect", action="store_true", help="only merge finished runs into the record")
     arguments = parser.parse_args()
     dataset, record = arguments.dataset, RESULTS / f"{arguments.dataset}.jsonl"
@@ -99,6 +101,13 @@ def main() -> None:
         command = [Path(sys.executable).with_name("lr-relax"), "grid", *grid.split(), "--out", arguments.out]
         print(f"lr-relax grid {grid}", flush=True)
         subprocess.run([*command, "--tracking_uri", "none"], check=True)
+
+    if arguments.goes_on:
+        for result in load_results(record):
+            folder = arguments.out / result.config.key
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / RESULT).exists():
+                save_result(result, folder)
 
     first, _, last = arguments.seeds.partition("-")
     for seed in () if arguments.collect else range(int(first), int(last or first) + 1):
