@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::simd::{LANES, Lanes, lanes};
+use crate::simd::{self, Isa, Kernel, Lanes, lanes};
 
 use super::buffers::with_room;
 use super::error::Error;
@@ -62,14 +62,11 @@ impl Targets {
         }
         let ignored = ignore_index.and_then(|index| I::try_from(index).ok());
         let mut classes = with_room(targets.len())?;
-        let class = |target: I| target.class(n_classes as u32).unwrap_or(INVALID);
-        match ignored {
-            Some(ignored) => {
-                classes.extend(targets.clone().map(|y| if y == ignored { IGNORED } else { class(y) }))
-            }
-            None => classes.extend(targets.clone().map(class)),
-        }
-        if let Some(row) = classes.iter().position(|&class| class == INVALID) {
+        let (all, n) = (targets.clone(), n_classes as u32);
+        simd::run(Isa::best(), Read { targets: all, n_classes: n, ignored, classes: &mut classes });
+        if classes.contains(&INVALID) {
+            // `contains`, unlike `position`, compares whole vectors.
+            let row = classes.iter().position(|&class| class == INVALID).unwrap_or_default();
             let mut rest = targets.skip(row);
             let class = rest.next().map_or(0, Into::into);
             let others = rest.filter(|&other| other.into() == class).count();
@@ -103,9 +100,8 @@ impl Targets {
     /// For up to sixteen rows of two classes: 1 for class 1, -1 for class 0, and 0 for an ignored row.
     #[inline(always)]
     pub(crate) fn signs(&self, rows: Range<usize>) -> Lanes<i32> {
-        let mut classes = [IGNORED; LANES];
-        classes[..rows.len()].copy_from_slice(&self.classes[rows]);
-        lanes::map(&classes.map(|class| class as i32), |class| {
+        let classes = lanes::load(&self.classes[rows], IGNORED).map(|class| class as i32);
+        lanes::map(&classes, |class| {
             let sign = 2 * class - 1;
             if class < 0 { 0 } else { sign }
         })
@@ -126,6 +122,29 @@ impl Targets {
             self.len(),
             self.n_classes
         )))
+    }
+}
+
+/// Writes the classes of all targets.
+struct Read<'a, T, I> {
+    targets: T,
+    n_classes: u32,
+    ignored: Option<I>,
+    classes: &'a mut Vec<u32>,
+}
+
+impl<I: Index, T: Iterator<Item = I>> Kernel for Read<'_, T, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let class = |target: I| target.class(self.n_classes).unwrap_or(INVALID);
+        match self.ignored {
+            Some(ignored) => {
+                self.classes.extend(self.targets.map(|y| if y == ignored { IGNORED } else { class(y) }))
+            }
+            None => self.classes.extend(self.targets.map(class)),
+        }
     }
 }
 

@@ -12,6 +12,28 @@ pub const LANES: usize = 16;
 /// One value per lane.
 pub type Lanes<T> = [T; LANES];
 
+/// The first elements, with `rest` in the lanes that they do not fill.
+#[inline(always)]
+pub(crate) fn load<T: Copy>(elements: &[T], rest: T) -> Lanes<T> {
+    match elements.first_chunk() {
+        Some(full) => *full,
+        None => {
+            let mut lanes = [rest; LANES];
+            lanes[..elements.len()].copy_from_slice(elements);
+            lanes
+        }
+    }
+}
+
+/// Stores the first lanes in `out`, as many as it has room for.
+#[inline(always)]
+pub(crate) fn store<T: Copy>(lanes: &Lanes<T>, out: &mut [T]) {
+    match out.first_chunk_mut() {
+        Some(full) => *full = *lanes,
+        None => out.copy_from_slice(&lanes[..out.len()]),
+    }
+}
+
 /// Widens each element.
 #[inline(always)]
 pub(crate) fn widen<E: Element>(elements: &Lanes<E>) -> Lanes<E::Wide> {

@@ -13,7 +13,7 @@ use std::ptr::NonNull;
 
 use half::{bf16, f16};
 
-use crate::rows::{AnyRows, Error, Rows, RowsMut, Targets, with_room};
+use crate::rows::{AnyRows, Error, Rows, RowsMut, Targets, collected};
 use crate::simd::Element;
 
 /// The element types that the kernels support.
@@ -244,9 +244,12 @@ impl View {
         macro_rules! read {
             ($($dtype:ident $t:ty),*) => {
                 match self.dtype {
-                    // SAFETY: each type is the one of `dtype`.
-                    $(Dtype::$dtype => Targets::from_iter(unsafe { self.elements::<$t>() }, n_classes, ignore_index)
-                        .map_err(|error| error.named(name)),)*
+                    $(Dtype::$dtype => {
+                        // SAFETY: each type is the one of `dtype`.
+                        let elements = unsafe { self.elements::<$t>() }?;
+                        Targets::from_iter(elements.iter().copied(), n_classes, ignore_index)
+                            .map_err(|error| error.named(name))
+                    })*
                     _ => Err(Error::r#type(format!(
                         "Expected argument `{name}` to hold class indices of an integer type, but got {}.",
                         self.type_name()
@@ -259,9 +262,9 @@ impl View {
 
     /// The elements in row-major order, which are 0 or 1 in whatever type, as class targets.
     pub(crate) fn binary_targets(&self, name: &'static str) -> Result<Targets, Error> {
-        fn read<T: Into<f64>>(elements: impl ExactSizeIterator<Item = T> + Clone) -> Result<Targets, Error> {
+        fn read<T: Copy + Into<f64>>(elements: Result<Cow<'_, [T]>, Error>) -> Result<Targets, Error> {
             let class = |x: f64| if x == 1.0 { 1_u8 } else { 2 * u8::from(x != 0.0) };
-            Targets::from_iter(elements.map(|x| class(x.into())), 2, None)
+            Targets::from_iter(elements?.iter().map(|&x| class(x.into())), 2, None)
         }
         let targets = match self.dtype {
             // SAFETY: each type is the one of `dtype`.
@@ -291,43 +294,45 @@ impl View {
 
     /// The elements in row-major order, in double precision.
     pub(crate) fn to_f64(&self) -> Result<Vec<f64>, Error> {
-        fn fill(numbers: &mut Vec<f64>, elements: impl Iterator<Item = impl Into<f64>>) {
-            numbers.extend(elements.map(Into::into));
+        fn read<T: Copy + Into<f64>>(elements: &[T]) -> Result<Vec<f64>, Error> {
+            collected(elements.iter().map(|&x| x.into()))
         }
-        let mut numbers = with_room(self.len())?;
         macro_rules! read {
             ($($dtype:ident $t:ty),*) => {
                 match self.dtype {
                     // SAFETY: each type is the one of `dtype`.
-                    $(Dtype::$dtype => fill(&mut numbers, unsafe { self.elements::<$t>() }),)*
-                    _ => return Err(Error::r#type("Expected a floating-point type.")),
+                    $(Dtype::$dtype => read(&unsafe { self.elements::<$t>() }?),)*
+                    _ => Err(Error::r#type("Expected a floating-point type.")),
                 }
             };
         }
-        read!(F64 f64, F32 f32, F16 f16, Bf16 bf16);
-        Ok(numbers)
+        read!(F64 f64, F32 f32, F16 f16, Bf16 bf16)
     }
 
-    /// The elements in row-major order.
+    /// The elements in row-major order; a copy of them if they have gaps.
     ///
     /// # Safety
     ///
     /// `T` must be the type of `dtype`.
-    unsafe fn elements<T: Copy>(&self) -> impl ExactSizeIterator<Item = T> + Clone {
+    unsafe fn elements<T: Copy>(&self) -> Result<Cow<'_, [T]>, Error> {
+        if self.len() == 0 {
+            return Ok(Cow::Borrowed(&[]));
+        }
         let data = self.data.cast::<T>().cast_const();
-        let is_slice = self.strides == View::contiguous(self.data, self.dtype, self.shape.clone()).strides;
-        (0..self.len()).map(move |i| {
-            let (mut rest, mut offset) = (i, i as isize);
-            if !is_slice {
-                offset = 0;
-                for (&size, &stride) in self.shape.iter().zip(&self.strides).rev() {
-                    offset += (rest % size) as isize * stride;
-                    rest /= size;
-                }
+        if self.strides == View::contiguous(self.data, self.dtype, self.shape.clone()).strides {
+            // SAFETY: as many elements as the shape says lie there one after another.
+            return Ok(Cow::Borrowed(unsafe { std::slice::from_raw_parts(data, self.len()) }));
+        }
+        let elements = (0..self.len()).map(|i| {
+            let (mut rest, mut offset) = (i, 0);
+            for (&size, &stride) in self.shape.iter().zip(&self.strides).rev() {
+                offset += (rest % size) as isize * stride;
+                rest /= size;
             }
             // SAFETY: the index is less than the number of elements; shape and strides are those of the owner.
             unsafe { *data.offset(offset) }
-        })
+        });
+        collected(elements).map(Cow::Owned)
     }
 }
 

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::rows::{AnyRows, Error, Rows, RowsMut, Scores, Targets, collected, with_room};
-use crate::simd::lanes::fold;
+use crate::simd::lanes::{fold, load, store};
 use crate::simd::{Element, Isa, LANES, Lanes, Real};
 
 use super::exponentials::{BLOCK, Exponentials};
@@ -179,13 +179,11 @@ impl<'a, E: Element> Batch<'a, E> {
     /// The hyperparameter of each of up to sixteen rows: `default`, unless the batch has an alpha per row.
     #[inline(always)]
     pub(super) fn parameters(&self, default: f64, rows: Range<usize>) -> Lanes<f64> {
-        let mut parameters = [default; LANES];
         match self.alpha {
-            Some(&[alpha]) => parameters = [alpha; LANES],
-            Some(alphas) => parameters[..rows.len()].copy_from_slice(&alphas[rows]),
-            None => {}
+            Some(&[alpha]) => [alpha; LANES],
+            Some(alphas) => load(&alphas[rows], default),
+            None => [default; LANES],
         }
-        parameters
     }
 
     /// The factor of the gradient of row `i`.
@@ -225,15 +223,31 @@ impl<'a, E: Element> Batch<'a, E> {
         }
     }
 
+    /// The scores of a tile of one column, and where their gradients go, if these are slices and nothing else
+    /// changes the gradients.
+    ///
+    /// # Safety
+    ///
+    /// Nothing else may use the gradients of these rows meanwhile.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)] // safe by the contract
+    pub(super) unsafe fn column(&self, rows: Range<usize>) -> Option<(&[E], Option<&mut [E]>)> {
+        if self.in_place || self.factors.is_some() {
+            return None;
+        }
+        let scores = self.rows.column(rows.clone())?;
+        let Some(grad) = self.grad else { return Some((scores, None)) };
+        // SAFETY: by the contract of this function.
+        Some((scores, Some(unsafe { grad.column(rows) }?)))
+    }
+
     /// Stores the gradients of up to sixteen rows of one column.
     #[inline(always)]
     pub(super) fn store_column(&self, rows: Range<usize>, grads: &Lanes<E>, scratch: &mut Vec<E>) {
         let Some(grad) = self.grad else { return };
         // SAFETY: as in `out`.
         if let Some(column) = unsafe { grad.column(rows.clone()) } {
-            let n = column.len();
-            column.copy_from_slice(&grads[..n]);
-            return;
+            return store(grads, column);
         }
         for (&g, i) in grads.iter().zip(rows) {
             // SAFETY: as in `out`.
@@ -328,6 +342,19 @@ pub(super) trait GroupLoss: Copy {
 
     /// The largest number of scores in a group of more than one row.
     fn group_size(&self) -> usize;
+
+    /// Computes a whole tile, as [`GroupLoss::group`] does sixteen rows; adds up their losses by lane and stores each.
+    /// False, with nothing done, if the tile must be computed by groups.
+    #[inline(always)]
+    fn tile<E: Element>(
+        &self,
+        _batch: &Batch<'_, E>,
+        _rows: Range<usize>,
+        _sum: &mut Lanes<f64>,
+        _each: Option<&mut [E::Wide]>,
+    ) -> bool {
+        false
+    }
 
     /// Computes the weighted losses of up to sixteen rows, and writes their gradients, times the batch's factor.
     /// `CLASSES` is true for targets that are class indices, and always if the loss takes no others.

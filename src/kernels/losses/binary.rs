@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use crate::rows::Scores;
-use crate::simd::lanes::{exp_biased_sub, narrow, widen};
+use crate::simd::lanes::{exp_biased_sub, load, narrow, widen};
 use crate::simd::log::ln;
 use crate::simd::{Element, LANES, Lanes, Real};
 
@@ -230,9 +230,7 @@ fn softmax<E: Element>(row: Option<&[E]>, max: E::Wide, factor: f64, out: &mut [
         for z in vectors {
             *z = scaled_exp(z, &shift, factors);
         }
-        let mut padded = [E::ZERO; LANES];
-        padded[..tail.len()].copy_from_slice(tail);
-        tail.copy_from_slice(&scaled_exp(&padded, &shift, factors)[..tail.len()]);
+        tail.copy_from_slice(&scaled_exp(&load(tail, E::ZERO), &shift, factors)[..tail.len()]);
         return;
     };
     let ((rows, tail), (outs, _)) = (row.as_chunks(), out.as_chunks_mut());

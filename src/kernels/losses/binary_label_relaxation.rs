@@ -55,23 +55,20 @@ impl GroupLoss for BinaryLabelRelaxation {
     ) -> Lanes<f64> {
         let LabelRelaxation { alpha, scores } = self.relaxation;
         let wide = E::Wide::from_f64;
-        let (zero, one, infinity) = (E::Wide::ZERO, wide(1.0), wide(f64::INFINITY));
         let mut z = [E::ZERO; LANES];
         if let Some(column) = batch.rows.column(rows.clone()) {
-            z[..column.len()].copy_from_slice(column);
+            z = lanes::load(column, E::ZERO);
         } else {
             for (lane, i) in rows.clone().enumerate() {
                 z[lane] = batch.rows.row(i, &mut scratch.row)[0];
             }
         }
         let signs = batch.signs(rows.clone());
-        let mut sign = [zero; LANES];
-        for i in 0..LANES {
-            sign[i] = wide(f64::from(signs[i]));
-        }
-        // d = ln(p / (1 - p)), and by probabilities how fast the loss falls with that of the target, (1 - a / q) / p.
-        let (mut d, mut fall) = (widen(&z), [zero; LANES]);
-        if scores == Scores::Probabilities {
+        // By probabilities, the loss falls with that of the target by (1 - a / q) / p.
+        let (mut d, mut fall) = (widen(&z), [E::Wide::ZERO; LANES]);
+        if scores == Scores::Logits {
+            d = log_odds(&d);
+        } else {
             for i in 0..LANES {
                 let p = d[i].to_f64() + 0.0; // of -0.0, the slope would have the wrong sign
                 let p = if (0.0..=1.0).contains(&p) { p } else { f64::NAN };
@@ -79,25 +76,72 @@ impl GroupLoss for BinaryLabelRelaxation {
                 let (p, q) = if signs[i] > 0 { (p, 1.0 - p) } else { (1.0 - p, p) };
                 fall[i] = wide((1.0 - alpha / q) / p * batch.factor);
             }
-        } else {
-            for i in 0..LANES {
-                // The softmax of 0 and an infinite logit is NaN.
-                d[i] = if d[i] < infinity { d[i] } else { wide(f64::NAN) };
+        }
+        let (losses, excess) = self.losses(&d, &signs);
+        if scores == Scores::Logits {
+            fall = lanes::map(&excess, |excess| excess.mul(wide(batch.factor)));
+        }
+        if batch.wants_gradient() {
+            let mut grad = gradient(&excess, &fall, &signs);
+            batch.multiply(rows.clone(), &mut grad);
+            let mut narrowed = [E::ZERO; LANES];
+            narrow(&grad, &mut narrowed);
+            batch.store_column(rows, &narrowed, &mut scratch.grad);
+        }
+        lanes::add_to(&[0.0; LANES], &losses)
+    }
+
+    /// Logits in one slice: what [`GroupLoss::group`] asks for every sixteen of them takes longer than their losses.
+    #[inline(always)]
+    fn tile<E: Element>(
+        &self,
+        batch: &Batch<'_, E>,
+        rows: Range<usize>,
+        sum: &mut Lanes<f64>,
+        mut each: Option<&mut [E::Wide]>,
+    ) -> bool {
+        // SAFETY: every tile belongs to one thread.
+        let columns = unsafe { batch.column(rows.clone()) };
+        let (Scores::Logits, Some((z, mut grad))) = (self.relaxation.scores, columns) else { return false };
+        let factor = E::Wide::from_f64(batch.factor);
+        for (offset, z) in (0..z.len()).step_by(LANES).zip(z.chunks(LANES)) {
+            let first = rows.start + offset;
+            let signs = batch.signs(first..first + z.len());
+            let (losses, excess) = self.losses(&log_odds(&widen(&lanes::load(z, E::ZERO))), &signs);
+            *sum = lanes::add_to(sum, &losses);
+            if let Some(each) = &mut each {
+                lanes::store(&losses, &mut each[offset..]);
+            }
+            if let Some(grad) = &mut grad {
+                let fall = lanes::map(&excess, |excess| excess.mul(factor));
+                let mut narrowed = [E::ZERO; LANES];
+                narrow(&gradient(&excess, &fall, &signs), &mut narrowed);
+                lanes::store(&narrowed, &mut grad[offset..]);
             }
         }
+        true
+    }
+}
+
+impl BinaryLabelRelaxation {
+    /// The losses of sixteen events with the log-odds d = ln(p / (1 - p)), and 1 - p_y - a, where p_y is the probability
+    /// of the target: 0 inside the set and for events that are ignored, whose sign is 0.
+    #[inline(always)]
+    fn losses<F: Real>(&self, d: &Lanes<F>, signs: &Lanes<i32>) -> (Lanes<F>, Lanes<F>) {
         // (1 - a) ln(1 - a) + a ln a - (1 - a) ln p - a ln(1 - p), where ln(1 - p) = ln p - d. Each loop is short
         // enough to vectorize.
-        let (a, keep, constant) = (wide(alpha), wide(1.0 - alpha), wide(self.constant));
-        let (unbias, factor) = (wide(1.0 / E::Wide::BIAS), wide(batch.factor));
-        let of_target = lanes::zip(&d, &sign, E::Wide::mul);
+        let LabelRelaxation { alpha, .. } = self.relaxation;
+        let (a, keep, constant) = (F::from_f64(alpha), F::from_f64(1.0 - alpha), F::from_f64(self.constant));
+        let (zero, one, unbias) = (F::ZERO, F::from_f64(1.0), F::from_f64(1.0 / F::BIAS));
+        let of_target = lanes::zip(d, signs, |d, sign| if sign < 0 { F::ZERO.sub(d) } else { d });
         let e = lanes::map(&of_target, |d| {
             let minus = zero.sub(d);
             (if d > zero { minus } else { d }).exp_biased().mul(unbias)
         });
         let sum = lanes::map(&e, |e| one.add(e));
         let inverse = lanes::map(&sum, |sum| one.div(sum));
-        let ln_sum = lanes::map(&sum, E::Wide::ln_normal);
-        let (mut losses, mut grad) = ([zero; LANES], [zero; LANES]);
+        let ln_sum = lanes::map(&sum, F::ln_normal);
+        let (mut losses, mut excess) = ([zero; LANES], [zero; LANES]);
         for i in 0..LANES {
             let is_likely = of_target[i] > zero;
             // -ln p = ln(1 + e), with the rounding error of the sum to first order, where p is the larger one.
@@ -109,20 +153,29 @@ impl GroupLoss for BinaryLabelRelaxation {
         }
         for i in 0..LANES {
             let q = if of_target[i] > zero { e[i].mul(inverse[i]) } else { inverse[i] };
-            let excess = q.sub(a);
-            let is_inside = excess <= zero || signs[i] == 0;
-            let fall = if scores == Scores::Probabilities { fall[i] } else { excess.mul(factor) };
-            grad[i] = if is_inside { zero } else { zero.sub(sign[i]).mul(fall) };
+            let is_inside = q.sub(a) <= zero || signs[i] == 0;
+            excess[i] = if is_inside { zero } else { q.sub(a) };
             losses[i] = if is_inside { zero } else { losses[i] };
         }
-        if batch.wants_gradient() {
-            batch.multiply(rows.clone(), &mut grad);
-            let mut narrowed = [E::ZERO; LANES];
-            narrow(&grad, &mut narrowed);
-            batch.store_column(rows, &narrowed, &mut scratch.grad);
-        }
-        lanes::add_to(&[0.0; LANES], &losses)
+        (losses, excess)
     }
+}
+
+/// The log-odds of sixteen logits: NaN for +inf, as the softmax of 0 and +inf.
+#[inline(always)]
+fn log_odds<F: Real>(z: &Lanes<F>) -> Lanes<F> {
+    lanes::map(z, |z| if z < F::from_f64(f64::INFINITY) { z } else { F::from_f64(f64::NAN) })
+}
+
+/// The gradients of sixteen events whose losses fall by `fall` with the log-odds or the probability of the target.
+#[inline(always)]
+fn gradient<F: Real>(excess: &Lanes<F>, fall: &Lanes<F>, signs: &Lanes<i32>) -> Lanes<F> {
+    let mut grad = [F::ZERO; LANES];
+    for i in 0..LANES {
+        let slope = if signs[i] > 0 { F::ZERO.sub(fall[i]) } else { fall[i] };
+        grad[i] = if excess[i] == F::ZERO { F::ZERO } else { slope };
+    }
+    grad
 }
 
 #[cfg(test)]
@@ -178,6 +231,25 @@ mod tests {
                 assert!((grad[i] * p[i] * (1.0 - p[i]) - expected_grad[i]).abs() < 1e-12);
             }
         }
+    }
+
+    #[test]
+    fn tiles_equal_groups() {
+        let y: Vec<i64> = (0..Z.len() as i64).map(|i| [0, 1, -100][i as usize % 3]).collect();
+        let (rows, targets) = (Rows::from_slice(&Z, 1).unwrap(), Targets::new(&y, 2, -100).unwrap());
+        let loss = BinaryLabelRelaxation::new(0.1, Scores::Logits).unwrap();
+        // Factors of the rows are multiplied by groups.
+        let [tiles, groups] = [&[1.0][..], &[1.0; Z.len()]].map(|upstreams| {
+            let (mut losses, mut grad, mut mean_grad) = (Z, Z, Z);
+            let out = RowsMut::from_slice(&mut grad, 1).unwrap();
+            let batch = Batch::new(&rows, &targets).unwrap().upstreams(upstreams).unwrap();
+            batch.gradient(&out).unwrap().per_row(loss, &mut losses).unwrap();
+            let out = RowsMut::from_slice(&mut mean_grad, 1).unwrap();
+            let mean = batch.gradient(&out).unwrap().reduce(loss, Reduction::Mean).unwrap();
+            (losses, grad, mean, mean_grad)
+        });
+        assert!(tiles.2.is_finite());
+        assert_eq!(tiles, groups);
     }
 
     #[test]

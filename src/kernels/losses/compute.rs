@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::rows::Error;
+use crate::simd::lanes::fold;
 use crate::simd::{self, Element, Kernel, LANES, Real};
 use crate::threads::{self, Tiles};
 
@@ -208,22 +209,29 @@ impl<E: Element> Task<'_, E> {
         let first_row = self.tiles.rows(self.range.clone()).start;
         for tile in self.range.clone() {
             let rows = self.tiles.rows(tile..tile + 1);
-            for first in rows.clone().step_by(step) {
+            let mut each = match &mut self.out {
+                Out::Each(out) => Some(&mut out[rows.start - first_row..rows.end - first_row]),
+                Out::Sums(_) => None,
+            };
+            let mut sum = [0.0; LANES];
+            let is_done = loss.tile(&self.batch, rows.clone(), &mut sum, each.as_deref_mut());
+            let remaining = if is_done { rows.end..rows.end } else { rows.clone() };
+            for first in remaining.step_by(step) {
                 let group = first..rows.end.min(first + step);
                 let losses = loss.group::<E, CLASSES>(&self.batch, group.clone(), &mut scratch);
-                let losses = &losses[..group.len()];
-                match &mut self.out {
-                    Out::Sums(sums) => {
-                        for loss in losses {
-                            sums[tile - self.range.start] += loss;
-                        }
+                if let Some(each) = &mut each {
+                    for (out, &loss) in each[first - rows.start..].iter_mut().zip(&losses[..group.len()]) {
+                        *out = E::Wide::from_f64(loss);
                     }
-                    Out::Each(out) => {
-                        for (out, &loss) in out[first - first_row..].iter_mut().zip(losses) {
-                            *out = E::Wide::from_f64(loss);
-                        }
+                } else {
+                    for i in 0..LANES {
+                        // The losses of lanes without a row are unspecified.
+                        sum[i] += if i < group.len() { losses[i] } else { 0.0 };
                     }
                 }
+            }
+            if let Out::Sums(sums) = &mut self.out {
+                sums[tile - self.range.start] = fold(sum, |a, b| a + b);
             }
         }
         Ok(scratch.invalid_row)

@@ -111,9 +111,8 @@ impl<F: Real> Exponentials<F> {
             n_blocks += 1;
         }
         if !tail.is_empty() {
-            let (mut padded, last) = ([E::ZERO; LANES], first + n_vectors - 1);
-            padded[..tail.len()].copy_from_slice(tail);
-            let (mut x, mut e) = exponentials(&widen(&padded), &shift);
+            let last = first + n_vectors - 1;
+            let (mut x, mut e) = exponentials(&widen(&lanes::load(tail, E::ZERO)), &shift);
             for k in 0..LANES {
                 x[k] = A::score(x[k]);
                 if k >= tail.len() || left_out.contains(&(vectors.len() * LANES + k)) {

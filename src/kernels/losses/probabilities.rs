@@ -11,9 +11,7 @@ pub(super) fn mass<E: Element>(part: &[E]) -> f64 {
     for x in vectors {
         add(x, &mut sums, &mut least);
     }
-    let mut padded = [E::ZERO; LANES];
-    padded[..tail.len()].copy_from_slice(tail);
-    add(&padded, &mut sums, &mut least);
+    add(&lanes::load(tail, E::ZERO), &mut sums, &mut least);
     let negative = any_greater(&[E::Wide::ZERO; LANES], &least);
     if negative { f64::NAN } else { fold(sums, |a, b| a + b) }
 }

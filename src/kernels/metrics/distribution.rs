@@ -90,9 +90,7 @@ fn scan<E: Element>(row: &[E]) -> Scan<E::Wide> {
         of_lanes.add(p);
     }
     if !tail.is_empty() {
-        let mut padded = [E::ZERO; LANES];
-        padded[..tail.len()].copy_from_slice(tail);
-        of_lanes.add(&padded);
+        of_lanes.add(&lanes::load(tail, E::ZERO));
     }
     Scan {
         score: fold(of_lanes.max, |a, b| if b > a { b } else { a }),
@@ -156,9 +154,8 @@ pub(super) fn probabilities<E: Element>(row: &[E], scores: Scores, out: &mut Vec
             for (out, vector) in out_vectors.iter_mut().zip(vectors) {
                 *out = lanes::map(&lanes::exp_biased_sub(&widen(vector), &shift), |e| e.mul(share));
             }
-            let mut padded = [E::ZERO; LANES];
-            padded[..tail.len()].copy_from_slice(tail);
-            let last = lanes::map(&lanes::exp_biased_sub(&widen(&padded), &shift), |e| e.mul(share));
+            let last = widen(&lanes::load(tail, E::ZERO));
+            let last = lanes::map(&lanes::exp_biased_sub(&last, &shift), |e| e.mul(share));
             out_tail.copy_from_slice(&last[..tail.len()]);
             let confidence = 1.0 / all.sum;
             confidence > 0.0 && confidence <= 1.0

@@ -100,9 +100,7 @@ impl<E: Element, F: Real> Kernel for DerivativesOfRows<'_, E, F> {
             let mut added = 0.0;
             if !tail.is_empty() {
                 // Padded with the maximum, which only adds to the first sum: d is 0.
-                let mut padded = [E::narrow(max); LANES];
-                padded[..tail.len()].copy_from_slice(tail);
-                add_powers(&mut sums, &[padded], max, self.inverse);
+                add_powers(&mut sums, &[lanes::load(tail, E::narrow(max))], max, self.inverse);
                 added = (LANES - tail.len()) as f64;
             }
             let [sum, weighted, squares] = sums.map(|sum| fold(sum, |a, b| a + b) * (1.0 / F::BIAS));
