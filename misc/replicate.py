@@ -7,10 +7,10 @@ that are best by accuracy and by ECE, and cross-entropy with temperature scaling
 the sign of the paper's code; its chosen alphas are also tested with the paper's sign. On Fashion-MNIST, the
 test runs of ten epochs that the paper's code was measured with come first.
 
-The same command resumes: finished runs are not repeated. With ``--continue`` neither are those of the record,
-so that one machine can go on where another stopped. Two runs train at a time, each with one thread.
-After each grid the results are merged into misc/results/DATASET.jsonl, a line per run; ``--collect`` only
-does that.
+The same command resumes: finished runs are not repeated. ``--continue`` first writes the runs of the record
+to the folder, so that one machine can go on where another stopped. Two runs train at a time, each with one
+thread. After each grid the results are merged into misc/results/DATASET.jsonl, a line per run; ``--collect``
+only does that.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def _of_sets(scores: Tensor, sets: Tensor, options: Options) -> tuple[Tensor, Te
     ignored = sets.all(-1, keepdim=True)  # the set of all classes has loss 0
     alpha, weight = _parameter(options, scores), _weight(options, scores)
     if options.from_logits:
-        ln_p = _with_slope(_ln_sum, _counted(scores, ignored).log_softmax(-1), None, sets, scores)
+        ln_p = _with_slope(_ln_sum, _counted(scores, ignored).log_softmax(-1), None, sets, scores=scores)
     else:
         scores = _counted(scores, ignored)
         ln_p = scores.masked_fill(~sets, 0.0).sum(-1).log() - _total(scores).log().squeeze(-1)
@@ -399,28 +399,43 @@ def _with_slope(
     parameter: _Number | None = None,
     target: Tensor | None = None,
     p: Tensor | None = None,
+    scores: Tensor | None = None,
 ) -> Tensor:
-    """The value of a formula of x and what else is given, with the slopes as its derivatives."""
-    arguments = formula, x, parameter, target, p
+    """The value of a formula of x and what else is given, with the slopes as its derivatives.
+
+    The scores are not saved: derivatives of slopes are computed without them.
+    """
+    arguments = formula, x, parameter, target, p, scores
     if torch.compiler.is_compiling():  # which takes no function with a `jvp`
         return _Sloped.apply(*arguments)[0]  # type: ignore[no-any-return, no-untyped-call]
     if torch._C._are_functorch_transforms_active():
+        if _is_forward_in_another():
+            return _Sloped.forward(*arguments)[0]
         return _SlopedInForwardMode.apply(*arguments)[0]  # type: ignore[no-any-return, no-untyped-call]
     return _apply(*arguments)[0]  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _is_forward_in_another() -> bool:
+    """Whether forward mode is inside another derivative, which takes the slopes of a `jvp` for constants."""
+    forward, reverse = torch._C._functorch.TransformType.Jvp, torch._C._functorch.TransformType.Grad
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    derivatives = [transform.key() for transform in stack if transform.key() in (forward, reverse)]
+    return forward in derivatives[1:]
 
 
 class _Sloped(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(formula: Any, x: Any, parameter: Any, target: Any, p: Any) -> _WithSlopes:
-        given = [argument for argument in (x, parameter, target, p) if argument is not None]
+    def forward(formula: Any, *arguments: Any) -> _WithSlopes:
+        given = [argument for argument in arguments if argument is not None]
         slopes: _WithSlopes = formula(*given)
         return slopes
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: _WithSlopes) -> None:
         value, *slopes = output
+        *inputs, _ = inputs  # type: ignore[assignment]
         tensors = [argument if isinstance(argument, Tensor) else None for argument in inputs]
         ctx.numbers = [None if isinstance(argument, Tensor) else argument for argument in inputs]
         ctx.has_classes = value.dim() < slopes[0].dim()
@@ -432,14 +447,14 @@ class _Sloped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         saved = ctx.saved_tensors  # may be unpacked once, under checkpoints
         tensors, slopes = saved[:5], saved[5:]
         if torch.is_grad_enabled():  # the slopes must have derivatives themselves
             inputs = [n if t is None else t for t, n in zip(tensors, ctx.numbers, strict=True)]
             slopes = _Sloped.forward(*inputs)[1:]
         by_x = (upstream.unsqueeze(-1) if ctx.has_classes else upstream) * slopes[0]
-        return None, by_x, upstream * slopes[1] if len(slopes) > 1 else None, None, None
+        return None, by_x, upstream * slopes[1] if len(slopes) > 1 else None, None, None, None
 
 
 class _SlopedInForwardMode(_Sloped):
@@ -497,15 +512,17 @@ def _ln_probabilities(scores: Tensor, target: Tensor | None = None) -> Tensor:
     return scores.masked_fill(zero, 1.0).log().masked_fill(zero, -math.inf) - _total(scores).log()
 
 
-def _ln_sum(ln_p: Tensor, sets: Tensor, scores: Tensor) -> _WithSlopes:
+def _ln_sum(ln_p: Tensor, sets: Tensor, scores: Tensor | None = None) -> _WithSlopes:
     """The log-probability of a set. Its slope is the share of each class, equal if the set is impossible.
 
-    The shares are those of the logits: log-probabilities are rounded to the size of the largest logit.
+    Log-probabilities have the rounding error of the largest logit: shares of the scores, if given, are exact.
     """
-    return ln_p.masked_fill(~sets, -math.inf).logsumexp(-1), _shares_within(sets, scores)
+    shares = _shares_within(sets, ln_p if scores is None else scores)
+    return ln_p.masked_fill(~sets, -math.inf).logsumexp(-1), shares
 
 
 def _shares_within(sets: Tensor, scores: Tensor) -> Tensor:
+    """The softmax over the classes of a set: equal shares if all scores are -inf, finite ones of NaN."""
     return _single(scores).nan_to_num().masked_fill(~sets, -math.inf).softmax(-1)
 
 

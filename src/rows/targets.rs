@@ -64,9 +64,10 @@ impl Targets {
         let mut classes = with_room(targets.len())?;
         let (all, n) = (targets.clone(), n_classes as u32);
         simd::run(Isa::best(), Read { targets: all, n_classes: n, ignored, classes: &mut classes });
-        if classes.contains(&INVALID) {
-            // `contains`, unlike `position`, compares whole vectors.
-            let row = classes.iter().position(|&class| class == INVALID).unwrap_or_default();
+        // `contains`, unlike `position`, compares whole vectors.
+        if classes.contains(&INVALID)
+            && let Some(row) = classes.iter().position(|&class| class == INVALID)
+        {
             let mut rest = targets.skip(row);
             let class = rest.next().map_or(0, Into::into);
             let others = rest.filter(|&other| other.into() == class).count();

@@ -309,7 +309,7 @@ impl View {
         read!(F64 f64, F32 f32, F16 f16, Bf16 bf16)
     }
 
-    /// The elements in row-major order; a copy of them if they have gaps.
+    /// The elements in row-major order; a copy of them unless they lie in this order, one after another.
     ///
     /// # Safety
     ///

@@ -1,5 +1,6 @@
 """The losses as torch operators: how many they take, how much memory, and how exact they are."""
 
+import itertools
 import runpy
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,18 @@ def test_precision_near_the_set(per_row: bool, monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(grad.double(), true_grad, rtol=0, atol=5e-7)
 
 
+def test_logits_may_change_before_backward() -> None:
+    """Formulas save results of their own, as the kernels and `F.cross_entropy` do."""
+    alpha = torch.full((64,), 0.1, requires_grad=True)  # for which there is no kernel
+    sets = torch.arange(10).expand(64, 10) < 3
+    z = torch.randn(64, 10, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    expected = torch.autograd.grad(label_relaxation_loss(z * 1, sets, alpha), (z, alpha))
+    logits = z * 1
+    loss = label_relaxation_loss(logits, sets, alpha)
+    logits.zero_()
+    torch.testing.assert_close(torch.autograd.grad(loss, (z, alpha)), expected, rtol=0, atol=0)
+
+
 @EACH
 def test_transforms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = losses(6, 5)[name]
@@ -119,7 +132,8 @@ def test_transforms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     value = torch.func.vmap(loss)(z[None])[0]
     torch.testing.assert_close((value.detach(), torch.autograd.grad(value, z)[0]), expected)
     hessian = torch.autograd.functional.hessian(loss, z.detach())
-    torch.testing.assert_close(torch.func.hessian(loss)(z.detach()), hessian)
+    for outer, inner in itertools.product((torch.func.jacfwd, torch.func.jacrev), repeat=2):
+        torch.testing.assert_close(outer(inner(loss))(z.detach()), hessian)
 
 
 @pytest.mark.parametrize(

@@ -223,8 +223,8 @@ impl<'a, E: Element> Batch<'a, E> {
         }
     }
 
-    /// The scores of a tile of one column, and where their gradients go, if these are slices and nothing else
-    /// changes the gradients.
+    /// The scores of a tile of one column, and where their gradients go, if these are two slices, and the rows have
+    /// no factors of their own.
     ///
     /// # Safety
     ///
@@ -343,8 +343,8 @@ pub(super) trait GroupLoss: Copy {
     /// The largest number of scores in a group of more than one row.
     fn group_size(&self) -> usize;
 
-    /// Computes a whole tile, as [`GroupLoss::group`] does sixteen rows; adds up their losses by lane and stores each.
-    /// False, with nothing done, if the tile must be computed by groups.
+    /// Computes a whole tile, as [`GroupLoss::group`] does sixteen rows: adds the losses to `sum` by lane, and stores
+    /// them in `each` if it is given. False, with nothing done, if the tile must be computed by groups.
     #[inline(always)]
     fn tile<E: Element>(
         &self,

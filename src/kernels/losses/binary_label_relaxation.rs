@@ -125,7 +125,7 @@ impl GroupLoss for BinaryLabelRelaxation {
 
 impl BinaryLabelRelaxation {
     /// The losses of sixteen events with the log-odds d = ln(p / (1 - p)), and 1 - p_y - a, where p_y is the probability
-    /// of the target: 0 inside the set and for events that are ignored, whose sign is 0.
+    /// of the target. Both are exactly 0 inside the set, and for events that are ignored, whose sign is 0.
     #[inline(always)]
     fn losses<F: Real>(&self, d: &Lanes<F>, signs: &Lanes<i32>) -> (Lanes<F>, Lanes<F>) {
         // (1 - a) ln(1 - a) + a ln a - (1 - a) ln p - a ln(1 - p), where ln(1 - p) = ln p - d. Each loop is short
@@ -167,7 +167,7 @@ fn log_odds<F: Real>(z: &Lanes<F>) -> Lanes<F> {
     lanes::map(z, |z| if z < F::from_f64(f64::INFINITY) { z } else { F::from_f64(f64::NAN) })
 }
 
-/// The gradients of sixteen events whose losses fall by `fall` with the log-odds or the probability of the target.
+/// The gradients, 0 where the excess is, of sixteen events whose losses fall by `fall` with the log-odds or the probability of the target.
 #[inline(always)]
 fn gradient<F: Real>(excess: &Lanes<F>, fall: &Lanes<F>, signs: &Lanes<i32>) -> Lanes<F> {
     let mut grad = [F::ZERO; LANES];
@@ -235,12 +235,13 @@ mod tests {
 
     #[test]
     fn tiles_equal_groups() {
-        let y: Vec<i64> = (0..Z.len() as i64).map(|i| [0, 1, -100][i as usize % 3]).collect();
-        let (rows, targets) = (Rows::from_slice(&Z, 1).unwrap(), Targets::new(&y, 2, -100).unwrap());
+        const N: usize = 19; // finite losses, more than one group of them
+        let y: Vec<i64> = (0..N).map(|i| [0, 1, -100][i % 3]).collect();
+        let (rows, targets) = (Rows::from_slice(&Z[..N], 1).unwrap(), Targets::new(&y, 2, -100).unwrap());
         let loss = BinaryLabelRelaxation::new(0.1, Scores::Logits).unwrap();
         // Factors of the rows are multiplied by groups.
-        let [tiles, groups] = [&[1.0][..], &[1.0; Z.len()]].map(|upstreams| {
-            let (mut losses, mut grad, mut mean_grad) = (Z, Z, Z);
+        let [tiles, groups] = [&[1.0][..], &[1.0; N]].map(|upstreams| {
+            let (mut losses, mut grad, mut mean_grad) = ([9.0; N], [9.0; N], [9.0; N]);
             let out = RowsMut::from_slice(&mut grad, 1).unwrap();
             let batch = Batch::new(&rows, &targets).unwrap().upstreams(upstreams).unwrap();
             batch.gradient(&out).unwrap().per_row(loss, &mut losses).unwrap();
@@ -248,7 +249,7 @@ mod tests {
             let mean = batch.gradient(&out).unwrap().reduce(loss, Reduction::Mean).unwrap();
             (losses, grad, mean, mean_grad)
         });
-        assert!(tiles.2.is_finite());
+        assert!(tiles.2 > 0.0 && tiles.2.is_finite());
         assert_eq!(tiles, groups);
     }
 

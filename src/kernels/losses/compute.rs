@@ -214,19 +214,20 @@ impl<E: Element> Task<'_, E> {
                 Out::Sums(_) => None,
             };
             let mut sum = [0.0; LANES];
-            let is_done = loss.tile(&self.batch, rows.clone(), &mut sum, each.as_deref_mut());
-            let remaining = if is_done { rows.end..rows.end } else { rows.clone() };
-            for first in remaining.step_by(step) {
-                let group = first..rows.end.min(first + step);
-                let losses = loss.group::<E, CLASSES>(&self.batch, group.clone(), &mut scratch);
-                if let Some(each) = &mut each {
-                    for (out, &loss) in each[first - rows.start..].iter_mut().zip(&losses[..group.len()]) {
-                        *out = E::Wide::from_f64(loss);
-                    }
-                } else {
-                    for i in 0..LANES {
-                        // The losses of lanes without a row are unspecified.
-                        sum[i] += if i < group.len() { losses[i] } else { 0.0 };
+            if !loss.tile(&self.batch, rows.clone(), &mut sum, each.as_deref_mut()) {
+                for first in rows.clone().step_by(step) {
+                    let group = first..rows.end.min(first + step);
+                    let losses = loss.group::<E, CLASSES>(&self.batch, group.clone(), &mut scratch);
+                    if let Some(each) = &mut each {
+                        for (out, &loss) in each[first - rows.start..].iter_mut().zip(&losses[..group.len()])
+                        {
+                            *out = E::Wide::from_f64(loss);
+                        }
+                    } else {
+                        for i in 0..LANES {
+                            // The losses of lanes without a row are unspecified.
+                            sum[i] += if i < group.len() { losses[i] } else { 0.0 };
+                        }
                     }
                 }
             }
