@@ -1,6 +1,6 @@
 """Train the paper's study on one data set and keep a record of every run in misc/results.
 
-    python misc/replicate.py {digits,fashion_mnist,mnist} [--seeds 0-9] [--continue] [--collect]
+    python misc/replicate.py DATASET [--seeds 0-9] [--out FOLDER] [--continue] [--collect]
 
 For each seed: the validation runs of all losses over the paper's grids of alpha, the test runs of the alphas
 that are best by accuracy and by ECE, and cross-entropy with temperature scaling. The confidence penalty has

@@ -62,8 +62,9 @@ impl Targets {
         }
         let ignored = ignore_index.and_then(|index| I::try_from(index).ok());
         let mut classes = with_room(targets.len())?;
-        let (all, n) = (targets.clone(), n_classes as u32);
-        simd::run(Isa::best(), Read { targets: all, n_classes: n, ignored, classes: &mut classes });
+        let read =
+            Read { targets: targets.clone(), n_classes: n_classes as u32, ignored, classes: &mut classes };
+        simd::run(Isa::best(), read);
         // `contains`, unlike `position`, compares whole vectors.
         if classes.contains(&INVALID)
             && let Some(row) = classes.iter().position(|&class| class == INVALID)

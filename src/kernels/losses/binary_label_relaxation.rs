@@ -167,7 +167,8 @@ fn log_odds<F: Real>(z: &Lanes<F>) -> Lanes<F> {
     lanes::map(z, |z| if z < F::from_f64(f64::INFINITY) { z } else { F::from_f64(f64::NAN) })
 }
 
-/// The gradients, 0 where the excess is, of sixteen events whose losses fall by `fall` with the log-odds or the probability of the target.
+/// The gradients of sixteen events whose losses fall by `fall` with the log-odds, or the probability, of the target;
+/// 0 where the excess is 0.
 #[inline(always)]
 fn gradient<F: Real>(excess: &Lanes<F>, fall: &Lanes<F>, signs: &Lanes<i32>) -> Lanes<F> {
     let mut grad = [F::ZERO; LANES];
