@@ -6,7 +6,7 @@ imported on first access to one of them.
 
 from typing import TYPE_CHECKING, Any
 
-from ._inputs import ProbabilitiesWarning
+from ._predictions import ProbabilitiesWarning
 from .bootstrap import BootstrapInterval, bootstrap_ci
 from .calibration import (
     adaptive_calibration_error,

@@ -19,7 +19,7 @@ from torch import Tensor
 from lr_relax import _native
 
 from ._checks import Array, Floats, check_choice, check_flag, check_integer, check_not_empty
-from ._inputs import Predictions
+from ._predictions import Predictions
 
 Integers = npt.NDArray[np.int64]
 

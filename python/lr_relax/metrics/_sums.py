@@ -18,7 +18,8 @@ from lr_relax import _native
 
 from ._bins import NORMS, check_bins
 from ._checks import Array, ArrayLike, Floats, check_choice, check_not_empty
-from ._inputs import Options, Predictions, read
+from ._inputs import Options, read
+from ._predictions import Predictions
 
 Groups = npt.NDArray[np.uint32]
 OfSums = Callable[[Floats, Floats], Floats]

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ._bins import Binning, Bins, Kind, Norm, bin_digits, check_bins, check_norm, errors, mean
 from ._checks import Array, ArrayLike, Floats
-from ._inputs import Options, Predictions, read
+from ._inputs import Options, read
 from ._metric import metric, reads_options
+from ._predictions import Predictions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

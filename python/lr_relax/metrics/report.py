@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ._bins import Bins, bin_digits, check_bins, errors
 from ._checks import Array, ArrayLike, check_resampling
-from ._inputs import Options, Predictions, read
+from ._inputs import Options, read
 from ._metric import reads_options
+from ._predictions import Predictions
 from .bootstrap import BootstrapInterval, bootstrap_ci
 from .chance import ChanceLevel, chance_level
 from .hypothesis_test import CalibrationTest, calibration_test

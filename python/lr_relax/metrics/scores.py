@@ -15,8 +15,9 @@ from lr_relax import _native
 from ._bins import Binning, Bins, bin_digits, check_bins
 from ._checks import Array, ArrayLike, check_integer, check_not_empty
 from ._device import DIGITS
-from ._inputs import Options, Predictions, read
+from ._inputs import Options, read
 from ._metric import metric, reads_options
+from ._predictions import Predictions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

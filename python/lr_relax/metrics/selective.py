@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ._checks import ArrayLike, Floats
 from ._frame import frame
-from ._inputs import Options, Predictions, read
+from ._inputs import Options, read
 from ._metric import metric, reads_options
+from ._predictions import Predictions
 
 if TYPE_CHECKING:
     import pandas as pd

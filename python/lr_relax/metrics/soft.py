@@ -16,15 +16,9 @@ from lr_relax._dispatch import runs_natively
 
 from ._checks import Array, ArrayLike, as_numpy, check_choice, check_integer, check_not_empty
 from ._device import limits
-from ._inputs import (
-    Task,
-    arranged,
-    check_normalize,
-    check_options,
-    class_indices,
-    read,
-    warn_of_probabilities,
-)
+from ._inputs import Task, arranged, check_normalize, check_options, read
+from ._predictions import warn_of_probabilities
+from ._targets import class_indices
 
 _INTEGERS = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
 

@@ -29,7 +29,8 @@ from ._bins import (
 )
 from ._checks import Array, ArrayLike, check_choice, check_integer, on_device
 from ._device import DIGITS
-from ._inputs import Options, Predictions, check_options, read
+from ._inputs import Options, check_options, read
+from ._predictions import Predictions
 from .scores import mean_score, score_digits
 
 try:

@@ -17,7 +17,8 @@ from lr_relax._warnings import warn
 
 from ._bins import Bins, bin_digits, errors, mean
 from ._checks import Array, ArrayLike, as_numpy, check_choice, named, on_device
-from ._inputs import Options, Predictions, read
+from ._inputs import Options, read
+from ._predictions import Predictions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
