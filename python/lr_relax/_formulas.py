@@ -10,17 +10,14 @@ of each loss are limited by tests/python/test_formulas.py.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lr_relax._options import SOFT, Options
-
-_Number: TypeAlias = float | Tensor
-_WithSlopes: TypeAlias = tuple[Tensor, ...]
-"""A value for each row, its derivative by the first argument, and by the second one if that is a tensor."""
+from lr_relax._slopes import Number, WithSlopes, with_slope
 
 
 def loss(input: Tensor, target: Tensor, options: Options) -> Tensor:
@@ -120,7 +117,7 @@ def _of_sets(scores: Tensor, sets: Tensor, options: Options) -> tuple[Tensor, Te
     ignored = sets.all(-1, keepdim=True)  # the set of all classes has loss 0
     alpha, weight = _parameter(options, scores), _weight(options, scores)
     if options.from_logits:
-        ln_p = _with_slope(_ln_sum, _counted(scores, ignored).log_softmax(-1), None, sets, scores=scores)
+        ln_p = with_slope(_ln_sum, _counted(scores, ignored).log_softmax(-1), None, sets, scores=scores)
     else:
         scores = _counted(scores, ignored)
         ln_p = scores.masked_fill(~sets, 0.0).sum(-1).log() - _total(scores).log().squeeze(-1)
@@ -212,7 +209,7 @@ def _of_events(input: Tensor, target: Tensor, options: Options) -> Tensor:
 # Label relaxation.
 
 
-def _label_relaxation(ce: Tensor, alpha: _Number) -> Tensor:
+def _label_relaxation(ce: Tensor, alpha: Number) -> Tensor:
     """The loss of a class, or of a set, whose probability is e^-ce."""
     if isinstance(alpha, float) and alpha == 0:
         return ce.clamp_min(0.0)
@@ -220,15 +217,15 @@ def _label_relaxation(ce: Tensor, alpha: _Number) -> Tensor:
 
 
 def _relaxation_of(
-    formula: Callable[..., _WithSlopes], x: Tensor, alpha: _Number, target: Tensor | None = None, *p: Tensor
+    formula: Callable[..., WithSlopes], x: Tensor, alpha: Number, target: Tensor | None = None, *p: Tensor
 ) -> Tensor:
     alpha = alpha + torch.finfo(x.dtype).tiny  # no difference, but it can be divided by
     if isinstance(alpha, Tensor):
         alpha = alpha.expand(x.shape if target is None else x.shape[:-1])
-    return _with_slope(formula, x, alpha, target, *p)
+    return with_slope(formula, x, alpha, target, *p)
 
 
-def of_one_class(ce: Tensor, alpha: _Number) -> _WithSlopes:
+def of_one_class(ce: Tensor, alpha: Number) -> WithSlopes:
     """Lienen & Hüllermeier (2021), eq. 7: ``(1 - a) ln((1 - a) / p) + a ln(a / (1 - p))``, 0 if p >= 1 - a.
 
     With u = ln((1 - a) / p), ``(1 - p) / a`` is ``1 + (1 - a) / a (1 - e^-u)``: nothing cancels where both
@@ -243,7 +240,7 @@ def of_one_class(ce: Tensor, alpha: _Number) -> _WithSlopes:
     return (value, slope, -(u + v)) if isinstance(alpha, Tensor) else (value, slope)
 
 
-def _of_two_classes(ln_p: Tensor, alpha: _Number, target: Tensor) -> _WithSlopes:
+def _of_two_classes(ln_p: Tensor, alpha: Number, target: Tensor) -> WithSlopes:
     """The loss of a mixture of two classes from their log-probabilities, (..., 2)."""
     p, tiny, alphas = ln_p.exp(), torch.finfo(ln_p.dtype).tiny, _of_rows(alpha)
     bound = (1 - alphas) * target
@@ -253,14 +250,14 @@ def _of_two_classes(ln_p: Tensor, alpha: _Number, target: Tensor) -> _WithSlopes
     return _divergence(ln_p, p, alpha, bound, torch.minimum(one.amin(-1, keepdim=True), both))
 
 
-def _of_all_classes(ln_p: Tensor, alpha: _Number, target: Tensor, p: Tensor | None = None) -> _WithSlopes:
+def _of_all_classes(ln_p: Tensor, alpha: Number, target: Tensor, p: Tensor | None = None) -> WithSlopes:
     """The loss of a distribution over all classes."""
     p, alphas = ln_p.exp() if p is None else p, _of_rows(alpha)
     c = _shrinkage(p, target, alphas)
     return _divergence(ln_p, p, alpha, (1 - alphas) * target, c)
 
 
-def _divergence(ln_p: Tensor, p: Tensor, alpha: _Number, bound: Tensor, c: Tensor) -> _WithSlopes:
+def _divergence(ln_p: Tensor, p: Tensor, alpha: Number, bound: Tensor, c: Tensor) -> WithSlopes:
     """KL(q || p) of the projection q, which is the larger of `bound` and c p."""
     c = c.clamp_max(1.0)  # 1 inside the set
     ln_c = c.log()
@@ -273,7 +270,7 @@ def _divergence(ln_p: Tensor, p: Tensor, alpha: _Number, bound: Tensor, c: Tenso
     return value, slope
 
 
-def _shrinkage(p: Tensor, target: Tensor, alpha: _Number) -> Tensor:
+def _shrinkage(p: Tensor, target: Tensor, alpha: Number) -> Tensor:
     """The factor c of the classes that the projection does not raise to their bound ``(1 - a) target``.
 
     A set of classes that has the probability `free` and would share `left` has the factor left / free. That
@@ -302,7 +299,7 @@ def _cross_entropy(rows: _Classes, label_smoothing: float) -> Tensor:
     return smoothed if label_smoothing == 1 else (1 - label_smoothing) * losses + smoothed
 
 
-def focal(ce: Tensor, gamma: float) -> _WithSlopes:
+def focal(ce: Tensor, gamma: float) -> WithSlopes:
     """Lin et al. (2017), eq. 4: ``-(1 - p)^g ln p``."""
     q = (-torch.expm1(-ce)).clamp_min(torch.finfo(ce.dtype).tiny)
     power = q ** (gamma - 1)
@@ -325,11 +322,11 @@ def _dual_focal(rows: _Classes, gamma: float) -> Tensor:
 
 def _confidence_penalty(rows: _Classes, beta: float) -> Tensor:
     """Pereyra et al. (2017), section 3: cross-entropy minus ``b`` times the entropy of the prediction."""
-    penalty = _with_slope(_negative_entropy, rows.ln_p).masked_fill(rows.ignored, 0.0)
+    penalty = with_slope(_negative_entropy, rows.ln_p).masked_fill(rows.ignored, 0.0)
     return rows.ce + beta * penalty
 
 
-def _negative_entropy(ln_p: Tensor) -> _WithSlopes:
+def _negative_entropy(ln_p: Tensor) -> WithSlopes:
     ln_p = ln_p.clamp_min(-1000.0)  # where p is 0, p ln p is
     p = ln_p.exp()
     terms = p * ln_p
@@ -346,19 +343,19 @@ def _of_soft_targets(
 ) -> Tensor:
     """The loss of a distribution t: the sum of ``w t (1 - p)^g (-ln p)``, minus ``b`` times the entropy."""
     ln_p, weight = scores.log_softmax(-1), _weight(options, scores)
-    penalty = None if beta == 0 else beta * _with_slope(_negative_entropy, ln_p)
+    penalty = None if beta == 0 else beta * with_slope(_negative_entropy, ln_p)
     target = _distributions(target, scores, options)
     if label_smoothing != 0:
         target = (1 - label_smoothing) * target + label_smoothing / target.shape[-1]
     if weight is not None:
         target = target * weight
     if gamma != 0:
-        return _with_slope(_soft_focal, ln_p, gamma, target)
+        return with_slope(_soft_focal, ln_p, gamma, target)
     losses = -ln_p.masked_fill(target == 0, 0.0).mul_(target).sum(-1)
     return losses if penalty is None else losses + penalty * target.sum(-1)
 
 
-def _soft_focal(ln_p: Tensor, gamma: float, target: Tensor) -> _WithSlopes:
+def _soft_focal(ln_p: Tensor, gamma: float, target: Tensor) -> WithSlopes:
     """The sum of `focal` over the classes, weighted by the target; in little memory."""
     q = (-torch.expm1(ln_p)).clamp_min(torch.finfo(ln_p.dtype).tiny)
     weighted = q ** (gamma - 1) * target
@@ -367,7 +364,7 @@ def _soft_focal(ln_p: Tensor, gamma: float, target: Tensor) -> _WithSlopes:
     return value, -weighted * torch.addcmul(q, q - 1, finite, value=gamma)
 
 
-def _uniform_penalty(rows: _Classes, alpha: _Number) -> Tensor:
+def _uniform_penalty(rows: _Classes, alpha: Number) -> Tensor:
     """``(1 - a - p_y) KL(u || p)`` outside the set, with u the smoothed target: 1 - a, and a / (C - 1)."""
     each = alpha / (rows.ln_p.shape[-1] - 1)
     is_own = torch.arange(rows.ln_p.shape[-1], device=rows.y.device) == rows.y.unsqueeze(-1)
@@ -384,91 +381,10 @@ _OF_CLASSES: dict[str, Callable[[_Classes, Any], Tensor]] = {
     "label_relaxation": lambda rows, alpha: _label_relaxation(rows.ce, alpha),
     "uniform_penalty": _uniform_penalty,
     "cross_entropy": _cross_entropy,
-    "focal": lambda rows, gamma: rows.ce if gamma == 0 else _with_slope(focal, rows.ce, gamma),
+    "focal": lambda rows, gamma: rows.ce if gamma == 0 else with_slope(focal, rows.ce, gamma),
     "dual_focal": _dual_focal,
     "confidence_penalty": _confidence_penalty,
 }
-
-
-# Formulas with slopes as autograd functions.
-
-
-def _with_slope(
-    formula: Callable[..., _WithSlopes],
-    x: Tensor,
-    parameter: _Number | None = None,
-    target: Tensor | None = None,
-    p: Tensor | None = None,
-    scores: Tensor | None = None,
-) -> Tensor:
-    """The value of a formula of x and what else is given, with the slopes as its derivatives.
-
-    The scores are not saved: derivatives of slopes are computed without them.
-    """
-    arguments = formula, x, parameter, target, p, scores
-    if torch.compiler.is_compiling():  # which takes no function with a `jvp`
-        return _Sloped.apply(*arguments)[0]  # type: ignore[no-any-return, no-untyped-call]
-    if torch._C._are_functorch_transforms_active():
-        if _is_forward_in_another():
-            return _Sloped.forward(*arguments)[0]
-        return _SlopedInForwardMode.apply(*arguments)[0]  # type: ignore[no-any-return, no-untyped-call]
-    return _apply(*arguments)[0]  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _is_forward_in_another() -> bool:
-    """Whether forward mode is inside another derivative, which takes the slopes of a `jvp` for constants."""
-    forward, reverse = torch._C._functorch.TransformType.Jvp, torch._C._functorch.TransformType.Grad
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    derivatives = [transform.key() for transform in stack if transform.key() in (forward, reverse)]
-    return forward in derivatives[1:]
-
-
-class _Sloped(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(formula: Any, *arguments: Any) -> _WithSlopes:
-        given = [argument for argument in arguments if argument is not None]
-        slopes: _WithSlopes = formula(*given)
-        return slopes
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: _WithSlopes) -> None:
-        value, *slopes = output
-        *inputs, _ = inputs  # type: ignore[assignment]
-        tensors = [argument if isinstance(argument, Tensor) else None for argument in inputs]
-        ctx.numbers = [None if isinstance(argument, Tensor) else argument for argument in inputs]
-        ctx.has_classes = value.dim() < slopes[0].dim()
-        for save in (ctx.save_for_backward, ctx.save_for_forward):  # vmap wants the same for both
-            save(*tensors, *slopes)
-        ctx.mark_non_differentiable(*slopes)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if upstream is None:
-            return None, None, None, None, None, None
-        saved = ctx.saved_tensors  # may be unpacked once, under checkpoints
-        tensors, slopes = saved[:5], saved[5:]
-        if torch.is_grad_enabled():  # the slopes must have derivatives themselves
-            inputs = [n if t is None else t for t, n in zip(tensors, ctx.numbers, strict=True)]
-            slopes = _Sloped.forward(*inputs)[1:]
-        by_x = (upstream.unsqueeze(-1) if ctx.has_classes else upstream) * slopes[0]
-        return None, by_x, upstream * slopes[1] if len(slopes) > 1 else None, None, None, None
-
-
-class _SlopedInForwardMode(_Sloped):
-    @staticmethod
-    def jvp(ctx: Any, _: None, x: Tensor | None, parameter: Tensor | None, *__: Any) -> tuple[Any, ...]:
-        slopes = ctx.saved_tensors[5:]
-        tangent = 0.0 if x is None else x * slopes[0]
-        tangent = tangent.sum(-1) if ctx.has_classes and isinstance(tangent, Tensor) else tangent
-        tangent = tangent if parameter is None else tangent + parameter * slopes[1]
-        return tangent, *(None for _ in slopes)
-
-
-# `Function.apply` without its handling of functorch and of defaults, which takes as long as a formula.
-_apply = super(torch.autograd.Function, _SlopedInForwardMode).apply
 
 
 # Scores and targets.
@@ -512,7 +428,7 @@ def _ln_probabilities(scores: Tensor, target: Tensor | None = None) -> Tensor:
     return scores.masked_fill(zero, 1.0).log().masked_fill(zero, -math.inf) - _total(scores).log()
 
 
-def _ln_sum(ln_p: Tensor, sets: Tensor, scores: Tensor | None = None) -> _WithSlopes:
+def _ln_sum(ln_p: Tensor, sets: Tensor, scores: Tensor | None = None) -> WithSlopes:
     """The log-probability of a set. Its slope is the share of each class, equal if the set is impossible.
 
     Log-probabilities have the rounding error of the largest logit: shares of the scores, if given, are exact.
@@ -538,12 +454,12 @@ def _weight(options: Options, scores: Tensor) -> Tensor | None:
     return None if options.weight is None else options.weight.detach().to(_dtype(scores))
 
 
-def _of_rows(numbers: _Number) -> _Number:
+def _of_rows(numbers: Number) -> Number:
     """Numbers per row, with a class dimension to broadcast over."""
     return numbers.unsqueeze(-1) if isinstance(numbers, Tensor) and numbers.dim() > 0 else numbers
 
 
-def _ln(x: _Number) -> _Number:
+def _ln(x: Number) -> Number:
     """The logarithm, for what is multiplied by x: 0 of 0."""
     if isinstance(x, Tensor):
         return x.where(x > 0, 1.0).log()
