@@ -23,7 +23,6 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from typing import Any
 
 import lr_relax
 import torch
+from lr_relax.study.run import commit, processor
 
 from metrics import PEERS
 from row import Row
@@ -196,26 +196,14 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def machine() -> dict[str, object]:
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "os": f"{platform.system()} {platform.machine()}",
         "load_average": round(os.getloadavg()[0], 2),
     }
-
-
-def commit() -> str:
-    """The commit of the checkout, with "-dirty" if tracked files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    run = subprocess.run(command, cwd=RECORDS.parent, capture_output=True, text=True, check=False)
-    return run.stdout.strip() or "unknown"
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ differs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from .config import ConfigError, RunConfig
@@ -35,11 +36,8 @@ def plan(dataset: str, **options: Any) -> list[RunConfig]:
     if not 0 <= smoothing < 1:
         raise ConfigError(f"Expected argument `smoothing` to be a number in [0, 1), but got {smoothing!r}.")
     losses = (("cross_entropy", 0.0), ("cross_entropy", smoothing), ("label_relaxation", alpha))
-    runs = [
-        RunConfig("simple_dense", dataset, loss, value, seed, **given)
-        for seed in seeds
-        for loss, value in losses
-    ]
+    pairs = product(seeds, losses)
+    runs = [RunConfig("simple_dense", dataset, loss, value, seed, **given) for seed, (loss, value) in pairs]
     return list(dict.fromkeys(runs))
 
 

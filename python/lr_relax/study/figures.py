@@ -87,11 +87,9 @@ def _draw_method(ax: Axes, method: Method, runs: list[Result], metric: str, look
     values = [Statistic.of([getattr(run, metric) for run in group]) for _, group in groups]
     means, deviations = [each.mean for each in values], [each.deviation or 0 for each in values]
     if method.has_alpha:
-        return ax.errorbar(
-            [alpha for alpha, _ in groups], means, deviations, lw=1.6, ms=4.5, capsize=2, **look
-        )
-    low, high = means[0] - deviations[0], means[0] + deviations[0]
-    ax.axhspan(low, high, color=look["color"], alpha=0.15, lw=0)
+        alphas = [alpha for alpha, _ in groups]
+        return ax.errorbar(alphas, means, deviations, lw=1.6, ms=4.5, capsize=2, **look)
+    ax.axhspan(means[0] - deviations[0], means[0] + deviations[0], color=look["color"], alpha=0.15, lw=0)
     return ax.axhline(means[0], color=look["color"], ls="--", lw=1.4)
 
 
@@ -103,8 +101,7 @@ def _draw_axes(ax: Axes, metric: str, alphas: list[float]) -> None:
     ax.xaxis.set_minor_formatter("{x:g}")
     ax.tick_params(which="both", labelsize="small")
     ax.set(xlabel="alpha", ylabel="accuracy" if metric == "accuracy" else "expected calibration error")
-    if metric == "ece":
-        ax.set_ylim(bottom=0)
+    ax.set_ylim(bottom=0 if metric == "ece" else None)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_axisbelow(True)
     ax.grid(color=GRID, lw=0.6)

@@ -18,6 +18,7 @@ from .grid import CRITERIA, best
 
 LOSSES = ("cross-entropy", "label smoothing", "label relaxation", "focal", "confidence penalty")
 METRICS = {"accuracy": "accuracy", "ece": "ECE"}
+NOTHING = "—"
 VARIANTS = ("legacy_confidence_penalty", "legacy_clip", "legacy_temp_scaling")  # of some of the losses
 # Options in which the runs of one table may differ.
 WITHIN = {"loss_name", "alpha", "seed", "test_run", "temp_scaling", "epochs", "temperature", *VARIANTS}
@@ -187,9 +188,6 @@ def plus_minus(numbers: Iterable[float | None]) -> str:
     return " ± ".join(f"{number:.4f}" for number in numbers if number is not None)
 
 
-NOTHING = "—"
-
-
 def _sheet(table: Table, escapes: dict[int, str], bold: str) -> tuple[str, list[list[str]], list[str]]:
     """The title, the lines of cells and the notes; the first line is the heading, the best means are bold."""
     title = table.setting.title
@@ -273,8 +271,7 @@ def _csv(tables: Iterable[Table]) -> str:
         line: dict[str, Any] = dict(zip(Setting._fields, names, strict=False))
         line["setting"] = "; ".join(f"{name}={value}" for name, value in others)
         line |= {"optimized_for": table.optimized_for, "loss": row.method.title(), "alpha_chosen": row.chosen}
-        for name in ("alphas", "seeds"):
-            line[name] = " ".join(map(str, getattr(row, name)))
+        line |= {name: " ".join(map(str, getattr(row, name))) for name in ("alphas", "seeds")}
         line["n_seeds"] = len(row.runs)
         for each in METRICS:
             line[f"{each}_mean"], line[f"{each}_std"] = row.statistic(each) or (None, None)

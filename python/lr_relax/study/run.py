@@ -177,8 +177,16 @@ def environment(device: torch.device) -> dict[str, str]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": str(torch.get_num_threads()),
         "processes": str(Processes().size),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
     }
+
+
+def processor() -> str:
+    """The model of the processor, on which the rounding of matrix products depends."""
+    with suppress(OSError, StopIteration):  # on other systems than Linux
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 @cache
