@@ -83,12 +83,11 @@ def _parts(items: Iterable[Result]) -> dict[str, list[Result]]:
 
 def _draw_method(ax: Axes, method: Method, runs: list[Result], metric: str, look: dict[str, Any]) -> Any:
     """Draw means and deviations; return what the legend shows."""
-    groups = sorted(grouped(runs, lambda run: run.alpha).items())
-    values = [Statistic.of([getattr(run, metric) for run in group]) for _, group in groups]
+    groups = dict(sorted(grouped(runs, lambda run: run.alpha).items()))
+    values = [Statistic.of([getattr(run, metric) for run in group]) for group in groups.values()]
     means, deviations = [each.mean for each in values], [each.deviation or 0 for each in values]
     if method.has_alpha:
-        alphas = [alpha for alpha, _ in groups]
-        return ax.errorbar(alphas, means, deviations, lw=1.6, ms=4.5, capsize=2, **look)
+        return ax.errorbar([*groups], means, deviations, lw=1.6, ms=4.5, capsize=2, **look)
     ax.axhspan(means[0] - deviations[0], means[0] + deviations[0], color=look["color"], alpha=0.15, lw=0)
     return ax.axhline(means[0], color=look["color"], ls="--", lw=1.4)
 

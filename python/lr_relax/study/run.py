@@ -191,10 +191,11 @@ def processor() -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the checkout that contains the package, "" if it is installed otherwise."""
-    root = Path(__file__).parents[3]
-    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with suppress(OSError):  # without git
+    """The commit of the checkout with the package, "-dirty" if more than results differ; "" without one."""
+    root, quiet = Path(__file__).parents[3], subprocess.DEVNULL
+    with suppress(OSError, subprocess.CalledProcessError):  # without git, or a commit
         if (root / ".git").exists():
-            return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+            head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=root, text=True, stderr=quiet)
+            changes = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!misc/results"]
+            return head.strip() + "-dirty" * bool(subprocess.call(changes, cwd=root))
     return ""
