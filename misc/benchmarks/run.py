@@ -247,7 +247,7 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "date": now.isoformat(timespec="seconds"),
-            "commit": commit(),
+            "commit": commit(Path(__file__).parents[2]),
             "build": "pyo3-tch" if TCH_BUILD in Path(lr_relax.__file__).parents else "default",
             "machine": about,
             "versions": versions,

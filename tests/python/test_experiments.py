@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lr_relax import RobustDataAmbiguationLoss
 from lr_relax.study.data import Dataset
+from lr_relax.study.run import commit
 
 MISC = Path(__file__).parents[2] / "misc"
 
@@ -161,3 +163,17 @@ def test_interval_of_paired_differences() -> None:
     values = [0.03, 0.05, 0.01, 0.04]
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert np.allclose(PAGES.interval(values), (0.0325, low, high))
+
+
+def test_a_commit_is_dirty_if_more_than_results_differs(tmp_path: Path) -> None:
+    assert commit(tmp_path) == ""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in ("init -q", "commit -qm a --allow-empty"):
+        subprocess.run([*git, *command.split()], check=True)
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    (tmp_path / "misc" / "results").mkdir(parents=True)
+    for file, state in (("misc/results/runs", ""), ("code", "-dirty")):
+        (tmp_path / file).write_text("new")
+        subprocess.run([*git, "add", "."], check=True)
+        commit.cache_clear()
+        assert commit(tmp_path) == head + state

@@ -100,7 +100,8 @@ def _draw_axes(ax: Axes, metric: str, alphas: list[float]) -> None:
     ax.xaxis.set_minor_formatter("{x:g}")
     ax.tick_params(which="both", labelsize="small")
     ax.set(xlabel="alpha", ylabel="accuracy" if metric == "accuracy" else "expected calibration error")
-    ax.set_ylim(bottom=0 if metric == "ece" else None)
+    if metric == "ece":
+        ax.set_ylim(bottom=0)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_axisbelow(True)
     ax.grid(color=GRID, lw=0.6)

@@ -190,12 +190,11 @@ def processor() -> str:
 
 
 @cache
-def commit() -> str:
-    """The commit of the checkout with the package, "-dirty" if more than results differ; "" without one."""
-    root, quiet = Path(__file__).parents[3], subprocess.DEVNULL
+def commit(root: Path = Path(__file__).parents[3]) -> str:
+    """The commit of a checkout, "-dirty" if more than misc/results differs; "" without one."""
+    git = ["git", f"--git-dir={root}/.git", f"--work-tree={root}"]
     with suppress(OSError, subprocess.CalledProcessError):  # without git, or a commit
-        if (root / ".git").exists():
-            head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=root, text=True, stderr=quiet)
-            changes = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!misc/results"]
-            return head.strip() + "-dirty" * bool(subprocess.call(changes, cwd=root))
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changes = [*git, "diff", "--quiet", "HEAD", "--", ".", ":!misc/results"]
+        return head.strip() + "-dirty" * bool(subprocess.call(changes, cwd=root))
     return ""

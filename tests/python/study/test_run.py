@@ -148,11 +148,6 @@ def test_resumes_bit_for_bit_after_sigkill(digits: data.Dataset, tmp_path: Path)
     assert timeless(run(config, digits, folder=folder)) == timeless(run(config, digits))
 
 
-def test_installed_package_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "a" / "b" / "c" / "run.py"))
-    assert module.commit.__wrapped__() == ""
-
-
 # Folders.
 
 
