@@ -50,14 +50,16 @@ test: build  ## Test the kernels, the package and the stub
 	$(BIN)/python -m mypy.stubtest lr_relax._native
 
 # The build with pyo3-tch, beside the default one: what Python finds first when this folder is on its path.
+# Cargo has a folder of its own for it, so that both can be built at once.
 TCH := target/tch
+TCH_CARGO := --release --features pyo3-tch --target-dir target/pyo3-tch
 NEEDS_TORCH = @$(BIN)/python -c 'import torch; assert torch.__version__.split("+")[0] == "$(TORCH)"' \
 	2> /dev/null || { echo "The feature tch needs torch $(TORCH) in $(VENV): make clean setup" >&2; exit 1; }
 
 $(TCH)/.built: $(VENV)/.installed Cargo.toml Cargo.lock build.rs $(SOURCES) $(shell find -L python -name '*.py*' -o -name '*.json')
 	$(NEEDS_TORCH)
 	rm -rf $(TCH)
-	$(BIN)/maturin build --quiet --release --features pyo3-tch --auditwheel skip --out $(TCH)/wheel
+	$(BIN)/maturin build --quiet $(TCH_CARGO) --auditwheel skip --out $(TCH)/wheel
 	$(BIN)/python -m pip install --quiet --no-deps --target $(TCH) $(TCH)/wheel/*.whl
 	touch $@
 
@@ -96,7 +98,7 @@ lint: build  ## Check formatting, lints, types and licenses
 	cargo clippy --quiet --all-targets --no-default-features -- -D warnings
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets --no-default-features --features tch -- -D warnings
-	cargo clippy --quiet --release --features pyo3-tch -- -D warnings
+	cargo clippy --quiet $(TCH_CARGO) -- -D warnings
 	$(BIN)/python misc/licenses.py --check
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/ruff check

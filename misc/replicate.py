@@ -7,22 +7,25 @@ that are best by accuracy and by ECE, and cross-entropy with temperature scaling
 the sign of the paper's code; its chosen alphas are also tested with the paper's sign. On Fashion-MNIST, the
 test runs of ten epochs that the paper's code was measured with come first.
 
-The same command resumes: finished runs are not repeated. ``--continue`` first writes the runs of the record
-to the folder, so that one machine can go on where another stopped. Two runs train at a time, each with one
-thread. After each grid the results are merged into misc/results/DATASET.jsonl, a line per run; ``--collect``
-only does that.
+The same command resumes: runs that are finished in the folder are not repeated. ``--continue`` first writes
+the runs of the record to the folder, so that one machine can go on where another stopped. Two runs train at a
+time, each with one thread. Every five minutes the finished ones are merged into misc/results/DATASET.jsonl, a
+line per run; ``--collect`` only does that. A run that fails does not stop the others.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import click
+from lr_relax.study.cli.options import INTEGERS
 from lr_relax.study.config import RunConfig
+from lr_relax.study.files import replaced
 from lr_relax.study.folder import RESULT, Result, load_results, save_result
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,7 +57,9 @@ def merge(path: Path, results: Iterable[Result]) -> list[Result]:
 
     kept = sorted(runs.values(), key=lambda result: (*order(result.config), result.config.key))
     lines = [json.dumps({**r.to_dict(), **({} if r.config.test_run else {"history": []})}) for r in kept]
-    path.write_text("".join(f"{line}\n" for line in lines))
+    if lines:
+        with replaced(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return kept
 
 
@@ -82,41 +87,49 @@ def papers_sign(dataset: str, seed: int, results: Iterable[Result]) -> str | Non
     return f"{common} --losses {losses} --test_run True" if alphas else None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("dataset", choices=SCHEDULES)
-    parser.add_argument("--seeds", default="0-9", help="first and last seed, or one")
-    parser.add_argument("--out", type=Path, default=Path("runs", "replication"), help="folder of the runs")
-    parser.add_argument("--continue", dest="goes_on", action="store_true", help="skip the runs of the record")
-    parser.add_argument("--collect", action="store_true", help="only merge finished runs into the record")
-    arguments = parser.parse_args()
-    dataset, record = arguments.dataset, RESULTS / f"{arguments.dataset}.jsonl"
+@click.command(help=(__doc__ or "").partition("\n\n")[0])
+@click.argument("dataset", type=click.Choice(list(SCHEDULES)))
+@click.option("--seeds", type=INTEGERS, default="0-9", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs", "replication"),
+    show_default=True,
+    help="Folder of the runs.",
+)
+@click.option("--continue", "goes_on", is_flag=True, help="Skip the runs of the record.")
+@click.option("--collect", "only_collect", is_flag=True, help="Only merge finished runs into the record.")
+def main(dataset: str, seeds: tuple[int, ...], out: Path, goes_on: bool, only_collect: bool) -> None:
+    record, failed = RESULTS / f"{dataset}.jsonl", []
 
     def collect() -> list[Result]:
-        return merge(record, [r for r in load_results(arguments.out) if r.config.dataset_name == dataset])
+        return merge(record, [each for each in load_results(out) if each.config.dataset_name == dataset])
 
     def train(grid: str) -> None:
-        command = [Path(sys.executable).with_name("lr-relax"), "grid", *grid.split(), "--out", arguments.out]
+        command = [str(Path(sys.executable).with_name("lr-relax")), "grid", *grid.split()]
+        command += ["--workers", "2", "--tracking_uri", "none", "--out", str(out)]
         print(f"lr-relax grid {grid}", flush=True)
-        subprocess.run([*command, "--tracking_uri", "none"], check=True)
+        with subprocess.Popen(command) as process:
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(300)
+                collect()
+        if process.returncode:
+            failed.append(grid)
 
-    if arguments.goes_on:
-        for result in load_results(record):
-            folder = arguments.out / result.config.key
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / RESULT).exists():
-                save_result(result, folder)
-
-    first, _, last = arguments.seeds.partition("-")
-    for seed in () if arguments.collect else range(int(first), int(last or first) + 1):
+    for result in load_results(record) if goes_on else ():
+        folder = out / result.config.key
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / RESULT).exists():
+            save_result(result, folder)
+    for seed in () if only_collect else seeds:
         for grid in grids(dataset, seed):
             train(grid)
-            collect()
         if last_grid := papers_sign(dataset, seed, collect()):
             train(last_grid)
     print(f"{record}: {len(collect())} runs")
+    if failed:
+        sys.exit("\n".join(["Not all runs of these grids succeeded:", *failed]))
 
 
 if __name__ == "__main__":

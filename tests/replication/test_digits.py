@@ -1,6 +1,6 @@
-"""The paper's claim on real digits: relaxation is better calibrated than cross-entropy, and as accurate.
+"""Relaxation and cross-entropy on real digits, as `lr-relax compare` trains them, and recorded runs again.
 
-Trains both losses with ten seeds, which takes most of a minute, and one recorded run of the paper's protocol.
+Trains both losses with ten seeds, which takes most of a minute, and three runs of the paper's protocol.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ def summaries(one_thread: None) -> Summaries:
     return {loss: compare.summarize(runs) for loss, runs in groups.items()}
 
 
-def test_relaxation_is_better_calibrated(summaries: Summaries) -> None:
+def test_relaxation_has_the_lower_mean_error(summaries: Summaries) -> None:
     cross_entropy, relaxation = summaries["cross_entropy"], summaries["label_relaxation"]
     assert relaxation["ece"].mean < cross_entropy["ece"].mean
     assert relaxation["nll"].mean < cross_entropy["nll"].mean
@@ -45,11 +45,17 @@ def test_relaxation_is_as_accurate_within_a_standard_deviation(summaries: Summar
     assert abs(relaxation.mean - cross_entropy.mean) <= cross_entropy.deviation
 
 
-def test_a_recorded_run_is_repeated(one_thread: None) -> None:
+@pytest.mark.parametrize(
+    ("loss", "least_alpha"), [("label_relaxation", 0), ("cross_entropy", 0.01), ("focal", 0)]
+)
+def test_a_recorded_run_is_repeated(loss: str, least_alpha: float, one_thread: None) -> None:
     """With the same bits on the machine of the record; on others, training magnifies rounding errors."""
     record = Path(__file__).parents[2] / "misc" / "results" / "digits.jsonl"
-    relaxation = [each for each in load_results(record) if each.config.loss_name == "label_relaxation"]
-    former = next(each for each in relaxation if each.config.test_run)
+    former = next(
+        each
+        for each in load_results(record)
+        if each.config.test_run and each.config.loss_name == loss and each.config.alpha >= least_alpha
+    )
     again = run(former.config, data.load("digits", Path("unused")))
     for epoch, other in zip(again.history[:5], former.history, strict=False):
         assert epoch.loss == pytest.approx(other.loss, rel=0.02)

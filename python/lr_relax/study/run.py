@@ -65,7 +65,7 @@ def run(
                     on_epoch(epoch)
                 return finished
             first(lambda: store.claim(folder, config))
-        start = time.perf_counter()
+        start, _ = time.perf_counter(), commit()  # kept: the checkout may be another one when training ends
         dataset = dataset or first(lambda: data.load(config.dataset_name, data_dir))
         parts = {"validation": not config.test_run, "temperature": config.temp_scaling}
         mean, share = config.subtract_pixel_mean, config.validation_share

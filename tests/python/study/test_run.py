@@ -156,7 +156,14 @@ def test_finished_run_is_not_repeated(
 ) -> None:
     """Its folder holds the configuration and the result."""
     config, folder = replace(CONFIG, epochs=1, test_run=True), tmp_path / "made" / "by it"
-    result = run(config, digits, folder=folder, command="the first")
+    module.commit.cache_clear()
+    kept: list[int] = []
+
+    def note(_: Epoch) -> None:
+        kept.append(module.commit.cache_info().currsize)
+
+    result = run(config, digits, folder=folder, command="the first", on_epoch=note)
+    assert kept == [1]  # the commit is that of the start
     assert RunConfig.from_dict(json.loads((folder / "config.json").read_text())) == result.config == config
     assert Result.from_dict(json.loads((folder / "result.json").read_text())) == result
     assert (folder / "reliability.png").read_bytes().startswith(b"\x89PNG")
