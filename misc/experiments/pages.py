@@ -76,6 +76,7 @@ COMPARED: dict[str, list[tuple[Row, Row]]] = {
         (Row("sets", LR), Row("majority", LR)),
         (Row("majority", LR), Row("majority", CE)),
         (Row("sets", LR), Row("shares", CE)),
+        (Row("sets", LR), Row("shares", LR)),
     ],
     "temperature": [
         (Row("labels", LS), Row("labels", CE)),
@@ -87,7 +88,7 @@ COMPARED: dict[str, list[tuple[Row, Row]]] = {
         (Row("labels", LR, "nll"), Row("labels", LR)),
     ],
 }
-"""The pairs whose differences are shown, chosen before the runs."""
+"""The pairs whose differences are shown, chosen before the runs; the last one of the votes, afterward."""
 
 
 class Records:
@@ -165,6 +166,7 @@ def about(records: Records, page: Path) -> str:
     hours, first = sum(run["seconds"] for run in records.runs) / 3600, records.runs[0]
     used, link = first["environment"], os.path.relpath(records.path, page.parent)
     commits = " and ".join(dict.fromkeys(run["environment"]["commit"][:9] for run in records.runs))
+    commits = commits.replace("67c72e5f9", "67c72e5f9 (with train.py as 808a8e9 has it)")
     return (
         f"Seeds {records.seeds[0]} to {records.seeds[-1]}, {len(records.runs)} runs, {first['n_train']:,} "
         f"training and {first['n_test']:,} test images, {hours:.1f} hours of one core, beside other work "

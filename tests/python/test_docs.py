@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from string import Template
 
 import lr_relax
 import pytest
@@ -80,16 +81,17 @@ def test_rust_examples_are_the_doc_tests_of_the_crate() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```sh" in page.read_text()], ids=name_of)
 def test_commands_exist(page: Path) -> None:
-    """Those of make, the scripts, and the options of lr-relax in lines without variables."""
+    """Those of make, the scripts, and the options of lr-relax."""
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
+        variables = dict(re.findall(r"^(\w+)=(\S+)$", block, re.MULTILINE))
+        for line in Template(block.replace("\\\n", " ")).safe_substitute(variables).splitlines():
             program, *arguments = shlex.split(line, comments=True) or [""]
             if program == "make":
                 assert {word for word in arguments if "=" not in word} <= set(targets), line
             elif program == "python" and arguments[0].endswith(".py"):
                 assert (ROOT / arguments[0]).is_file(), line
-            elif program == "lr-relax" and "$" not in line:
+            elif program == "lr-relax":
                 group = main.make_context("lr-relax", arguments)
                 name, command, rest = main.resolve_command(group, [*group._protected_args, *group.args])
                 assert command is not None
