@@ -35,7 +35,7 @@ $(VENV)/.built: $(VENV)/.installed Cargo.toml Cargo.lock build.rs $(SOURCES)
 demo: build  ## Train on real digits with three losses; print a table, draw reliability diagrams
 	$(BIN)/lr-relax compare --dataset digits
 
-replicate: build  ## Train the paper's study on Fashion-MNIST, 7 to 17 core-hours per seed; resumes
+replicate: build  ## Train the paper's study on Fashion-MNIST, 6 to 17 core-hours per seed; resumes
 	$(BIN)/python misc/replicate.py fashion_mnist
 
 replicate-digits: build  ## Train the paper's study on scikit-learn's digits, ten seeds; resumes
