@@ -114,8 +114,10 @@ def main(dataset: str, seeds: tuple[int, ...], out: Path, goes_on: bool, only_co
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(300)
                 collect()
-        if process.returncode:
+        if process.returncode == 1:  # runs failed
             failed.append(grid)
+        elif process.returncode:  # none could be started, or the grid was stopped
+            sys.exit(process.returncode)
 
     for result in load_results(record) if goes_on else ():
         folder = out / result.config.key

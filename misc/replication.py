@@ -16,8 +16,9 @@ from statistics import fmean, stdev
 
 import numpy as np
 from lr_relax.study import figures, report
+from lr_relax.study.cli.options import INTEGERS
 from lr_relax.study.files import load_json
-from lr_relax.study.folder import Result, load_results
+from lr_relax.study.folder import Result, Statistic, load_results
 from lr_relax.study.report import Row, Table
 from markers import markdown, render
 from replicate import RESULTS
@@ -26,7 +27,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "replication" / "results.md"]
 METRICS = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL"}
-SEEDS = {1: [0], 2: [0, 1], 3: [0, 1, 2], 8: [0, *range(3, 10)]}
+SEEDS = {1: "0", 2: "0-1", 3: "0-2", 8: "0,3-9"}
 """The seeds that the paper's code was measured with, by their number."""
 
 
@@ -103,8 +104,12 @@ def difference(row: Row, other: Row, metric: str) -> str:
     found = [values[0][seed] - values[1][seed] for seed in seeds]
     if len(found) < 2:
         return report.NOTHING
-    mean = fmean(found)
-    half = float(stats.t.ppf(0.975, len(found) - 1)) * stdev(found) / len(found) ** 0.5
+    return with_interval(fmean(found), stdev(found) / len(found) ** 0.5, len(found) - 1)
+
+
+def with_interval(mean: float, error: float, freedom: int) -> str:
+    """A difference with its 95 % t interval, in bold if that excludes 0."""
+    half = float(stats.t.ppf(0.975, freedom)) * error
     cell = f"{signed(mean)} ± {half:.4f}"
     return f"**{cell}**" if abs(mean) > half else cell
 
@@ -118,45 +123,29 @@ def beside_the_code(runs: list[Result]) -> str:
     for original in load_json("published.json")["rows"]:
         if not original["source"].startswith("the paper's code"):
             continue
+        seeds = SEEDS[original["seeds"]]
         config = {name: original[name] for name in ("loss_name", "alpha", "temp_scaling", "epochs")}
         ours = [
             run
             for run in runs
             if config.items() <= run.config.to_dict().items()
             and run.config.test_run
-            and run.config.seed in SEEDS[original["seeds"]]
+            and run.config.seed in INTEGERS.parse(seeds)
             and not sign_of_the_paper(run)
         ]
-        if len(ours) < original["seeds"]:
-            continue
-        [row] = report.summarize(ours)[0].rows
-        cells = [label(row, original["alpha"]), ranges(SEEDS[original["seeds"]])]
-        for metric in report.METRICS:
-            values = [getattr(run, metric) for run in ours]
-            theirs = (original[metric], original[f"{metric}_std"])
-            cells += [report.plus_minus(row.statistic(metric) or ()), report.plus_minus(theirs)]
-            cells.append(of_two_samples(values, *theirs))
-        lines.append(cells)
+        if n := len(ours):
+            assert n == original["seeds"]
+            [row] = report.summarize(ours)[0].rows
+            cells = [label(row, original["alpha"]), seeds]
+            for metric in report.METRICS:
+                mean, deviation = Statistic.of([getattr(run, metric) for run in ours])
+                theirs = original[metric], original[f"{metric}_std"]
+                cells += [report.plus_minus((mean, deviation)), report.plus_minus(theirs)]
+                apart, error = mean - theirs[0], (((deviation or 0) ** 2 + (theirs[1] or 0) ** 2) / n) ** 0.5
+                cells.append(with_interval(apart, error, 2 * n - 2) if n > 1 else signed(apart))
+            lines.append(cells)
     heads = [f"{name}{of}" for name in report.METRICS.values() for of in ("", ", the code", ", difference")]
     return markdown(["training", "seeds", *heads], lines)
-
-
-def of_two_samples(ours: list[float], mean: float, deviation: float | None) -> str:
-    """The difference of two means of as many runs each, in bold if its interval excludes 0."""
-    apart = fmean(ours) - mean
-    if deviation is None:
-        return signed(apart)
-    error = ((stdev(ours) ** 2 + deviation**2) / len(ours)) ** 0.5
-    half = float(stats.t.ppf(0.975, 2 * len(ours) - 2)) * error
-    cell = f"{signed(apart)} ± {half:.4f}"
-    return f"**{cell}**" if abs(apart) > half else cell
-
-
-def ranges(seeds: list[int]) -> str:
-    """Increasing numbers in words, as "0, 3 to 9"."""
-    starts = [seed for seed in seeds if seed - 1 not in seeds]
-    ends = [seed for seed in seeds if seed + 1 not in seeds]
-    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True))
 
 
 def cost(name: str, runs: list[Result]) -> list[str]:

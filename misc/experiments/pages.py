@@ -166,6 +166,7 @@ def about(records: Records, page: Path) -> str:
     hours, first = sum(run["seconds"] for run in records.runs) / 3600, records.runs[0]
     used, link = first["environment"], os.path.relpath(records.path, page.parent)
     commits = " and ".join(dict.fromkeys(run["environment"]["commit"][:9] for run in records.runs))
+    # The first runs were made before train.py was committed.
     commits = commits.replace("67c72e5f9", "67c72e5f9 (with train.py as 808a8e9 has it)")
     return (
         f"Seeds {records.seeds[0]} to {records.seeds[-1]}, {len(records.runs)} runs, {first['n_train']:,} "
